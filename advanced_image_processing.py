@@ -1,0 +1,179 @@
+"""Runs the demos in sequence and writes what came out as a table, `results.json` and `report.html`.
+
+    python advanced_image_processing.py                 # everything, about three minutes on two CPU cores
+    python advanced_image_processing.py --quick         # every step in half a minute
+    python advanced_image_processing.py --only fgsm gan_mnist
+    python advanced_image_processing.py --list
+    python advanced_image_processing.py --dataset mnist --data-dir data
+
+Pictures and checkpoints go into fixed folders under --output-dir; open report.html to see them. A
+demo that fails does not stop the others. Ctrl-C ends the demo that runs, and the report shows what is
+there; `python SCRIPT.py --resume` goes on with a training that was stopped.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import sys
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from imagelab.report import write_report
+from imagelab.results import metric_text, text_table, write_json
+from imagelab.runtime import UserError, command_line, explain, machine, prepare
+from imagelab.settings import Settings
+
+Name = Literal["fgsm", "diffusion_demo", "gan_mnist", "mlp_diffusion"]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A script with the settings that the driver adds, and what it costs on two CPU cores."""
+
+    folder: str
+    seconds: int
+    quick_seconds: int
+    headline: str
+    """The figure that the table shows."""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+DEMOS: dict[str, Demo] = {
+    "fgsm": Demo("adversarial_images", 40, 8, "accuracy, FGSM, ε = 0.3"),
+    "diffusion_demo": Demo("diffusion_images", 5, 4, "last step: PSNR after the blur"),
+    "gan_mnist": Demo("fake_images", 100, 8, "Fréchet distance"),
+    "mlp_diffusion": Demo("diffusion_samples", 90, 12, "Fréchet distance", {"compare": True}),
+}
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """Settings of the main job; --quick, --seed, --device and --output-dir reach every demo."""
+
+    only: tuple[Name, ...] = ()
+    """Run these demos only."""
+    skip: tuple[Name, ...] = ()
+    """Leave these demos out."""
+    list: bool = False
+    """List the demos with their times, and do nothing."""
+    dataset: str = "auto"
+    """auto, digits, textures, mnist, fashion-mnist, cifar10, or folder:PATH."""
+    data_dir: Path = Path("data")
+    """Where downloaded data sets lie."""
+
+
+@dataclass
+class Outcome:
+    """What the driver returns: the table's rows and the exit status."""
+
+    rows: list[dict[str, Any]]
+    exit_status: int
+    report: Path | None = None
+    stop: KeyboardInterrupt | None = None
+
+    def print_summary(self) -> None:
+        if self.report is not None:
+            print("\n" + status_table(self.rows))
+            print(f"\nOpen {self.report}")
+        if self.stop is not None:
+            raise self.stop
+
+    def pictures(self) -> list[Path]:
+        return []
+
+
+def chosen(config: Config) -> list[str]:
+    names = [n for n in DEMOS if (not config.only or n in config.only) and n not in config.skip]
+    if not names:
+        raise UserError("--only and --skip leave no demo to run.")
+    return names
+
+
+def demo_config(module, config: Config, demo: Demo):
+    """The demo's own Config with what the driver passes on."""
+    fields = module.Config.__dataclass_fields__
+    shared = ("output_dir", "seed", "device", "quick", "dataset", "data_dir", "debug")
+    passed = {name: getattr(config, name) for name in shared if name in fields}
+    return module.Config(**passed, **demo.extra)
+
+
+def run(config: Config) -> Outcome:
+    """Run the chosen demos one after the other; write the report whatever happened."""
+    names = chosen(config)
+    costs = {n: DEMOS[n].quick_seconds if config.quick else DEMOS[n].seconds for n in names}
+    if config.list:
+        print(
+            text_table(
+                ["demo", "seconds", "pictures"], [[n, costs[n], DEMOS[n].folder] for n in names]
+            )
+        )
+        return Outcome([], 0)
+    device = prepare(config.seed, config.device)
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    print(
+        f"Running {', '.join(names)} on {machine(device)}: about {sum(costs.values())} s on two CPU "
+        f"cores. Pictures and report.html go to {config.output_dir.resolve()}."
+    )
+    rows, stop = [], None
+    for i, name in enumerate(names, start=1):
+        print(f"\n[{i}/{len(names)}] {name}, about {costs[name]} s", flush=True)
+        row = {
+            "name": name,
+            "folder": DEMOS[name].folder,
+            "status": "done",
+            "error": "",
+            "seconds": 0.0,
+        }
+        rows.append(row)
+        started = time.perf_counter()
+        try:
+            module = importlib.import_module(name)
+            result = module.run(demo_config(module, config, DEMOS[name]))
+            row["figure"] = headline(DEMOS[name], result.metrics)
+        except KeyboardInterrupt as interruption:
+            stop = interruption
+            row |= {"status": "stopped", "error": str(interruption)}
+        except Exception as error:
+            if config.debug:
+                traceback.print_exc()
+            row |= {"status": "failed", "error": explain(error)[0]}
+            print(f"{name}: {row['error']}", file=sys.stderr)
+        row["seconds"] = time.perf_counter() - started
+        if stop is not None:
+            break
+    report = config.output_dir / "report.html"
+    facts = {
+        "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "seed": config.seed, "dataset": config.dataset, "quick": config.quick,
+        "device": machine(device), "torch": torch.__version__,
+    }  # fmt: skip
+    write_report(report, config.output_dir, rows, facts)
+    write_json(config.output_dir / "results.json", {**facts, "demos": rows})
+    failed = any(row["status"] == "failed" for row in rows)
+    return Outcome(rows, 1 if failed else 0, report, stop)
+
+
+def headline(demo: Demo, metrics: dict) -> str:
+    metric = metrics.get(demo.headline)
+    return f"{demo.headline}: {metric_text(vars(metric))}" if metric else ""
+
+
+def status_table(rows: list[dict[str, Any]]) -> str:
+    cells = [
+        [r["name"], r["status"], round(r["seconds"]), r.get("figure") or r["error"]] for r in rows
+    ]
+    return text_table(["demo", "status", "seconds", "figure"], cells)
+
+
+def main() -> None:
+    command_line(Config, run, __doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""Stepwise Gaussian noise, then blur: what a diffusion model's forward process does to a picture,
+and what the plainest of all filters can undo of it.
+
+    python diffusion_demo.py                                  # seconds
+    python diffusion_demo.py --image photo.jpg --steps 8
+    python diffusion_demo.py --process variance-preserving    # the forward process of a DDPM
+
+Process `additive` adds fresh noise of σ = 0.1·(i + 1) to the clean picture in step i and clips the
+sum to [0, 1]. `variance-preserving` is the true forward process of Ho et al. (2020),
+x_t = √ᾱ_t·x₀ + √(1 − ᾱ_t)·ε on [-1, 1], with one ε for the whole way and t evenly spaced over the
+linear schedule of 1,000 steps: the picture fades as the noise grows, and the variance stays.
+
+What to look at: PSNR falls by about 6 dB each time σ doubles; the blur gains much where there is much
+noise and loses detail where there is little; and σ measured lags behind σ added, because clipping
+cuts the noise of dark and bright pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+
+from imagelab import figures
+from imagelab.diffusion import linear_schedule
+from imagelab.pictures import read_grey, write_gif, write_png
+from imagelab.results import Result, start_result
+from imagelab.runtime import UserError, command_line, prepare
+from imagelab.settings import Limits, Settings
+
+SCRIPT = "diffusion_demo"
+PICTURES = "diffusion_images"
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """Settings of the noise and of the blur."""
+
+    image: Path | None = None
+    """Your own picture, turned grey. Default: scikit-image's `camera`."""
+    size: Annotated[int, Limits(16, 4096)] = 256
+    """Pixels that the longer side is scaled down to."""
+    steps: Annotated[int, Limits(1, 10)] = 5
+    """Number of noise steps."""
+    process: Literal["additive", "variance-preserving"] = "additive"
+    """additive: σ = 0.1·(i + 1), clipped; variance-preserving: the forward process of a DDPM."""
+    kernel: Annotated[int, Limits(1, 99)] = 5
+    """Width of the Gaussian blur in pixels, an odd number."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kernel % 2 == 0:
+            raise UserError(f"--kernel must be odd, not {self.kernel}.")
+
+
+# --- the two processes ----------------------------------------------------------------------------
+
+
+def additive(picture: np.ndarray, steps: int, rng: np.random.Generator):
+    """Yields (σ, noisy picture) with σ = 0.1, 0.2, …; (H, W) in [0, 1], clipped."""
+    for i in range(steps):
+        sigma = 0.1 * (i + 1)
+        yield sigma, np.clip(picture + rng.normal(0, sigma, picture.shape), 0, 1)
+
+
+def variance_preserving(picture: np.ndarray, steps: int, rng: np.random.Generator):
+    """Yields (σ, x_t) for t evenly spaced up to T = 1000 (Ho et al. eq. 4).
+
+    x_t is computed on [-1, 1] and mapped back, so its values leave [0, 1]; σ = √(1 − ᾱ_t)/2 is that
+    of the noise after the mapping.
+    """
+    schedule = linear_schedule(1000)
+    x0 = torch.from_numpy(picture * 2 - 1).float()[None]
+    eps = torch.from_numpy(rng.normal(size=picture.shape)).float()[None]
+    for t in np.linspace(0, 999, steps + 1)[1:].round().astype(int):
+        x_t = schedule.q_sample(x0, torch.tensor([t]), eps)[0].double().numpy()
+        yield float((1 - schedule.alpha_bar[t]).sqrt()) / 2, (x_t + 1) / 2
+
+
+PROCESSES = {"additive": additive, "variance-preserving": variance_preserving}
+
+
+def blur(picture: np.ndarray, kernel: int) -> np.ndarray:
+    """Gaussian blur of `kernel` × `kernel` pixels; OpenCV derives σ = 0.3·((kernel − 1)/2 − 1) + 0.8."""
+    import cv2
+
+    return cv2.GaussianBlur(picture, (kernel, kernel), 0)
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Quantities:
+    """What is measured at one step, against the clean picture."""
+
+    sigma_added: float
+    sigma_measured: float
+    mse: float
+    psnr: float
+    ssim: float
+    mse_blurred: float
+    psnr_blurred: float
+    ssim_blurred: float
+
+
+COLUMNS = [
+    "step", "σ added", "σ measured", "MSE", "PSNR (dB)", "SSIM",
+    "MSE, blurred", "PSNR (dB), blurred", "SSIM, blurred",
+]  # fmt: skip
+
+
+def errors(clean: np.ndarray, picture: np.ndarray) -> tuple[float, float, float]:
+    """MSE, PSNR in dB (infinite for equal pictures), and SSIM, all in [0, 1]."""
+    from skimage.metrics import mean_squared_error, structural_similarity
+
+    mse = mean_squared_error(clean, picture)
+    psnr = float("inf") if mse == 0 else -10 * np.log10(mse)
+    return float(mse), float(psnr), float(structural_similarity(clean, picture, data_range=1.0))
+
+
+def measure(clean: np.ndarray, noisy: np.ndarray, blurred: np.ndarray, sigma: float) -> Quantities:
+    from skimage.restoration import estimate_sigma
+
+    return Quantities(
+        sigma, float(estimate_sigma(noisy)), *errors(clean, noisy), *errors(clean, blurred)
+    )
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def draw(
+    picture: np.ndarray,
+    noisy: list,
+    blurred: list,
+    rows: list[Quantities],
+    result: Result,
+    kernel: int,
+) -> None:
+    way = {"clean": picture}
+    for i, (image, row) in enumerate(zip(noisy, rows, strict=True), start=1):
+        way[f"step {i}: σ = {row.sigma_added:.2f}\nPSNR {row.psnr:.1f} dB"] = np.clip(image, 0, 1)
+    last = rows[-1]
+    way[f"step {len(rows)}, blurred {kernel}×{kernel}\nPSNR {last.psnr_blurred:.1f} dB"] = np.clip(
+        blurred[-1], 0, 1
+    )
+    path = result.add_file(
+        "whole_way.png", "The picture drowns step by step; the blur brings part of it back."
+    )
+    figures.side_by_side(path, way, rows=-(-len(way) // 4), height=2.9)
+
+    mistakes = {
+        f"step {i}": np.clip(np.abs(image - picture) * 2, 0, 1)
+        for i, image in enumerate(noisy, start=1)
+    }
+    mistakes[f"step {len(rows)}, blurred"] = np.clip(np.abs(blurred[-1] - picture) * 2, 0, 1)
+    path = result.add_file(
+        "errors.png",
+        "Distance from the clean picture, doubled: noise lies everywhere, "
+        "what the blur gets wrong lies along the edges.",
+    )
+    figures.side_by_side(path, mistakes, rows=-(-len(mistakes) // 3), height=2.9)
+
+    figure, axes = figures.new_figure(10.5, 3.2, columns=3)
+    steps = range(1, len(rows) + 1)
+    panels = [
+        ("σ", {"added": "sigma_added", "measured": "sigma_measured"}),
+        ("PSNR (dB)", {"noisy": "psnr", "blurred": "psnr_blurred"}),
+        ("SSIM", {"noisy": "ssim", "blurred": "ssim_blurred"}),
+    ]
+    for axis, (ylabel, names) in zip(axes[0], panels, strict=True):
+        lines = {label: [getattr(row, name) for row in rows] for label, name in names.items()}
+        figures.draw_lines(axis, steps, lines, "step", ylabel)
+        axis.set_xticks(steps)
+    figures.save_figure(
+        figure, result.add_file("quantities.png", "What is measured at every step.")
+    )
+
+
+# --- the run --------------------------------------------------------------------------------------
+
+
+def run(config: Config) -> Result:
+    """Noise, blur, measure; what the driver and the tests call."""
+    device = prepare(config.seed, config.device)
+    config = config.quickened(size=128)
+    result = start_result(
+        SCRIPT,
+        "Stepwise noise, then blur",
+        "A picture is covered with more and more Gaussian noise, and a Gaussian blur tries to bring "
+        "it back. Each step is measured: how much noise, how far from the clean picture, how much "
+        "the blur repairs.",
+        config, PICTURES, device,
+    )  # fmt: skip
+    picture = read_grey(config.image, max_side=config.size)
+    rng = np.random.default_rng(config.seed)
+    noisy, blurred, rows = [], [], []
+    for i, (sigma, image) in enumerate(
+        PROCESSES[config.process](picture, config.steps, rng), start=1
+    ):
+        noisy.append(image)
+        blurred.append(blur(image, config.kernel))
+        rows.append(measure(picture, image, blurred[-1], sigma))
+        path = result.add_file(f"step_{i}.png", f"After step {i}, σ = {sigma:.2f}.", featured=False)
+        write_png(path, image)
+    write_png(result.add_file("blurred.png", "The noisiest, blurred.", featured=False), blurred[-1])
+
+    draw(picture, noisy, blurred, rows, result, config.kernel)
+    frames = [picture, *noisy, blurred[-1]]
+    write_gif(result.add_file("whole_way.gif", "The whole way as an animation."), frames, 0.5)
+    result.add_table(
+        f"Quantities per step, {picture.shape[1]}×{picture.shape[0]} pixels",
+        COLUMNS,
+        [[i, *asdict(row).values()] for i, row in enumerate(rows, start=1)],
+    )
+    for name, value in (("PSNR", rows[-1].psnr), ("PSNR after the blur", rows[-1].psnr_blurred)):
+        result.add_metric(f"last step: {name}", value, picture.size, unit="dB", better="higher")
+    return result.save()
+
+
+def main() -> None:
+    command_line(Config, run, __doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,363 @@
+"""Noise against an attack: the same size, the opposite effect (Goodfellow et al. 2015).
+
+First half: Gaussian noise is added to a photograph and measured. Second half: a classifier that reads
+digits almost without error is shown random noise, which hardly moves it, and then a perturbation of
+the same size along the sign of its own gradient, x + ε·sign(∇ₓL), which fools it.
+
+    python fgsm.py                                      # under a minute on two CPU cores
+    python fgsm.py --image photo.jpg --noise-sigma 50   # noise on your picture
+    python fgsm.py --image seven.png                    # a digit: it is attacked as well
+    python fgsm.py --targeted 3                         # drive every digit towards a 3
+    python fgsm.py --image cat.jpg --victim resnet18    # an ImageNet network on your photograph
+
+The attack works on pixels in [0, 1]; the normalisation is inside the model, and the model is in
+eval mode. ε = 0 gives exactly the clean accuracy. The README states the figures to expect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from imagelab import figures
+from imagelab.classifier import accuracy, predict, trained_classifier
+from imagelab.datasets import Dataset, load_for, unit
+from imagelab.pictures import fit_to_frame, open_picture, read_grey, write_png
+from imagelab.pretrained import imagenet_resnet18
+from imagelab.results import Result, start_result
+from imagelab.runtime import UserError, command_line, generator, prepare
+from imagelab.settings import Count, Limits, Settings
+
+SCRIPT = "fgsm"
+PICTURES = "adversarial_images"
+EPSILONS = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]  # of the range [0, 1]
+PHOTO_EPSILONS = [k / 255 for k in (0.5, 1, 2, 4, 8)]
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """Settings of the noise and of the attack."""
+
+    image: Path | None = None
+    """Your own picture: noise is added to it, and it is attacked. Default: scikit-image's `camera`,
+    which gets the noise only."""
+    noise_sigma: Annotated[float, Limits(0, 255)] = 25.0
+    """Standard deviation of the noise, in grey levels of 255."""
+    noise_weight: Annotated[float, Limits(0, 10)] = 0.1
+    """Factor of the noise when it is added."""
+    dataset: str = "auto"
+    """Data of the victim: auto, digits, textures, mnist, fashion-mnist, cifar10, or folder:PATH."""
+    data_dir: Path = Path("data")
+    """Where downloaded data sets lie."""
+    num_images: Count = 2000
+    """Held-out images to attack."""
+    targeted: int | None = None
+    """Drive the images towards this class instead of away from their own."""
+    victim: Literal["cnn", "resnet18"] = "cnn"
+    """What --image is shown to: the CNN of this project, or an ImageNet network of torchvision."""
+    weights: Path | None = None
+    """Weights file of resnet18; default: torchvision's cache, else its download."""
+
+
+# --- first half: noise ----------------------------------------------------------------------------
+
+
+def add_noise(picture: np.ndarray, sigma: float, weight: float, rng: np.random.Generator):
+    """Gaussian noise and the picture with it; (H, W) in [0, 1], `sigma` in grey levels of 255.
+
+    The sum is taken in floating point and clipped. In unsigned bytes, as this is often written,
+    negative noise would wrap around to 206 … 255 and half of the noise would turn bright.
+    """
+    noise = rng.normal(0, sigma / 255, picture.shape)
+    return noise, np.clip(picture + weight * noise, 0, 1)
+
+
+def noise_half(config: Config, result: Result) -> None:
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    picture = read_grey(config.image, max_side=1024)
+    rng = np.random.default_rng(config.seed)
+    noise, noisy = add_noise(picture, config.noise_sigma, config.noise_weight, rng)
+    stretched = 0.5 + noise / max(6 * config.noise_sigma / 255, 1e-12)  # ±3σ fill black to white
+    # Compared as they are saved: in 256 grey levels.
+    noisy = np.round(noisy * 255) / 255
+    same = np.array_equal(picture, noisy)
+    psnr = float("inf") if same else peak_signal_noise_ratio(picture, noisy, data_range=1.0)
+    ssim = structural_similarity(picture, noisy, data_range=1.0)
+    result.add_metric("noise: PSNR", psnr, picture.size, unit="dB", better="higher")
+    result.add_metric("noise: SSIM", ssim, picture.size, better="higher")
+    for name, image, caption in (
+        ("original.png", picture, "The picture as it is."),
+        ("noise.png", stretched, "The noise, stretched so that it can be seen."),
+        ("noisy.png", noisy, "Picture and noise."),
+    ):
+        write_png(result.add_file(name, caption, featured=False), image)
+    side = {
+        "original": picture,
+        f"noise, σ = {config.noise_sigma:g} of 255\n(stretched)": np.clip(stretched, 0, 1),
+        f"original + {config.noise_weight:g} × noise\nPSNR {psnr:.1f} dB, SSIM {ssim:.3f}": noisy,
+    }
+    path = result.add_file("noise_side_by_side.png", "Random noise leaves the picture what it is.")
+    figures.side_by_side(path, side, height=3.8)
+
+
+# --- second half: the attack ----------------------------------------------------------------------
+
+
+def fgsm(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    epsilon: float,
+    targeted: bool = False,
+) -> torch.Tensor:
+    """The fast gradient sign method (Goodfellow et al. 2015, section 4): x + ε·sign(∇ₓL), in [0, 1].
+
+    images (B, C, H, W) in [0, 1], labels (B,). With `targeted`, `labels` are the classes to reach
+    and the step goes down the loss instead of up.
+    """
+    gradient = input_gradient(model, images, labels)
+    step = -epsilon if targeted else epsilon
+    return (images + step * gradient.sign()).clamp(0, 1)
+
+
+def input_gradient(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """∇ₓ of the cross-entropy at `images` (B, C, H, W), computed 250 images at a time."""
+    gradients = []
+    for x, y in zip(images.split(250), labels.split(250), strict=True):
+        x = x.detach().clone().requires_grad_(True)
+        loss = F.cross_entropy(model(x), y, reduction="sum")
+        gradients.append(torch.autograd.grad(loss, x)[0])
+    return torch.cat(gradients)
+
+
+def sign_noise(images: torch.Tensor, epsilon: float, rng: torch.Generator) -> torch.Tensor:
+    """±ε at random in every pixel: as large as the attack in every norm, without its direction."""
+    signs = torch.randint(0, 2, images.shape, generator=rng) * 2 - 1
+    return (images + epsilon * signs.to(images.device)).clamp(0, 1)
+
+
+def gaussian_noise(images: torch.Tensor, epsilon: float, rng: torch.Generator) -> torch.Tensor:
+    """Gaussian noise with σ = ε: as large as the attack in the Euclidean norm, on average."""
+    noise = torch.randn(images.shape, generator=rng).to(images.device)
+    return (images + epsilon * noise).clamp(0, 1)
+
+
+def accuracy_curves(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, targeted: int | None, seed: int
+) -> dict[str, list[float]]:
+    """Accuracy at each of EPSILONS under random signs, Gaussian noise and FGSM."""
+    curves = {"random sign noise": [], "Gaussian noise": [], "FGSM": []}
+    for epsilon in EPSILONS:
+        rng = generator(seed, "noise of the curve")
+        aim = labels if targeted is None else torch.full_like(labels, targeted)
+        shown = (
+            sign_noise(images, epsilon, rng),
+            gaussian_noise(images, epsilon, rng),
+            fgsm(model, images, aim, epsilon, targeted is not None),
+        )
+        for curve, changed in zip(curves.values(), shown, strict=True):
+            curve.append(accuracy(model, changed, labels))
+    return curves
+
+
+@dataclass
+class Fooled:
+    """One image on its way to being misread: label and confidence before and after."""
+
+    original: np.ndarray
+    perturbation: np.ndarray
+    adversarial: np.ndarray
+    epsilon: float
+    before: str
+    after: str
+
+
+def smallest_fooling(
+    model: nn.Module,
+    image: torch.Tensor,
+    label: int,
+    classes: tuple[str, ...],
+    target: int | None,
+    epsilons: list[float],
+) -> Fooled | None:
+    """The attack on one image (C, H, W) in [0, 1] at the smallest ε that fools; None if none does."""
+    aim = torch.tensor([label if target is None else target], device=image.device)
+    x = image[None]
+    for epsilon in epsilons:
+        changed = fgsm(model, x, aim, epsilon, target is not None)
+        before, after = (
+            probabilities[0] for probabilities in predict(model, torch.cat([x, changed])).split(1)
+        )
+        read = int(after.argmax())
+        if read != label if target is None else read == target:
+            return Fooled(
+                as_picture(x[0]),
+                as_picture((changed - x)[0] / (2 * epsilon) + 0.5),
+                as_picture(changed[0]),
+                epsilon,
+                caption(before, classes),
+                caption(after, classes),
+            )
+    return None
+
+
+def caption(probabilities: torch.Tensor, classes: tuple[str, ...]) -> str:
+    best = int(probabilities.argmax())
+    return f"read as {classes[best]} ({probabilities[best]:.0%})"
+
+
+def as_picture(image: torch.Tensor) -> np.ndarray:
+    """(C, H, W) to (H, W) or (H, W, 3)."""
+    image = image.clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    return image[..., 0] if image.shape[2] == 1 else image
+
+
+def draw_gallery(path: Path, fooled: list[Fooled]) -> None:
+    """A column per image: original, perturbation, adversarial image."""
+    figure, axes = figures.new_figure(1.75 * len(fooled) + 0.6, 6.0, 3, len(fooled))
+    for column, item in zip(axes.T, fooled, strict=True):
+        figures.show_image(column[0], item.original, item.before)
+        figures.show_image(column[1], item.perturbation, f"ε = {item.epsilon:.3g}")
+        figures.show_image(column[2], item.adversarial, item.after)
+    for axis, text in zip(
+        axes[:, 0], ("original", "perturbation\n(stretched)", "adversarial"), strict=True
+    ):
+        axis.text(-0.12, 0.5, text, transform=axis.transAxes, rotation=90, va="center", ha="right")
+    figures.save_figure(figure, path)
+
+
+def attack_half(config: Config, data: Dataset, result: Result) -> None:
+    target = config.targeted
+    if target is not None and not 0 <= target < len(data.classes):
+        raise UserError(
+            f"--targeted must be a class from 0 to {len(data.classes) - 1}, not {target}."
+        )
+    model = trained_classifier(data, config.output_dir, config.seed, config.quick)
+    images = unit(data.test_images[: config.num_images])
+    labels = data.test_labels[: config.num_images]
+    n = len(images)
+    all_test = accuracy(model, data.test_images, data.test_labels)
+    result.add_metric("clean accuracy", all_test, len(data.test_images), better="higher")
+
+    curves = accuracy_curves(model, images, labels, target, config.seed)
+    rows = [[e, *(curve[i] for curve in curves.values())] for i, e in enumerate(EPSILONS)]
+    result.add_table(f"Accuracy against ε, n = {n:,} held-out images", ["ε", *curves], rows)
+    for name, curve in curves.items():
+        result.add_metric(f"accuracy, {name}, ε = 0.3", curve[-1], n)
+    figure, axes = figures.new_figure(6.5, 3.8)
+    figures.draw_lines(axes[0, 0], EPSILONS, curves, "ε (of the range 0 to 1)", "accuracy")
+    axes[0, 0].set_ylim(0, 1.02)
+    axes[0, 0].axhline(1 / len(data.classes), color="#888888", linewidth=1, linestyle="--")
+    axes[0, 0].text(0, 1 / len(data.classes) + 0.015, "guessing", color="#666666", fontsize=8)
+    figures.save_figure(
+        figure,
+        result.add_file(
+            "accuracy.png",
+            f"Noise of the same size is harmless, one gradient step is not (n = {n:,}).",
+        ),
+    )
+
+    fooled = []
+    read = predict(model, images[:500]).argmax(dim=1)
+    for label in range(len(data.classes)):
+        for i in ((labels[:500] == label) & (read == label)).nonzero().flatten().tolist()[:20]:
+            item = smallest_fooling(model, images[i], label, data.classes, target, EPSILONS[1:])
+            if item is not None and label != target:
+                fooled.append(item)
+                break
+        if len(fooled) == 6:
+            break
+    if fooled:
+        draw_gallery(
+            result.add_file(
+                "gallery.png", "One image per class, at the smallest ε that fools the network."
+            ),
+            fooled,
+        )
+
+
+# --- your own picture -----------------------------------------------------------------------------
+
+
+def attack_own_digit(config: Config, data: Dataset, result: Result) -> None:
+    """Attack --image as a digit: any size, dark on light or light on dark."""
+    model = trained_classifier(data, config.output_dir, config.seed, config.quick)
+    frame = fit_to_frame(read_grey(config.image), data.shape[1])
+    image = torch.from_numpy(frame).float().expand(data.shape).to(data.images.device)
+    label = int(predict(model, image[None]).argmax())
+    item = smallest_fooling(model, image, label, data.classes, config.targeted, EPSILONS[1:])
+    report_own(
+        result, item, f"{config.image.name}, cut out and centred as the data are", EPSILONS[-1]
+    )
+
+
+def attack_own_photo(config: Config, device: torch.device, result: Result) -> None:
+    """Attack --image as a photograph, with a ResNet-18 trained on ImageNet."""
+    from PIL import Image, ImageOps
+
+    model, classes = imagenet_resnet18(config.weights, device)
+    photo = ImageOps.fit(
+        open_picture(config.image).convert("RGB"), (224, 224), Image.Resampling.LANCZOS
+    )
+    image = unit(torch.from_numpy(np.array(photo))).permute(2, 0, 1).to(device)
+    label = int(predict(model, image[None]).argmax())
+    if config.targeted is not None and not 0 <= config.targeted < len(classes):
+        raise UserError(
+            f"--targeted must be an ImageNet class from 0 to 999, not {config.targeted}."
+        )
+    item = smallest_fooling(model, image, label, classes, config.targeted, PHOTO_EPSILONS)
+    report_own(result, item, config.image.name, PHOTO_EPSILONS[-1])
+
+
+def report_own(result: Result, item: Fooled | None, name: str, largest: float) -> None:
+    if item is None:
+        print(f"{name}: one gradient step does not fool the network up to ε = {largest:.3g}.")
+        return
+    result.add_metric("your picture: smallest ε that fools", item.epsilon, 1)
+    draw_gallery(result.add_file("your_picture.png", f"{name}: the smallest ε that fools."), [item])
+
+
+# --- the run --------------------------------------------------------------------------------------
+
+
+def run(config: Config) -> Result:
+    """Both halves; what the driver and the tests call."""
+    device = prepare(config.seed, config.device)
+    config = config.quickened(num_images=500)
+    if config.victim == "resnet18" and config.image is None:
+        raise UserError("--victim resnet18 needs a photograph: --image PATH.")
+    data = load_for(config, device)
+    result = start_result(
+        SCRIPT,
+        "FGSM: noise against an attack",
+        "Random noise hardly moves a classifier; noise of the same size along its own gradient's "
+        "sign fools it. The picture looks the same to a person either way.",
+        config,
+        PICTURES,
+        device,
+        data,
+    )
+    noise_half(config, result)
+    photo = config.victim == "resnet18"
+    # With a photograph, --targeted is an ImageNet class and the digits are attacked untargeted.
+    attack_half(replace(config, targeted=None) if photo else config, data, result)
+    if photo:
+        attack_own_photo(config, device, result)
+    elif config.image is not None:
+        attack_own_digit(config, data, result)
+    return result.save()
+
+
+def main() -> None:
+    command_line(Config, run, __doc__)
+
+
+if __name__ == "__main__":
+    main()

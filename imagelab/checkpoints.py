@@ -1,0 +1,84 @@
+"""Checkpoints that describe themselves: tensors and plain types, written whole or not at all."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imagelab.files import atomic_path
+from imagelab.runtime import UserError
+
+FORMAT = 1
+FIELDS = {
+    "format": int,
+    "script": str,
+    "config": dict,
+    "dataset": dict,
+    "epoch": int,
+    "step": int,
+    "model": dict,
+    "ema": dict,
+    "optimizer": dict,
+    "rng": dict,
+    "history": dict,
+    "extra": dict,
+}
+
+
+def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
+    """Write a checkpoint with the keys of FIELDS (`format` is added here), atomically."""
+    with atomic_path(path) as temporary:
+        torch.save({"format": FORMAT, **contents}, temporary)
+
+
+def load_checkpoint(path: Path, script: str, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read the checkpoint that `script` wrote.
+
+    Nothing in the file is executed (`weights_only=True`). Raises UserError when it is missing, cut
+    short, not a checkpoint, of another script, or of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"There is no checkpoint {path}; run {script}.py without --sample-only and "
+            "--resume first, or give the --output-dir of that run."
+        )
+    try:
+        contents = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is not a checkpoint of this project, or it holds more than tensors "
+            "and plain values; it was not loaded."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} is damaged or cut short and cannot be read as a checkpoint; "
+            "move it away and train again."
+        ) from error
+    if not isinstance(contents, dict) or "format" not in contents:
+        raise UserError(f"{path} is not a checkpoint of this project.")
+    if contents["format"] != FORMAT:
+        raise UserError(
+            f"{path} has checkpoint format {contents['format']!r}; this version reads "
+            f"format {FORMAT}."
+        )
+    if contents.get("script") != script:
+        raise UserError(f"{path} was written by {contents.get('script')!r}, not by {script!r}.")
+    wrong = [k for k, kind in FIELDS.items() if not isinstance(contents.get(k), kind)]
+    if wrong:
+        raise UserError(f"{path} lacks {', '.join(wrong)}, which a checkpoint must hold.")
+    return contents
+
+
+def load_weights(module: torch.nn.Module, weights: dict, path: Path) -> None:
+    """`module.load_state_dict` with one sentence when the weights are those of another network."""
+    try:
+        module.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"The weights in {path} do not fit the network "
+            f"{type(module).__name__} with these settings."
+        ) from error

@@ -1,0 +1,162 @@
+"""The small CNN that reads the images: victim of attacks, judge of samples.
+
+It is trained on the data set in use at its first use and cached in `classifier_models/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from imagelab.checkpoints import load_checkpoint, load_weights
+from imagelab.datasets import Dataset, unit
+from imagelab.runtime import UserError, autocast
+from imagelab.training import Training
+
+SCRIPT = "classifier"
+FOLDER = "classifier_models"
+
+
+class DigitCNN(nn.Module):
+    """Conv 32 3×3, pool, Conv 64 3×3, pool, Dense 128, Dense `classes`.
+
+    Takes images (B, C, H, W) in [0, 1]; the normalisation is inside, so that an attack works in
+    pixel space.
+    """
+
+    num_features = 128
+
+    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        channels, height, width = shape
+        self.conv1 = nn.Conv2d(channels, 32, 3, padding=1)
+        self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
+        self.dense1 = nn.Linear(64 * (height // 4) * (width // 4), self.num_features)
+        self.dense2 = nn.Linear(self.num_features, classes)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """The 128 numbers before the last layer."""
+        x = (x - 0.13) / 0.31  # MNIST's mean and spread                             (B, C, 28, 28)
+        # ReLU after the pooling is the same as before it, at a quarter of the cost.
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))  #                                (B, 32, 14, 14)
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))  #                                (B, 64, 7, 7)
+        return F.relu(self.dense1(x.flatten(1)))  #                                  (B, 128)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dense2(self.features(x))  # logits                               (B, classes)
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """How the classifier is trained. Five epochs read MNIST's test images at 99 %; the embedded
+    digits, 40 variations of each scan, are learnt in one."""
+
+    seed: int = 0
+    epochs: int = 5
+    batch_size: int = 128
+    lr: float = 3e-3
+    """Peak of Adam's learning rate: it climbs over the first quarter of the steps, then falls to 0."""
+    resume: bool = False
+
+
+def checkpoint_path(output_dir: Path, data: Dataset, quick: bool) -> Path:
+    name = "".join(c if c.isalnum() or c in "-_" else "_" for c in data.name)
+    return Path(output_dir) / FOLDER / f"{name}_cnn{'_quick' if quick else ''}.pth"
+
+
+def trained_classifier(
+    data: Dataset, output_dir: Path, seed: int = 0, quick: bool = False
+) -> DigitCNN:
+    """The classifier for `data`, in eval mode on its device: from the cache, else trained now.
+
+    A training that was stopped goes on where it was; a cached one for other data or another seed
+    is trained anew.
+    """
+    if len(data.classes) < 2:
+        raise UserError(
+            f"{data.name} has one class only: a classifier needs at least two subfolders."
+        )
+    path = checkpoint_path(output_dir, data, quick)
+    epochs = 1 if data.name == "digits" else 5
+    config = ClassifierConfig(
+        seed=seed, epochs=1 if quick else epochs, batch_size=min(128, len(data.images))
+    )
+    model = new_classifier(data, seed)
+    state = _cached(path, config, data)
+    if state is None or state["epoch"] < config.epochs:
+        resume = state is not None
+        train_classifier(model, data, ClassifierConfig(**{**vars(config), "resume": resume}), path)
+    else:
+        load_weights(model, state["model"]["classifier"], path)
+    return model.eval().requires_grad_(False)
+
+
+def new_classifier(data: Dataset, seed: int) -> DigitCNN:
+    """An untrained classifier for `data`, the same for the same seed."""
+    torch.manual_seed(seed)
+    model = DigitCNN(data.shape, len(data.classes))
+    return model.to(data.images.device, memory_format=torch.channels_last)
+
+
+def train_classifier(model: DigitCNN, data: Dataset, config: ClassifierConfig, path: Path) -> None:
+    """Cross-entropy, Adam, learning rate rising and falling once (Smith 2018, 'super-convergence')."""
+    device = data.images.device
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    model.train()
+    with Training(
+        path, SCRIPT, config, data, {"classifier": model}, {"adam": optimizer}, label="classifier"
+    ) as run:
+        for _ in run.epochs():
+            for batch in run.batches():
+                progress = run.steps_done / (run.total_steps + 1)
+                optimizer.param_groups[0]["lr"] = config.lr * min(
+                    4 * progress, (1 - progress) * 4 / 3
+                )
+                images = unit(data.images[batch]).contiguous(memory_format=torch.channels_last)
+                with autocast(device):
+                    loss = F.cross_entropy(model(images), data.labels[batch])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                run.log(loss=loss)
+
+
+def _cached(path: Path, config: ClassifierConfig, data: Dataset) -> dict | None:
+    """The checkpoint if it is of this configuration and these data; a damaged one is an error."""
+    if not path.is_file():
+        return None
+    state = load_checkpoint(path, SCRIPT, data.images.device)
+    same = {k: v for k, v in state["config"].items() if k != "resume"} == {
+        k: v for k, v in vars(config).items() if k != "resume"
+    }
+    here = data.describe()
+    return state if same and {**state["dataset"], "source": here["source"]} == here else None
+
+
+@torch.no_grad()
+def predict(model: DigitCNN, images: torch.Tensor, chunk: int = 250) -> torch.Tensor:
+    """Class probabilities (N, classes) for images (N, C, H, W), uint8 or float in [0, 1]."""
+    return torch.cat([model(as_unit(part)).softmax(dim=1) for part in images.split(chunk)])
+
+
+def accuracy(model: DigitCNN, images: torch.Tensor, labels: torch.Tensor) -> float:
+    return (predict(model, images).argmax(dim=1) == labels).float().mean().item()
+
+
+def as_unit(images: torch.Tensor) -> torch.Tensor:
+    """uint8 or float images as float in [0, 1], channels last."""
+    images = unit(images) if images.dtype == torch.uint8 else images
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def digest(model: nn.Module) -> str:
+    """Eight hexadecimal digits that name these very weights."""
+    sha = hashlib.sha256()
+    for value in model.state_dict().values():
+        sha.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()[:8]

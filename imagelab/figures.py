@@ -1,0 +1,172 @@
+"""One look for all figures: sample grids, pictures side by side, curves, bars.
+
+Figures are drawn without a display and without pyplot's global state. The palette is Okabe and
+Ito's (2008), which colour-blind readers can tell apart; lines differ in marker as well.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from imagelab.files import atomic_path
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "image.interpolation": "nearest",
+}
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **more: Any):
+    """A figure of `width` × `height` inches and its axes, as (rows, columns) array."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update(STYLE)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, **more)
+
+
+def save_figure(figure, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(
+            temporary,
+            dpi=110,
+            format="png",
+            bbox_inches="tight",
+            pad_inches=0.08,
+            metadata={"Software": None},
+        )
+
+
+def grid(images: torch.Tensor, columns: int, scale: int = 2, gap: int = 2) -> np.ndarray:
+    """Images (N, C, H, W) uint8, row by row, enlarged `scale` times, with `gap` pixels between.
+
+    Returns (rows, width) or (rows, width, 3) uint8; a last incomplete row is filled with white.
+    """
+    n, c, h, w = images.shape
+    rows = -(-n // columns)
+    cells = torch.full((rows * columns, c, h + gap, w + gap), 255, dtype=torch.uint8)
+    cells[:n, :, :h, :w] = images.cpu()
+    cells[:n, :, h:, :], cells[:n, :, :, w:] = 160, 160
+    sheet = cells.reshape(rows, columns, c, h + gap, w + gap).permute(0, 3, 1, 4, 2)
+    sheet = sheet.reshape(rows * (h + gap), columns * (w + gap), c)[: -gap or None, : -gap or None]
+    sheet = sheet.repeat_interleave(scale, 0).repeat_interleave(scale, 1).numpy()
+    return sheet[:, :, 0] if c == 1 else sheet
+
+
+def show_image(axis, image: np.ndarray, title: str = "") -> None:
+    """A picture with a title and no axes. Greys are shown from 0 to 1 (or to 255), unstretched."""
+    high = 255 if image.dtype == np.uint8 else 1
+    axis.imshow(image, cmap="gray", vmin=0, vmax=high)
+    axis.set_axis_off()
+    if title:
+        axis.set_title(title)
+
+
+def side_by_side(
+    path: Path,
+    pictures: Mapping[str, np.ndarray],
+    rows: int = 1,
+    height: float = 3.0,
+    title: str = "",
+) -> None:
+    """Pictures (H, W[, 3]) under their titles, in `rows` rows."""
+    columns = -(-len(pictures) // rows)
+    first = next(iter(pictures.values()))
+    width = max(height * 0.82 * first.shape[1] / first.shape[0], 0.75)
+    figure, axes = new_figure(width * columns, height * rows, rows, columns)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, (name, picture) in zip(axes.flat, pictures.items(), strict=False):
+        show_image(axis, picture, name)
+    if title:
+        figure.suptitle(title)
+    save_figure(figure, path)
+
+
+def draw_lines(
+    axis,
+    x: Sequence[float],
+    lines: Mapping[str, Sequence[float]],
+    xlabel: str,
+    ylabel: str,
+    markers: bool = True,
+) -> None:
+    """Named lines over `x` with a legend."""
+    for k, (name, y) in enumerate(lines.items()):
+        axis.plot(
+            x,
+            y,
+            label=name,
+            color=PALETTE[k % len(PALETTE)],
+            linewidth=1.6,
+            marker=MARKERS[k % len(MARKERS)] if markers else None,
+            markersize=4.5,
+        )
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+    if len(lines) > 1:
+        axis.legend()
+
+
+def smooth(values: torch.Tensor, window: int) -> torch.Tensor:
+    """Means over consecutive windows, (N,) to (N // window,): a long loss curve made readable."""
+    window = max(min(window, len(values)), 1)
+    return values[: len(values) // window * window].reshape(-1, window).mean(dim=1)
+
+
+def class_histogram(axis, shares: Mapping[str, Sequence[float]], classes: Sequence[str]) -> None:
+    """Shares of the predicted classes as bars, one colour per set of samples."""
+    positions = np.arange(len(classes))
+    width = 0.8 / len(shares)
+    for k, (name, values) in enumerate(shares.items()):
+        axis.bar(
+            positions + (k - (len(shares) - 1) / 2) * width,
+            values,
+            width,
+            label=name,
+            color=PALETTE[k],
+        )
+    axis.set_xticks(positions, classes)
+    if max(map(len, classes)) > 2:
+        axis.tick_params(axis="x", labelrotation=60)
+    axis.set_xlabel("class that the classifier reads")
+    axis.set_ylabel("share of the samples")
+    axis.grid(axis="x", visible=False)
+    axis.legend()
+
+
+def show(paths: Sequence[Path]) -> None:
+    """Open pictures in windows and wait until they are closed; a sentence where there is no display."""
+    from matplotlib import pyplot
+
+    if pyplot.get_backend().lower() == "agg":
+        print(
+            "--show: there is no display here; the pictures are in the files above.",
+            file=sys.stderr,
+        )
+        return
+    for path in (p for p in paths if p.suffix == ".png"):
+        pyplot.figure(path.name, layout="constrained")
+        pyplot.imshow(pyplot.imread(path), cmap="gray")
+        pyplot.axis("off")
+    pyplot.show()

@@ -1,0 +1,65 @@
+"""`report.html`: one self-contained page made from the `results.json` files of the demos."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from imagelab.files import atomic_path
+from imagelab.results import metric_text, number
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+MAX_BYTES = 7_500_000  # of embedded pictures, as base64
+
+
+def write_report(path: Path, root: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Write the page. `rows` are the driver's table: name, status, seconds, error, folder (or None).
+
+    A demo without results is shown with its error only. Pictures are embedded as PNG or GIF, in
+    the order of the demos; those that no longer fit into the limit are named with their path.
+    """
+    import jinja2
+
+    room = MAX_BYTES
+    demos = []
+    for row in rows:
+        demo = {**row, "anchor": row["name"].replace("_", "-"), "result": None}
+        source = root / row["folder"] / "results.json"
+        if row["status"] != "failed" and row["status"] != "skipped" and source.is_file():
+            demo["result"] = json.loads(source.read_text(encoding="utf-8"))
+            for entry in demo["result"]["files"]:
+                if entry["featured"]:
+                    entry.update(_embed(source.parent / entry["path"], room))
+                    room -= len(entry["data"])
+        demos.append(demo)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.filters.update(number=number, metric=metric_text)
+    page = environment.get_template(TEMPLATE.name).render(demos=demos, facts=facts)
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def _embed(path: Path, room: int) -> dict[str, Any]:
+    """A picture as a data URL with its size in pixels; an empty URL where it is gone or too large."""
+    from PIL import Image
+
+    if not path.is_file():
+        return {"data": "", "width": 0, "height": 0}
+    with Image.open(path) as picture:
+        width, height = picture.size
+        raw = path.read_bytes()
+        if path.suffix == ".png" and picture.mode in ("RGB", "RGBA") and len(raw) > 60_000:
+            # 256 colours are enough for a chart or a grey photograph, at a third of the size.
+            buffer = io.BytesIO()
+            picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+                buffer, format="PNG", optimize=True
+            )
+            raw = min(raw, buffer.getvalue(), key=len)
+    data = f"data:image/{path.suffix[1:]};base64,{base64.b64encode(raw).decode()}"
+    return {"data": data if len(data) <= room else "", "width": width, "height": height}

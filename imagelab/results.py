@@ -1,0 +1,150 @@
+"""What a run reports: `results.json` beside the pictures, and the summary in the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from imagelab.files import atomic_path
+from imagelab.runtime import machine, versions
+from imagelab.settings import Settings, plain
+
+
+@dataclass
+class Metric:
+    """A measured figure. `n` is the sample size, `floor` the best that could be hoped for."""
+
+    value: float
+    n: int
+    unit: str = ""
+    floor: float | None = None
+    better: Literal["lower", "higher"] | None = None
+
+
+@dataclass
+class Result:
+    """What `run(config)` returns. Paths in `files` are relative to `folder`."""
+
+    script: str
+    title: str
+    summary: str
+    folder: Path
+    config: dict[str, Any]
+    seed: int
+    device: str
+    dataset: dict[str, Any] | None = None
+    judge: str = ""  # the network in whose features distances are measured, with its hash
+    seconds: float = 0.0
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    tables: list[dict[str, Any]] = field(default_factory=list)
+    files: list[dict[str, str]] = field(default_factory=list)
+    exit_status: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    def add_metric(self, name: str, value: float, n: int, **more: Any) -> None:
+        self.metrics[name] = Metric(float(value), int(n), **more)
+
+    def add_table(self, caption: str, columns: list[str], rows: list[list[Any]]) -> None:
+        self.tables.append({"caption": caption, "columns": columns, "rows": rows})
+
+    def add_file(self, name: str, caption: str, featured: bool = True) -> Path:
+        """Note that `name` (in `folder`) is written, with one line on what to see; its path.
+
+        Files that are not `featured` stay out of the report: single frames, raw grids.
+        """
+        self.files.append({"path": name, "caption": caption, "featured": featured})
+        return self.folder / name
+
+    def pictures(self) -> list[Path]:
+        return [self.folder / f["path"] for f in self.files if f["featured"]]
+
+    def save(self) -> Result:
+        """Write `results.json` into the folder and return self."""
+        self.seconds = time.perf_counter() - self.started
+        record = {k: v for k, v in asdict(self).items() if k not in ("started", "exit_status")}
+        record["folder"] = self.folder.name
+        record["versions"] = versions()
+        write_json(self.folder / "results.json", record)
+        return self
+
+    def print_summary(self) -> None:
+        for table in self.tables:
+            print("\n" + table["caption"])
+            print(text_table(table["columns"], table["rows"]))
+        if self.metrics:
+            print()
+            rows = [[name, metric_text(asdict(m)), m.n] for name, m in self.metrics.items()]
+            print(text_table(["figure", "value", "n"], rows))
+        print(f"\n{self.seconds:.0f} s, seed {self.seed}, {self.device}. Look at:")
+        for entry in self.files:
+            if entry["featured"]:
+                print(f"  {self.folder / entry['path']}  {entry['caption']}")
+
+
+def start_result(
+    module: str, title: str, summary: str, config: Settings, folder: str, device, dataset=None
+) -> Result:
+    """A Result whose clock starts now, for pictures in `folder` under --output-dir."""
+    return Result(
+        script=module,
+        title=title,
+        summary=summary,
+        folder=Path(config.output_dir) / folder,
+        config=plain(config),
+        seed=config.seed,
+        device=machine(device),
+        dataset=dataset.describe() if dataset is not None else None,
+    )
+
+
+def metric_text(metric: dict[str, Any]) -> str:
+    """A metric as people read it: '0.964', '31.2 dB', '152 (floor 40.1, lower is better)'."""
+    text = f"{number(metric['value'])} {metric['unit']}".strip()
+    notes = [f"floor {number(metric['floor'])}"] if metric["floor"] is not None else []
+    notes += [f"{metric['better']} is better"] if metric["better"] else []
+    return text + (f" ({', '.join(notes)})" if notes else "")
+
+
+def number(value: Any) -> str:
+    """Three significant digits for floats, thousands separated for whole numbers, others as is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or (math.isfinite(value) and abs(value) >= 1000):
+        return f"{value:,.0f}"
+    return f"{value:#.3g}".rstrip(".") if value else "0"
+
+
+def text_table(columns: list[str], rows: list[list[Any]]) -> str:
+    """Columns aligned for a terminal: the first to the left, numbers to the right."""
+    cells = [[str(c) for c in columns]] + [[number(c) for c in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    numeric = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join(
+            c.rjust(w) if right else c.ljust(w)
+            for c, w, right in zip(row, widths, numeric, strict=True)
+        ).rstrip()
+        for row in cells
+    )
+
+
+def write_json(path: Path, contents: Any) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(
+            json.dumps(_jsonable(contents), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+
+
+def _jsonable(value: Any) -> Any:
+    """JSON knows no NaN or infinity, and no paths."""
+    if isinstance(value, dict):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,140 @@
+"""How a script runs: device, seeds, number formats, and the way from the command line to a result."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import signal
+import sys
+import traceback
+import zlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class UserError(Exception):
+    """Something that the user can mend. Its text is one clear sentence; scripts exit with status 2."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, after the current step was finished and saved. Its text says how to go on."""
+
+
+def pick_device(name: str) -> torch.device:
+    """The device for `--device`: 'auto' is the accelerator if there is one, else the CPU.
+
+    Raises UserError for a device that torch does not know or that is not in this machine.
+    """
+    if name == "auto":
+        if torch.accelerator.is_available():
+            return torch.accelerator.current_accelerator()
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise UserError(f"--device {name} cannot be used here ({reason}).") from error
+    return device
+
+
+def prepare(seed: int, device: str) -> torch.device:
+    """Set up the process for a run and return the device.
+
+    Denormal numbers are flushed to zero: a GAN's saturated tanh feeds Adam with squares below
+    1e-38, which cost an ordinary processor a hundred cycles each and change no picture.
+    """
+    torch.set_flush_denormal(True)
+    torch.manual_seed(seed)
+    return pick_device(device)
+
+
+def generator(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A random generator of its own for each purpose, so that no use of one shifts another."""
+    return torch.Generator(device=device).manual_seed(zlib.crc32(f"{seed}/{purpose}".encode()))
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 matrix products are faster than float32 ones: GPUs, processors with AMX."""
+    if device.type == "cpu":
+        return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def autocast(device: torch.device) -> AbstractContextManager:
+    """bfloat16 autocast where the hardware is made for it, else float32 as it stands."""
+    if has_fast_bfloat16(device):
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide a result's digits, for results.json."""
+    packages = ("torch", "torchvision", "numpy", "scikit-image", "scikit-learn", "torchmetrics")
+    return {"python": platform.python_version()} | {p: metadata.version(p) for p in packages}
+
+
+def machine(device: torch.device) -> str:
+    """The device in words: 'cpu, 2 threads, AVX512' or 'cuda, NVIDIA H200'."""
+    if device.type == "cpu":
+        capability = torch.backends.cpu.get_cpu_capability()
+        return f"cpu, {torch.get_num_threads()} threads, {capability}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return ", ".join(filter(None, [device.type, name]))
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """One sentence and the exit status for an exception: 2 where the user can mend it, else 1."""
+    if isinstance(error, UserError):
+        return str(error), 2
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror or error}{where}.", 2
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "Out of memory: try a smaller --batch-size, or --device cpu.", 2
+    text = str(error).strip().splitlines() or [""]
+    return f"Unexpected {type(error).__name__}: {text[0]} (--debug shows where)", 1
+
+
+def command_line(config_class: type, run: Callable[[Any], Any], description: str) -> None:
+    """Parse the arguments into `config_class`, run, print the result's summary, exit.
+
+    Exit status: 0 done, 1 a demo failed or a fault of ours, 2 wrong input, 130 Ctrl-C, 143 SIGTERM.
+    """
+    import tyro
+
+    signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):  # where the terminal lacks a letter, print '?' instead
+        stream.reconfigure(errors="replace")
+    script = Path(sys.argv[0]).name
+    try:
+        config = tyro.cli(
+            config_class, description=description, config=(tyro.conf.FlagCreatePairsOff,)
+        )
+        result = run(config)
+        result.print_summary()
+        if config.show:
+            from imagelab.figures import show
+
+            show(result.pictures())
+        sys.exit(result.exit_status)
+    except KeyboardInterrupt as stop:
+        print(f"\n{script}: {str(stop) or 'stopped.'}", file=sys.stderr)
+        sys.exit(143 if getattr(stop, "terminated", False) else 130)
+    except Exception as error:
+        if "--debug" in sys.argv[1:]:
+            traceback.print_exc()
+        sentence, status = explain(error)
+        print(f"{script}: {sentence}", file=sys.stderr)
+        sys.exit(status)
+
+
+def _terminate(_signum, _frame) -> None:
+    stop = KeyboardInterrupt("terminated.")
+    stop.terminated = True
+    raise stop

@@ -1,0 +1,105 @@
+"""The settings that scripts share, and the limits of a setting written beside its type.
+
+A script's `Config` is a frozen dataclass that inherits from one of the two classes here; tyro turns
+its fields and the line below each of them into `--help`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Self, get_type_hints
+
+from imagelab.runtime import UserError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A number's inclusive limits. NaN and infinity are never inside."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+    def sentence(self) -> str:
+        if self.high == math.inf:
+            return f"must be at least {self.low:g}"
+        return f"must lie between {self.low:g} and {self.high:g}"
+
+
+Count = Annotated[int, Limits(1)]
+Fraction = Annotated[float, Limits(0, 1)]
+Rate = Annotated[float, Limits(1e-12, 1e3)]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every script understands."""
+
+    output_dir: Path = Path(".")
+    """The folder under which the fixed folders for pictures and checkpoints are made."""
+    seed: Annotated[int, Limits(0, 2**31 - 1)] = 0
+    """Seed of every random draw: the same seed gives the same pictures on one machine."""
+    device: str = "auto"
+    """auto (the accelerator if there is one, else the CPU), cpu, cuda, cuda:1, mps, ..."""
+    quick: bool = False
+    """A run of seconds that still does every step; its pictures are no measure of the method."""
+    show: bool = False
+    """Open the pictures in windows at the end, where there is a display."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self), include_extras=True)
+        for name in (f.name for f in fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{option(name)} must be a finite number, not {value}.")
+            for limits in getattr(hints[name], "__metadata__", ()):
+                if isinstance(limits, Limits) and not limits.low <= value <= limits.high:
+                    raise UserError(f"{option(name)} {limits.sentence()}, not {value}.")
+
+    def quickened(self, **changes) -> Self:
+        """These settings, with `changes` where --quick was asked for and the user set nothing else."""
+        if not self.quick:
+            return self
+        defaults = {f.name: f.default for f in fields(self)}
+        untouched = {k: v for k, v in changes.items() if getattr(self, k) == defaults[k]}
+        return replace(self, **untouched)
+
+
+@dataclass(frozen=True)
+class TrainingSettings(Settings):
+    """What every training script understands besides."""
+
+    dataset: str = "auto"
+    """auto (MNIST if it is under --data-dir, else the embedded digits), digits, textures, mnist,
+    fashion-mnist, cifar10, or folder:PATH for your own pictures."""
+    data_dir: Path = Path("data")
+    """Where downloaded data sets lie."""
+    resume: bool = False
+    """Go on from the checkpoint of a run that was stopped."""
+    sample_only: bool = False
+    """Load the checkpoint and draw samples; train nothing."""
+    num_samples: Annotated[int, Limits(1, 1_000_000)] = 2000
+    """How many samples to draw for the figures and for --samples-file."""
+    samples_file: Path | None = None
+    """Also write the samples into this .npz file (array 'images', uint8, N×H×W or N×H×W×3)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resume and self.sample_only:
+            raise UserError("--resume trains and --sample-only does not: choose one of them.")
+        if self.samples_file is not None and self.samples_file.suffix != ".npz":
+            raise UserError(f"--samples-file must end in .npz, not {self.samples_file.name!r}.")
+
+
+def option(name: str) -> str:
+    """The command-line spelling of a field: 'batch_size' is '--batch-size'."""
+    return "--" + name.replace("_", "-")
+
+
+def plain(config: Settings) -> dict:
+    """A config as plain types, for checkpoints and results.json."""
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}

@@ -1,0 +1,239 @@
+"""The epochs of a resumable run, around a loop that the script itself writes:
+
+    with Training(path, "gan_mnist", config, data, networks, optimizers, ema="generator") as run:
+        for epoch in run.epochs():
+            for indices in run.batches():
+                ...                       # one step; random draws from run.rng
+                run.log(loss=loss)
+
+After every epoch, and when Ctrl-C or SIGTERM asks for an end, the state goes into the checkpoint;
+with `config.resume` the loop goes on where it stopped and ends at the same weights, bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from imagelab.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from imagelab.datasets import Dataset, batch_indices
+from imagelab.runtime import Interrupted, UserError, generator
+from imagelab.settings import option, plain
+
+# What may differ between a run and its continuation without changing the weights it ends at.
+FREE_SETTINGS = {
+    "output_dir",
+    "data_dir",
+    "resume",
+    "sample_only",
+    "num_samples",
+    "samples_file",
+    "show",
+    "debug",
+    "device",
+    "epochs",
+}
+
+
+class Training:
+    """See the module's docstring. `networks` and `optimizers` map names to objects.
+
+    `rng` is the run's random generator, on the data's device. `ema` names the network of which an
+    exponential moving average is kept (`averaged`); its decay is min(decay, (1 + n)/(10 + n)) after
+    n steps, because without the ramp a short run would average in its first random weights.
+    `free` names settings that may change on --resume besides those of FREE_SETTINGS.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        script: str,
+        config,
+        data: Dataset,
+        networks: dict[str, nn.Module],
+        optimizers: dict[str, torch.optim.Optimizer],
+        ema: str | None = None,
+        ema_decay: float = 0.999,
+        free: tuple[str, ...] = (),
+        label: str = "",
+    ) -> None:
+        self.path, self.script, self.config, self.data = Path(path), script, config, data
+        self.networks, self.optimizers = networks, optimizers
+        self.rng = generator(config.seed, f"{script} training", data.images.device)
+        self.averaged = copy.deepcopy(networks[ema]).requires_grad_(False) if ema else None
+        self.ema, self.ema_decay = ema, ema_decay
+        self.extra: dict[str, torch.Tensor] = {}  # what sampling needs besides the weights
+        self.epoch = self.step = 0  # epochs done; steps of the current one, with the running step
+        self.history: dict[str, list[torch.Tensor]] = {}
+        self.free, self.label = FREE_SETTINGS | set(free), label or script
+        self._stop: int | None = None
+        self._handlers: dict = {}
+        self._bar: tqdm | None = None
+        if config.resume:
+            self._load()
+
+    # --- the loop ---------------------------------------------------------------------------------
+
+    def __enter__(self) -> Training:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._ask_to_stop)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(len(self.data.images) // self.config.batch_size, 1)
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.config.epochs
+
+    @property
+    def steps_done(self) -> int:
+        """Steps since the start, the one under way included."""
+        return self.epoch * self.steps_per_epoch + self.step
+
+    def epochs(self) -> Iterator[int]:
+        """The epochs still to do, counted from 1. The state is saved after each."""
+        self._bar = tqdm(
+            total=self.total_steps,
+            initial=self.steps_done,
+            desc=self.label,
+            unit="step",
+            mininterval=0.5,
+            file=sys.stderr,
+            dynamic_ncols=True,
+        )
+        while self.epoch < self.config.epochs:
+            yield self.epoch + 1
+            self.epoch, self.step = self.epoch + 1, 0
+            self.save()
+            self._leave_if_asked()
+        self._bar.close()
+
+    def batches(self) -> Iterator[torch.Tensor]:
+        """Index tensors of the batches still to do in this epoch."""
+        seed, n = self.config.seed, len(self.data.images)
+        order = batch_indices(n, self.config.batch_size, seed, self.epoch + 1)
+        for indices in order[self.step :]:
+            self.step += 1
+            yield indices.to(self.data.images.device)
+            self._update_average()
+            self._show_progress()
+            if self._stop is not None and self.step < len(order):
+                self.save()
+                self._leave_if_asked()
+
+    def log(self, **values: torch.Tensor) -> None:
+        """Note 0-dimensional tensors of this step; they become numbers only when they are shown."""
+        for name, value in values.items():
+            self.history.setdefault(name, []).append(value.detach().reshape(1))
+
+    def curve(self, name: str) -> torch.Tensor:
+        """Everything logged under `name`, one value per step, (steps,) float32 on the CPU."""
+        parts = [part.to("cpu", torch.float32) for part in self.history.get(name, [])]
+        return torch.cat(parts) if parts else torch.zeros(0)
+
+    def recent(self, name: str, steps: int) -> float:
+        """The mean of the last `steps` values logged under `name`."""
+        return self.curve(name)[-steps:].mean().item()
+
+    def announce(self, text: str) -> None:
+        """Print a line without breaking the progress bar."""
+        tqdm.write(text, file=sys.stderr)
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if self.averaged is None:
+            return
+        n = self.steps_done
+        decay = min(self.ema_decay, (1 + n) / (10 + n))
+        averaged, current = self.averaged, self.networks[self.ema]
+        torch._foreach_lerp_(list(averaged.parameters()), list(current.parameters()), 1 - decay)
+        for mean, value in zip(averaged.buffers(), current.buffers(), strict=True):
+            mean.copy_(value)
+
+    def _show_progress(self) -> None:
+        bar = self._bar
+        bar.update(1)
+        if bar.n == bar.last_print_n:  # it has just been redrawn: the next redraw shows this
+            losses = {k: f"{v[-1].item():.3f}" for k, v in self.history.items() if "loss" in k}
+            bar.set_postfix(losses, refresh=False)
+
+    def _ask_to_stop(self, number: int, _frame) -> None:
+        if self._stop is not None:  # asked twice: do not wait for the end of the step
+            raise KeyboardInterrupt("stopped at once; the checkpoint of the last epoch stands.")
+        self._stop = number
+
+    def _leave_if_asked(self) -> None:
+        if self._stop is None or self.epoch >= self.config.epochs:
+            return
+        done = f"{self.steps_done:,} of {self.total_steps:,} steps"
+        stop = Interrupted(f"stopped after {done} and saved in {self.path}; --resume goes on.")
+        stop.terminated = self._stop == signal.SIGTERM
+        raise stop
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        average = self.averaged.state_dict() if self.averaged is not None else {}
+        self.history = {name: [self.curve(name)] for name in self.history}
+        save_checkpoint(
+            self.path,
+            {
+                "script": self.script,
+                "config": plain(self.config),
+                "dataset": self.data.describe(),
+                "epoch": self.epoch,
+                "step": self.step,
+                "model": {name: network.state_dict() for name, network in self.networks.items()},
+                "ema": average,
+                "optimizer": {name: o.state_dict() for name, o in self.optimizers.items()},
+                "rng": {"training": self.rng.get_state()},
+                "history": {name: parts[0] for name, parts in self.history.items()},
+                "extra": self.extra,
+            },
+        )
+
+    def _load(self) -> None:
+        saved = load_checkpoint(self.path, self.script)
+        config = plain(self.config)
+        for name in sorted(saved["config"].keys() & config.keys() - self.free):
+            if saved["config"][name] != config[name] and name != "dataset":
+                raise UserError(
+                    f"--resume: {self.path} was trained with {option(name)} "
+                    f"{saved['config'][name]}, not {config[name]}."
+                )
+        if saved["dataset"] != {**self.data.describe(), "source": saved["dataset"].get("source")}:
+            raise UserError(
+                f"--resume: {self.path} was trained on "
+                f"{saved['dataset'].get('name')}, not on {self.data.name}."
+            )
+        try:
+            self.epoch, self.step = saved["epoch"], saved["step"]
+            for name, network in self.networks.items():
+                load_weights(network, saved["model"][name], self.path)
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(saved["optimizer"][name])
+            if self.averaged is not None:
+                load_weights(self.averaged, saved["ema"], self.path)
+            self.rng.set_state(saved["rng"]["training"].cpu())
+            self.history = {k: [v] for k, v in saved["history"].items()}
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise UserError(f"{self.path} cannot be continued with these settings.") from error

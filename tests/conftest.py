@@ -1,0 +1,57 @@
+"""How the tests run a script: in a subprocess, as a user does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from imagelab.datasets import Dataset
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def command(script: str, *arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / f"{script}.py"), *map(str, arguments)]
+
+
+def run_script(script: str, *arguments: object, status: int = 0) -> subprocess.CompletedProcess:
+    """Run a script and check its exit status; a traceback is never shown."""
+    done = subprocess.run(
+        command(script, *arguments), capture_output=True, text=True, encoding="utf-8",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def complaint(script: str, *arguments: object) -> str:
+    """The one sentence with which a script refuses bad input (exit status 2)."""
+    return run_script(script, *arguments, status=2).stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="session")
+def main_job(tmp_path_factory) -> Path:
+    """The output folder of one quick main job, at a path with a space and non-ASCII letters."""
+    folder = tmp_path_factory.mktemp("main") / "Größe 1"
+    run_script(
+        "advanced_image_processing", "--quick", "--dataset", "digits", "--output-dir", folder
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stripes() -> Dataset:
+    """A tiny data set: class 0 has a bright left half, class 1 a bright right half, plus noise."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 2
+    images = torch.randint(0, 60, (400, 1, 28, 28), generator=rng, dtype=torch.uint8)
+    images[labels == 0, :, :, :14] += 180
+    images[labels == 1, :, :, 14:] += 180
+    return Dataset("stripes", "made by the tests", ("left", "right"),
+                   images[:320], labels[:320], images[320:], labels[320:])  # fmt: skip

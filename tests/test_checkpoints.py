@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from imagelab.checkpoints import FIELDS, load_checkpoint, load_weights, save_checkpoint
+from imagelab.runtime import UserError
+
+
+def contents(script: str = "a") -> dict:
+    return {name: kind() for name, kind in FIELDS.items() if name != "format"} | {"script": script}
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "folder" / "a.pth"
+    save_checkpoint(path, contents() | {"model": {"w": torch.arange(3.0)}, "epoch": 4})
+    back = load_checkpoint(path, "a")
+    assert back["epoch"] == 4 and torch.equal(back["model"]["w"], torch.arange(3.0))
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(UserError, match="There is no checkpoint"):
+        load_checkpoint(tmp_path / "a.pth", "a")
+
+
+def test_every_truncation_is_told(tmp_path):
+    path = tmp_path / "a.pth"
+    save_checkpoint(path, contents() | {"model": {"w": torch.randn(1000)}})
+    whole = path.read_bytes()
+    for length in (0, 1, 10, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError):
+            load_checkpoint(path, "a")
+        assert path.read_bytes() == whole[:length]  # never repaired, never deleted
+
+
+def test_foreign_and_incomplete_files(tmp_path):
+    path = tmp_path / "a.pth"
+    save_checkpoint(path, contents("b"))
+    with pytest.raises(UserError, match="written by 'b'"):
+        load_checkpoint(path, "a")
+    torch.save({"w": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match="not a checkpoint"):
+        load_checkpoint(path, "a")
+    torch.save({**contents(), "format": 99}, path)
+    with pytest.raises(UserError, match="format 99"):
+        load_checkpoint(path, "a")
+    torch.save({"format": 1, "script": "a"}, path)
+    with pytest.raises(UserError, match="lacks"):
+        load_checkpoint(path, "a")
+
+
+class Malicious:
+    def __reduce__(self):
+        return (open, ("harm", "w"))
+
+
+def test_code_in_a_pickle_does_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "a.pth"
+    torch.save({"format": 1, "script": "a", "model": Malicious()}, path)
+    with pytest.raises(UserError):
+        load_checkpoint(path, "a")
+    path.write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(UserError):
+        load_checkpoint(path, "a")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_weights_of_another_network(tmp_path):
+    with pytest.raises(UserError, match="do not fit"):
+        load_weights(nn.Linear(2, 2), nn.Linear(3, 2).state_dict(), tmp_path / "a.pth")

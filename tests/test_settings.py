@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from imagelab.runtime import UserError
+from imagelab.settings import Count, Rate, TrainingSettings, plain
+
+
+@dataclass(frozen=True)
+class Config(TrainingSettings):
+    epochs: Count = 10
+    lr: Rate = 1e-3
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"epochs": 0}, "--epochs must be at least 1, not 0"),
+        ({"lr": float("nan")}, "--lr must be a finite number"),
+        ({"lr": float("inf")}, "--lr must be a finite number"),
+        ({"lr": -1.0}, "--lr must lie between"),
+        ({"seed": -1}, "--seed"),
+        ({"resume": True, "sample_only": True}, "--resume"),
+        ({"samples_file": Path("a.png")}, "must end in .npz"),
+    ],
+)
+def test_bad_settings_are_refused(values, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Config(**values)
+
+
+def test_quick_changes_only_what_the_user_left_alone():
+    assert Config(quick=True).quickened(epochs=2, num_samples=5) == Config(
+        quick=True, epochs=2, num_samples=5
+    )
+    assert Config(quick=True, epochs=4).quickened(epochs=2).epochs == 4
+    assert Config().quickened(epochs=2).epochs == 10
+
+
+def test_plain_types():
+    assert plain(Config(samples_file=Path("a.npz")))["samples_file"] == "a.npz"
+    assert all(isinstance(v, str | int | float | None) for v in plain(Config()).values())

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from imagelab.runtime import Interrupted, UserError
+from imagelab.settings import TrainingSettings
+from imagelab.training import Training
+
+
+@dataclass(frozen=True)
+class Config(TrainingSettings):
+    epochs: int = 3
+    batch_size: int = 64
+    lr: float = 1e-2
+
+
+def fit(config: Config, data, path: Path, stop_at: int | None = None, number=signal.SIGINT):
+    """Train a small network on noisy inputs; ask for an end during step `stop_at`."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 2))
+    adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    networks, optimizers = {"net": model}, {"adam": adam}
+    with Training(path, "test", config, data, networks, optimizers, ema="net") as run:
+        for _ in run.epochs():
+            for batch in run.batches():
+                x = data.images[batch].float() / 255
+                x = x + 0.1 * torch.randn(x.shape, generator=run.rng)
+                loss = nn.functional.cross_entropy(model(x), data.labels[batch])
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+                run.log(loss=loss)
+                if run.steps_done == stop_at:
+                    signal.raise_signal(number)
+    return run
+
+
+def weights(run: Training) -> list[torch.Tensor]:
+    return [*run.networks["net"].parameters(), *run.averaged.parameters()]
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 5, 6, 11, 15])  # five steps an epoch
+def test_stopped_and_resumed_ends_at_the_same_weights(stripes, tmp_path, stop_at):
+    whole = fit(Config(), stripes, tmp_path / "whole.pth")
+    path = tmp_path / "stopped.pth"
+    if stop_at < whole.total_steps:
+        with pytest.raises(Interrupted, match="--resume"):
+            fit(Config(), stripes, path, stop_at)
+    else:  # asked during the very last step: the run is complete
+        fit(Config(), stripes, path, stop_at)
+    resumed = fit(Config(resume=True), stripes, path)
+    for a, b in zip(weights(whole), weights(resumed), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(whole.curve("loss"), resumed.curve("loss"))
+
+
+def test_sigterm_saves_and_says_so(stripes, tmp_path):
+    with pytest.raises(Interrupted) as stop:
+        fit(Config(), stripes, tmp_path / "a.pth", stop_at=3, number=signal.SIGTERM)
+    assert stop.value.terminated
+    assert torch.load(tmp_path / "a.pth", weights_only=True)["step"] == 3
+
+
+def test_handlers_are_restored(stripes, tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    fit(Config(epochs=1), stripes, tmp_path / "a.pth")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_another_seed_or_shuffle_ends_elsewhere(stripes, tmp_path):
+    a = fit(Config(seed=0), stripes, tmp_path / "a.pth")
+    b = fit(Config(seed=1), stripes, tmp_path / "b.pth")
+    assert not torch.equal(weights(a)[0], weights(b)[0])
+
+
+def test_resume_refuses_other_settings_and_other_data(stripes, tmp_path):
+    path = tmp_path / "a.pth"
+    fit(Config(epochs=1), stripes, path)
+    with pytest.raises(UserError, match="--lr 0.01, not 0.02"):
+        fit(Config(lr=0.02, resume=True), stripes, path)
+    with pytest.raises(UserError, match="stripes, not on other"):
+        fit(Config(resume=True), replace(stripes, name="other"), path)
+    longer = fit(Config(epochs=2, resume=True), stripes, path)  # more epochs are welcome
+    assert longer.steps_done == 10
+
+
+def test_average_follows_its_ramp(stripes, tmp_path):
+    run = fit(Config(epochs=1), stripes, tmp_path / "a.pth")
+    current, averaged = run.networks["net"][1].weight, run.averaged[1].weight
+    assert not torch.equal(current, averaged)
+    # After 5 steps with decays (1 + n)/(10 + n) the first weights count for less than 1 %.
+    kept = torch.tensor([(1 + n) / (10 + n) for n in range(1, 6)]).prod()
+    assert kept < 0.01
