@@ -10,9 +10,9 @@ sum to [0, 1]. `variance-preserving` is the true forward process of Ho et al. (2
 x_t = √ᾱ_t·x₀ + √(1 − ᾱ_t)·ε on [-1, 1], with one ε for the whole way and t evenly spaced over the
 linear schedule of 1,000 steps: the picture fades as the noise grows, and the variance stays.
 
-What to look at: PSNR falls by about 6 dB each time σ doubles; the blur gains much where there is much
-noise and loses detail where there is little; and σ measured lags behind σ added, because clipping
-cuts the noise of dark and bright pixels.
+What to look at: PSNR falls by about 5 dB each time σ doubles (6 without the clipping); the blur takes
+most of the noise and blunts every edge; and σ measured lags behind σ added, because clipping cuts the
+noise of dark and bright pixels.
 """
 
 from __future__ import annotations

@@ -28,13 +28,18 @@ from torch import nn
 
 from imagelab import figures
 from imagelab.checkpoints import load_checkpoint, load_weights
-from imagelab.classifier import trained_classifier
 from imagelab.datasets import Dataset, load_for, signed, to_uint8
-from imagelab.metrics import score_samples
 from imagelab.pictures import read_png, write_gif
 from imagelab.results import Result, start_result
 from imagelab.runtime import command_line, generator, prepare
-from imagelab.samples import GRID, draw_only, report_samples, write_grid, write_samples
+from imagelab.samples import (
+    GRID,
+    draw_only,
+    report_samples,
+    score_models,
+    write_grid,
+    write_samples,
+)
 from imagelab.settings import Count, Limits, Rate, TrainingSettings
 from imagelab.training import Training
 
@@ -251,8 +256,8 @@ def evaluate(
     config: Config, data: Dataset, run: Training, samples: torch.Tensor, result: Result
 ) -> None:
     """Score the samples and draw the figures of the whole run into `result`."""
-    classifier = trained_classifier(data, config.output_dir, config.seed, config.quick)
-    report_samples(result, samples, score_samples(classifier, samples, data), data)
+    scores = score_models(config, data, {"GAN": samples})
+    report_samples(result, samples, scores.get("GAN"), data)
     steps = run.steps_per_epoch
     result.add_metric("D(x), last epoch", run.recent("d_real", steps), steps)
     result.add_metric("D(G(z)), last epoch", run.recent("d_fake", steps), steps)

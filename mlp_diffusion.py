@@ -30,27 +30,34 @@ The README states the figures to expect.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from imagelab import figures
 from imagelab.checkpoints import load_checkpoint, load_weights
-from imagelab.classifier import trained_classifier
 from imagelab.datasets import Dataset, load_for, signed, to_uint8
 from imagelab.diffusion import Schedule, linear_schedule
-from imagelab.metrics import score_samples
-from imagelab.pictures import write_gif
+from imagelab.mixture import draw_gaussians, fit_gaussians
 from imagelab.results import Result, start_result
 from imagelab.runtime import command_line, generator, prepare
-from imagelab.samples import GRID, draw_only, report_samples, write_grid, write_samples
-from imagelab.settings import Count, Fraction, Limits, Rate, TrainingSettings
+from imagelab.samples import (
+    GRID,
+    draw_comparison,
+    draw_only,
+    draw_trajectory,
+    report_samples,
+    score_models,
+    write_grid,
+    write_samples,
+)
+from imagelab.settings import Count, Fraction, Limits, Rate, TrainingSettings, plain
 from imagelab.training import Training
 
 SCRIPT = "mlp_diffusion"
@@ -139,35 +146,43 @@ def time_embedding(T: int, size: int = 64) -> torch.Tensor:
 
 
 class Denoiser(nn.Module):
-    """MLP (x_t, embedding of t) → 512 → 256 → D. Estimates the noise in x_t."""
+    """MLP (x_t, embedding of t) → 512 → 256 → D, which estimates the noise in x_t.
 
-    def __init__(self, dimensions: int, schedule: Schedule, skip: bool) -> None:
+    It carries its recipe and its schedule: together they say how to sample from it.
+    """
+
+    def __init__(self, dimensions: int, schedule: Schedule, recipe: Recipe) -> None:
         super().__init__()
-        self.skip = skip
+        self.schedule, self.recipe = schedule, recipe
         self.register_buffer("embedding", time_embedding(len(schedule)), persistent=False)
         self.register_buffer("a", schedule.alpha_bar.sqrt().float(), persistent=False)
         self.register_buffer("b", (1 - schedule.alpha_bar).sqrt().float(), persistent=False)
-        self.mlp = nn.Sequential(
-            nn.Linear(dimensions + self.embedding.shape[1], 512),
-            nn.SiLU(),
-            nn.Linear(512, 256),
-            nn.SiLU(),
-            nn.Linear(256, dimensions),
-        )
-        for layer in (self.mlp[0], self.mlp[2]):
+        first = nn.Linear(dimensions + self.embedding.shape[1], 512)
+        second = nn.Linear(512, 256)
+        for layer in (first, second):
             nn.init.kaiming_normal_(layer.weight)
             nn.init.zeros_(layer.bias)
+        self.mlp = nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), nn.Linear(256, dimensions))
 
     def forward(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """ε̂ (B, D) for x_t (B, D) and t (B,)."""
         out = self.mlp(torch.cat([x_t + 1, self.embedding[t]], dim=1))  # a black background is 0
-        if not self.skip:
+        if not self.recipe.skip:
             return out
         return (x_t - self.a[t, None] * out) / self.b[t, None]  # out is x̂₀
 
     def estimate(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """x̂₀ (B, D) for x_t (B, D) and t (B,)."""
         return (x_t - self.b[t, None] * self(x_t, t)) / self.a[t, None]
+
+
+def build(config: dict[str, Any], shape: tuple[int, int, int]) -> Denoiser:
+    """The untrained network that `config` (its own or a checkpoint's) describes."""
+    recipe = RECIPES[config["recipe"]]
+    schedule = linear_schedule(
+        config["T"], config["beta_start"], config["beta_end"], recipe.rescaled
+    )
+    return Denoiser(math.prod(shape), schedule, recipe)
 
 
 def noise_loss(eps_hat: torch.Tensor, eps: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -189,45 +204,16 @@ def loss_weight(schedule: Schedule, skip: bool, gamma: float) -> torch.Tensor:
 # --- where sampling starts ------------------------------------------------------------------------
 
 
-def fit_gaussians(images: torch.Tensor, clusters: int, seed: int, rank: int = 32) -> dict:
-    """A mixture of Gaussians with the moments of `images` (N, C, H, W) uint8, on [-1, 1].
-
-    k-means groups the images; each group has its mean and its covariance F·Fᵀ, of which the `rank`
-    leading directions are kept. Returns `mean` (K, D), `factor` F (K, D, rank), `share` (K,).
-    """
-    from sklearn.cluster import KMeans
-
-    x = signed(images).flatten(1)
-    k_means = KMeans(clusters, n_init=1, random_state=seed)
-    k_means.fit(x[:: max(len(x) // 8000, 1)].cpu().numpy())
-    group = torch.from_numpy(k_means.predict(x.cpu().numpy())).to(x.device)
-    means, factors, shares = [], [], []
-    for k in group.unique().tolist():
-        members = x[group == k]
-        _, s, v = torch.pca_lowrank(members, q=min(rank, *members.shape))
-        means.append(members.mean(dim=0))
-        factors.append(F.pad(v * s / math.sqrt(max(len(members) - 1, 1)), (0, rank - len(s))))
-        shares.append(len(members) / len(x))
-    tables = torch.stack(means), torch.stack(factors), torch.tensor(shares)
-    return dict(zip(("mean", "factor", "share"), tables, strict=True))
-
-
 def start_of_sampling(
-    n: int, schedule: Schedule, gaussians: dict, recipe: Recipe, rng: torch.Generator
+    model: Denoiser, gaussians: dict, n: int, rng: torch.Generator
 ) -> torch.Tensor:
     """x_T (n, D) to start from: N(0, I), or an image drawn from `gaussians`, noised to t = T."""
-    mean, factor, share = (gaussians[key] for key in ("mean", "factor", "share"))
-    eps = torch.randn(n, mean.shape[1], generator=rng)
-    if recipe.start == "noise":
-        return eps.to(mean.device)
-    k = torch.multinomial(share.cpu(), n, replacement=True, generator=rng)
-    z = torch.randn(n, factor.shape[2], generator=rng).to(mean.device)
-    x0 = torch.empty(n, mean.shape[1], device=mean.device)
-    for label in k.unique().tolist():
-        rows = (k == label).to(mean.device)
-        x0[rows] = mean[label] + z[rows] @ factor[label].T
-    last = torch.full((n,), len(schedule) - 1, device=mean.device)
-    return schedule.q_sample(x0, last, eps.to(mean.device))
+    eps = torch.randn(n, gaussians["mean"].shape[1], generator=rng).to(gaussians["mean"].device)
+    if model.recipe.start == "noise":
+        return eps
+    x0 = draw_gaussians(gaussians, n, rng)
+    last = torch.full((n,), len(model.schedule) - 1, device=x0.device)
+    return model.schedule.q_sample(x0, last, eps)
 
 
 # --- the reverse process --------------------------------------------------------------------------
@@ -235,39 +221,32 @@ def start_of_sampling(
 
 @torch.no_grad()
 def reverse_process(
-    model: Denoiser, schedule: Schedule, x: torch.Tensor, rng: torch.Generator
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Ancestral sampling from x_T (B, D) (Ho et al. algorithm 2); yields t, x_{t−1} and x̂₀.
+    model: Denoiser, x: torch.Tensor, rng: torch.Generator
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Ancestral sampling from x_T (B, D) (Ho et al. algorithm 2); yields t and x_t down to t = 0.
 
     With few steps the posterior's own variance β̃ is the one to add, not β; none at the last step.
     """
-    for t in reversed(range(len(schedule))):
+    yield len(model.schedule), x
+    for t in reversed(range(len(model.schedule))):
         x0 = model.estimate(x, torch.full((len(x),), t, device=x.device))
-        if model.skip:  # the literal recipe does not clip
+        if model.recipe.skip:  # the literal recipe does not clip
             x0 = x0.clamp(-1, 1)
-        x, variance = schedule.posterior(x0, x, t)
+        x, variance = model.schedule.posterior(x0, x, t)
         if t > 0:
-            z = torch.randn(x.shape, generator=rng).to(x.device)
-            x = x + math.sqrt(variance) * z
-        yield t, x, x0
+            x = x + math.sqrt(variance) * torch.randn(x.shape, generator=rng).to(x.device)
+        yield t, x
 
 
 def sample(
-    model: Denoiser,
-    schedule: Schedule,
-    gaussians: dict,
-    recipe: Recipe,
-    n: int,
-    shape: tuple[int, int, int],
-    seed: int,
+    model: Denoiser, gaussians: dict, n: int, shape: tuple[int, int, int], seed: int
 ) -> torch.Tensor:
     """`n` images (n, C, H, W) uint8, drawn in portions of 1,000."""
     rng = generator(seed, "samples")
     parts = []
-    for start in range(0, n, 1000):
-        x = start_of_sampling(min(1000, n - start), schedule, gaussians, recipe, rng)
-        for _, x, _ in reverse_process(model, schedule, x, rng):  # noqa: B007, B020
-            pass
+    for size in [1000] * (n // 1000) + [n % 1000] * (n % 1000 > 0):
+        x_T = start_of_sampling(model, gaussians, size, rng)
+        _, x = deque(reverse_process(model, x_T, rng), maxlen=1).pop()
         parts.append(to_uint8(x.reshape(-1, *shape)))
     return torch.cat(parts)
 
@@ -275,184 +254,138 @@ def sample(
 # --- training -------------------------------------------------------------------------------------
 
 
-@dataclass
-class Trained:
-    """A recipe with what sampling from it takes."""
-
-    recipe: Recipe
-    schedule: Schedule
-    model: Denoiser
-    gaussians: dict
-    shape: tuple[int, int, int]
-    run: Training | None = None
-
-    def sample(self, n: int, seed: int) -> torch.Tensor:
-        return sample(self.model, self.schedule, self.gaussians, self.recipe, n, self.shape, seed)
-
-
 def train(
     config: Config, data: Dataset, gaussians: dict, path: Path, folder: Path | None = None
-) -> Trained:
-    """Train `config.recipe`, or go on with --resume; a sample grid per epoch goes into `folder`."""
-    device, recipe = data.images.device, RECIPES[config.recipe]
-    schedule = linear_schedule(config.T, config.beta_start, config.beta_end, recipe.rescaled)
-    print(f"{config.recipe}: {what_the_end_means(schedule, recipe.start)}")
-    torch.manual_seed(config.seed)
-    model = Denoiser(math.prod(data.shape), schedule, recipe.skip).to(device)
-    adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    weight = loss_weight(schedule, recipe.skip, config.gamma).to(device)
+) -> Training:
+    """Train `config.recipe`, or go on with --resume; a sample grid per epoch goes into `folder`.
 
-    with Training(
-        path,
-        SCRIPT,
-        config,
-        data,
-        {"denoiser": model},
-        {"adam": adam},
-        ema="denoiser",
-        ema_decay=config.ema_decay,
-        free=("compare", "compare_epochs"),
-        label=f"DDPM, {config.recipe}",
-    ) as run:
-        run.extra = gaussians  # a checkpoint holds all that sampling needs
-        trained = Trained(recipe, schedule, run.averaged, gaussians, data.shape, run)
+    The returned run holds the averaged network, which is the one to sample from.
+    """
+    device = data.images.device
+    torch.manual_seed(config.seed)
+    model = build(plain(config), data.shape).to(device)
+    print(f"{config.recipe}: {what_the_end_means(model.schedule, model.recipe.start)}")
+    adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    weight = loss_weight(model.schedule, model.recipe.skip, config.gamma).to(device)
+    run = Training(path, SCRIPT, config, data, {"denoiser": model}, {"adam": adam}, ema="denoiser",
+                   ema_decay=config.ema_decay, free=("compare", "compare_epochs"),
+                   label=f"DDPM, {config.recipe}")  # fmt: skip
+    run.extra = gaussians  # a checkpoint holds all that sampling takes
+    with run:
         for epoch in run.epochs():
             for batch in run.batches():
                 x0 = signed(data.images[batch]).flatten(1)  # (B, D) in [-1, 1]
                 t = torch.randint(0, config.T, (len(x0),), generator=run.rng, device=device)
                 eps = torch.randn(x0.shape, generator=run.rng, device=device)
-                eps_hat = model(schedule.q_sample(x0, t, eps), t)
+                eps_hat = model(model.schedule.q_sample(x0, t, eps), t)
                 loss = noise_loss(eps_hat, eps, weight[t])
                 adam.zero_grad()
                 loss.backward()
                 adam.step()
                 run.log(loss=loss)
             if folder is not None:
-                write_grid(folder / f"epoch_{epoch:03d}.png", trained.sample(GRID, config.seed))
-    return trained
+                images = sample(run.averaged, gaussians, GRID, data.shape, config.seed)
+                write_grid(folder / f"epoch_{epoch:03d}.png", images)
+    return run
 
 
-def load(config: Config, device: torch.device) -> Trained:
-    """The recipe in the checkpoint under --output-dir, its own settings with it."""
+def train_others(config: Config, data: Dataset, gaussians: dict) -> dict[str, Training]:
+    """The recipes that `config.recipe` is compared with, each with a checkpoint of its own."""
+    others = {}
+    for name in (n for n in RECIPES if n != config.recipe):
+        path = config.output_dir / MODELS / f"compared_{name}.pth"
+        resume = config.resume and path.is_file()
+        other = replace(config, recipe=name, epochs=config.compare_epochs, resume=resume)
+        others[name] = train(other, data, gaussians, path)
+    return others
+
+
+def sample_from_checkpoint(config: Config, device: torch.device) -> torch.Tensor:
+    """Samples of the checkpoint under --output-dir, whatever settings it was trained with."""
     path = checkpoint_path(config)
     saved = load_checkpoint(path, SCRIPT, device)
-    used, shape = saved["config"], tuple(saved["dataset"]["shape"])
-    recipe = RECIPES[used["recipe"]]
-    schedule = linear_schedule(used["T"], used["beta_start"], used["beta_end"], recipe.rescaled)
-    model = Denoiser(math.prod(shape), schedule, recipe.skip).to(device)
+    shape = tuple(saved["dataset"]["shape"])
+    model = build(saved["config"], shape).to(device)
     load_weights(model, saved["ema"], path)
-    return Trained(recipe, schedule, model, saved["extra"], shape)
+    return sample(model, saved["extra"], config.num_samples, shape, config.seed)
+
+
+# --- measuring ------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def loss_per_timestep(trained: Trained, images: torch.Tensor, seed: int) -> torch.Tensor:
+def loss_per_timestep(model: Denoiser, images: torch.Tensor, seed: int) -> torch.Tensor:
     """The mean squared error of the noise at every t, (T,), on held-out images (N, C, H, W)."""
     rng = generator(seed, "loss per timestep")
     x0 = signed(images).flatten(1)
     losses = []
-    for t in range(len(trained.schedule)):
+    for t in range(len(model.schedule)):
         eps = torch.randn(x0.shape, generator=rng).to(x0.device)
         at = torch.full((len(x0),), t, device=x0.device)
-        x_t = trained.schedule.q_sample(x0, at, eps)
-        losses.append(F.mse_loss(trained.model(x_t, at), eps))
+        losses.append(F.mse_loss(model(model.schedule.q_sample(x0, at, eps), at), eps))
     return torch.stack(losses).cpu()
 
 
-# --- figures --------------------------------------------------------------------------------------
-
-
 def evaluate(
-    config: Config, data: Dataset, trained: dict[str, Trained], result: Result
+    config: Config, data: Dataset, runs: dict[str, Training], gaussians: dict, result: Result
 ) -> torch.Tensor:
     """Sample and score every trained recipe, draw the figures; returns the main one's samples."""
-    classifier = trained_classifier(data, config.output_dir, config.seed, config.quick)
-    samples = {name: t.sample(config.num_samples, config.seed) for name, t in trained.items()}
-    scores = {name: score_samples(classifier, s, data) for name, s in samples.items()}
-    main, name = config.recipe, "Fréchet distance"
-    report_samples(result, samples[main], scores[main], data)
-    for other in trained.keys() - {main}:
-        scores[other].add_to(result, prefix=f"{other}: ")
+    n, seed, main = config.num_samples, config.seed, config.recipe
+    samples = {
+        name: sample(runs[name].averaged, gaussians, n, data.shape, seed)
+        for name in RECIPES
+        if name in runs
+    }
+    scores = score_models(config, data, samples)
+    report_samples(result, samples[main], scores.get(main), data)
+    for name in (name for name in scores if name != main):
+        scores[name].add_to(result, prefix=f"{name}: ")
     if main == "corrected" and "literal" in scores:
         share = scores[main].frechet / scores["literal"].frechet
-        result.add_metric(f"{name}, share of the literal recipe's", share, scores[main].n)
-    if len(trained) > 1:
-        draw_comparison(trained, samples, scores, result)
-    draw_reverse_process(config, trained[main], result)
-    draw_losses(config, trained, data.test_images[:1000], result)
-    for path in sorted(result.folder.glob("epoch_*.png"))[: config.epochs]:
-        result.add_file(path.name, f"Samples after epoch {int(path.stem[6:])}.", featured=False)
+        result.add_metric("Fréchet distance, share of literal's", share, scores[main].n)
+    if len(runs) > 1:
+        path = result.add_file(
+            "recipes.png",
+            f"The same network to the letter ({runs['literal'].config.epochs} epochs), corrected "
+            f"({runs['corrected'].config.epochs}) and with rescaled betas "
+            f"({runs['rescaled'].config.epochs}), and their Fréchet distances, n = {n:,}.",
+        )
+        draw_comparison(path, samples, scores)
+    rng = generator(seed, "reverse process")
+    x = start_of_sampling(runs[main].averaged, gaussians, 8, rng)
+    states = reverse_process(runs[main].averaged, x, rng)
+    draw_trajectory(result, [(t, to_uint8(x.reshape(-1, *data.shape))) for t, x in states])
+    draw_losses(config, runs, data.test_images[:1000], result)
+    for epoch in range(1, config.epochs + 1):
+        result.add_file(f"epoch_{epoch:03d}.png", f"Samples after epoch {epoch}.", featured=False)
     return samples[main]
 
 
-def draw_comparison(trained: dict, samples: dict, scores: dict, result: Result) -> None:
-    """The recipes side by side: 36 samples each under the name, the epochs and the distance."""
-    pictures = {}
-    for name in (n for n in ("literal", "corrected", "rescaled") if n in trained):
-        title = f"{name}, {trained[name].run.config.epochs} epochs\ndistance {scores[name].frechet:,.0f}"
-        pictures[title] = figures.grid(samples[name][:36], columns=6)
-    path = result.add_file(
-        "recipes.png",
-        "The same network to the letter, corrected, and with rescaled betas. The distance (Fréchet, "
-        f"in the classifier's features, n = {scores[name].n:,}) has a floor of "
-        f"{scores[name].frechet_floor:.0f}.",
-    )
-    figures.side_by_side(path, pictures, height=3.6)
-
-
-def draw_reverse_process(config: Config, trained: Trained, result: Result, n: int = 8) -> None:
-    """Eight samples on their way from x_T to x_0, as a strip and as an animation."""
-    rng = generator(config.seed, "reverse process")
-    x = start_of_sampling(n, trained.schedule, trained.gaussians, trained.recipe, rng)
-    states = [(len(trained.schedule), x)]
-    states += [(t, x) for t, x, _ in reverse_process(trained.model, trained.schedule, x, rng)]
-    shown = [states[round(i)] for i in np.linspace(0, len(states) - 1, 9)]
-    columns = {
-        f"t = {t}": figures.grid(to_uint8(x.reshape(-1, *trained.shape)), columns=1, scale=1)
-        for t, x in shown
-    }
-    path = result.add_file(
-        "reverse_process.png",
-        "Eight samples from the start of sampling (left) to the image (right).",
-    )
-    figures.side_by_side(path, columns, height=5.6)
-    frames = [
-        figures.grid(to_uint8(x.reshape(-1, *trained.shape)), columns=n, scale=3) for _, x in states
-    ]
-    write_gif(result.add_file("reverse_process.gif", "The same, step by step."), frames, 0.08)
-
-
-def draw_losses(config: Config, trained: dict, images: torch.Tensor, result: Result) -> None:
+def draw_losses(config: Config, runs: dict, images: torch.Tensor, result: Result) -> None:
     """Training loss over the epochs, and the noise's error at every t on held-out images."""
     figure, axes = figures.new_figure(9, 3.4, columns=2)
-    run = trained[config.recipe].run
+    run = runs[config.recipe]
     window = max(run.steps_per_epoch // 8, 1)
     loss = figures.smooth(run.curve("loss"), window)
     epochs = (torch.arange(len(loss)) + 1) * window / run.steps_per_epoch
     figures.draw_lines(
         axes[0, 0], epochs, {"loss": loss}, "epoch", "training loss (weighted)", False
     )
-    axes[0, 0].set_yscale("log")
-    lines = {name: loss_per_timestep(t, images, config.seed) for name, t in trained.items()}
+    lines = {n: loss_per_timestep(r.averaged, images, config.seed) for n, r in runs.items()}
     figures.draw_lines(axes[0, 1], range(1, config.T + 1), lines, "t", "MSE of the noise", False)
-    axes[0, 1].set_yscale("log")
-    axes[0, 1].axhline(
-        1 - 256 / math.prod(images.shape[1:]),
-        color="#888888",
-        linewidth=1,
-        linestyle="--",
-        label="the least that 256 units allow without the skip",
-    )
+    least = 1 - 256 / math.prod(images.shape[1:])
+    axes[0, 1].axhline(least, color="#888888", linewidth=1, linestyle="--",
+                       label="the least that 256 units allow without the skip")  # fmt: skip
     axes[0, 1].legend(fontsize=8)
+    for axis in axes[0]:
+        axis.set_yscale("log")
     result.add_metric("MSE of the noise, mean over t", lines[config.recipe].mean(), len(images))
-    figures.save_figure(
-        figure,
-        result.add_file(
-            "losses.png",
-            "Left: the loss while training. Right: "
-            "the error of the estimated noise at every t; 1 is what an answer of zero "
-            "scores.",
-        ),
+    path = result.add_file(
+        "losses.png",
+        "Left: the loss while training. Right: the error of the estimated noise at every t on "
+        "held-out images; answering zero scores 1.",
     )
+    figures.save_figure(figure, path)
 
 
 # --- the run --------------------------------------------------------------------------------------
@@ -462,37 +395,21 @@ def checkpoint_path(config: Config) -> Path:
     return config.output_dir / MODELS / "fast_mlp_diffusion.pth"
 
 
-def train_others(config: Config, data: Dataset, gaussians: dict) -> dict[str, Trained]:
-    """The recipes that `config.recipe` is compared with, each with a checkpoint of its own."""
-    others = {}
-    for name in (n for n in RECIPES if n != config.recipe):
-        path = config.output_dir / MODELS / f"compared_{name}.pth"
-        other = replace(
-            config,
-            recipe=name,
-            epochs=config.compare_epochs,
-            resume=config.resume and path.is_file(),
-        )
-        others[name] = train(other, data, gaussians, path)
-    return others
-
-
 def run(config: Config) -> Result:
     """Train (or load), sample, measure; what the driver and the tests call."""
     device = prepare(config.seed, config.device)
-    config = config.quickened(epochs=2, compare_epochs=1, num_samples=500)
+    config = config.quickened(epochs=2, compare_epochs=1, clusters=10, num_samples=500)
     if config.sample_only:
-        samples = load(config, device).sample(config.num_samples, config.seed)
+        samples = sample_from_checkpoint(config, device)
         return draw_only(SCRIPT, TITLE, PICTURES, config, device, samples)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
-    clusters = min(config.clusters, len(data.images))
-    gaussians = fit_gaussians(data.images, clusters, config.seed)
+    gaussians = fit_gaussians(data.images, config.clusters, config.seed)
     path = checkpoint_path(config)
-    trained = {config.recipe: train(config, data, gaussians, path, result.folder)}
+    runs = {config.recipe: train(config, data, gaussians, path, result.folder)}
     if config.compare:
-        trained |= train_others(config, data, gaussians)
-    samples = evaluate(config, data, trained, result)
+        runs |= train_others(config, data, gaussians)
+    samples = evaluate(config, data, runs, gaussians, result)
     write_samples(config.samples_file, samples)
     return result.save()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,10 @@ FIELDS = {
 
 def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
     """Write a checkpoint with the keys of FIELDS (`format` is added here), atomically."""
+    buffer = io.BytesIO()  # torch.save onto a full disk would not raise an OSError
+    torch.save({"format": FORMAT, **contents}, buffer)
     with atomic_path(path) as temporary:
-        torch.save({"format": FORMAT, **contents}, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_checkpoint(path: Path, script: str, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -53,7 +56,7 @@ def load_checkpoint(path: Path, script: str, device: torch.device | str = "cpu")
             f"{path} is not a checkpoint of this project, or it holds more than tensors "
             "and plain values; it was not loaded."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{path} is damaged or cut short and cannot be read as a checkpoint; "
             "move it away and train again."

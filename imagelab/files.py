@@ -25,6 +25,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # the file that the user knows of
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -82,7 +82,7 @@ def test_another_seed_or_shuffle_ends_elsewhere(stripes, tmp_path):
 def test_resume_refuses_other_settings_and_other_data(stripes, tmp_path):
     path = tmp_path / "a.pth"
     fit(Config(epochs=1), stripes, path)
-    with pytest.raises(UserError, match="--lr 0.01, not 0.02"):
+    with pytest.raises(UserError, match=r"--lr 0\.01, not 0\.02"):
         fit(Config(lr=0.02, resume=True), stripes, path)
     with pytest.raises(UserError, match="stripes, not on other"):
         fit(Config(resume=True), replace(stripes, name="other"), path)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, complaint, run_script
+
+import advanced_image_processing as driver
+
+SCRIPTS = ["advanced_image_processing", "fgsm", "diffusion_demo", "gan_mnist", "mlp_diffusion"]
+
+
+def test_the_main_job(main_job):
+    folders = {
+        "adversarial_images", "classifier_models", "diffusion_images", "fake_images", "GAN_models",
+        "diffusion_samples", "diffusion_models",
+    }  # fmt: skip
+    assert folders <= {p.name for p in main_job.iterdir() if p.is_dir()}
+    job = json.loads((main_job / "results.json").read_text("utf-8"))
+    assert [row["name"] for row in job["demos"]] == list(driver.DEMOS)
+    assert {row["status"] for row in job["demos"]} == {"done"}
+    assert all(row["figure"] for row in job["demos"])
+    assert not list(main_job.rglob(".*-*"))  # no temporary file is left
+
+
+def test_the_report_is_one_self_contained_file(main_job):
+    page = (main_job / "report.html").read_text("utf-8")
+    assert len(page.encode()) < 8_000_000
+    assert "<script" not in page and not re.search(r'(?:src|href)="(?!data:|#)', page)
+    pictures = re.findall(r"<img [^>]*>", page)
+    assert len(pictures) >= 15 and all('alt="' in picture for picture in pictures)
+    assert "floor" in page and "not embedded" not in page
+
+
+def test_a_failing_demo_does_not_stop_the_others(main_job, tmp_path):
+    models = tmp_path / "classifier_models"
+    models.mkdir()
+    (models / "digits_cnn_quick.pth").write_bytes(b"damaged")
+    done = run_script("advanced_image_processing", "--quick", "--dataset", "digits",
+                      "--only", "fgsm", "diffusion_demo", "--output-dir", tmp_path, status=1)  # fmt: skip
+    table = done.stdout[done.stdout.index("demo ") :]
+    assert re.search(r"fgsm +failed .*digits_cnn_quick\.pth", table)
+    assert re.search(r"diffusion_demo +done", table)
+    assert "digits_cnn_quick.pth" in (tmp_path / "report.html").read_text("utf-8")
+    assert (models / "digits_cnn_quick.pth").read_bytes() == b"damaged"
+
+
+def test_list_and_choice(tmp_path):
+    done = run_script("advanced_image_processing", "--list", "--output-dir", tmp_path)
+    assert all(name in done.stdout for name in driver.DEMOS)
+    assert not list(tmp_path.iterdir())
+    assert "leave no demo" in complaint(
+        "advanced_image_processing", "--only", "fgsm", "--skip", "fgsm"
+    )
+    assert driver.chosen(driver.Config(skip=("fgsm", "gan_mnist"))) == [
+        "diffusion_demo",
+        "mlp_diffusion",
+    ]
+
+
+def test_ctrl_c_writes_the_report_of_what_is_there(tmp_path, monkeypatch):
+    import diffusion_demo
+    import fgsm
+
+    def stopped(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fgsm, "run", stopped)
+    monkeypatch.setattr(diffusion_demo, "run", lambda config: pytest.fail("must not start"))
+    outcome = driver.run(driver.Config(quick=True, output_dir=tmp_path, dataset="digits"))
+    with pytest.raises(KeyboardInterrupt):  # which the command line turns into exit status 130
+        outcome.print_summary()
+    assert "stopped" in (tmp_path / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_importing_a_script_is_light(script):
+    """What costs start-up time is imported where it is used; nothing runs and nothing is written."""
+    heavy = ["torchvision", "matplotlib", "sklearn", "skimage", "cv2", "torchmetrics", "tyro"]
+    code = f"import sys, {script}; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]" and done.stderr == ""
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_names_every_setting(script):
+    shown = run_script(script, "--help").stdout
+    module = __import__(script)
+    for name in module.Config.__dataclass_fields__:
+        assert "--" + name.replace("_", "-") in shown
+    run_script(script, "--sede", 1, status=2)

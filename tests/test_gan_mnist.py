@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from conftest import command, complaint, run_script
+from PIL import Image
+
+import gan_mnist as gan
+
+
+def test_networks_and_their_shapes():
+    G, D = gan.build(gan.Config(), (1, 28, 28), torch.device("cpu"))
+    images = G(torch.randn(5, 100))
+    assert images.shape == (5, 1, 28, 28) and images.abs().max() <= 1
+    assert D(images).shape == (5,) and D(images).min() > 0 and D(images).max() < 1
+    assert [tuple(p.shape) for p in G.parameters() if p.dim() == 2] == [
+        (128, 100), (256, 128), (784, 256),
+    ]  # fmt: skip
+    assert [tuple(p.shape) for p in D.parameters() if p.dim() == 2] == [
+        (256, 784), (128, 256), (1, 128),
+    ]  # fmt: skip
+
+
+def test_losses_are_the_formulas():
+    real, fake = torch.tensor([2.0, -1.0]), torch.tensor([0.5, -3.0])
+    d_real, d_fake = real.sigmoid(), fake.sigmoid()
+    expected = -(d_real.log().mean() + (1 - d_fake).log().mean()) / 2
+    assert gan.discriminator_loss(real, fake).item() == pytest.approx(expected.item(), rel=1e-5)
+    smoothed = -((0.9 * d_real.log() + 0.1 * (1 - d_real).log()).mean() + (1 - d_fake).log().mean())
+    assert gan.discriminator_loss(real, fake, 0.1).item() == pytest.approx(smoothed.item() / 2)
+    assert gan.generator_loss(fake).item() == pytest.approx(-d_fake.log().mean().item(), rel=1e-5)
+    certain = torch.tensor([-200.0])
+    assert gan.generator_loss(certain).item() == 200  # log of a rounded sigmoid would be infinite
+    assert gan.discriminator_loss(torch.zeros(2), torch.zeros(2)).item() == pytest.approx(
+        math.log(2)
+    )
+
+
+def test_the_main_job_left_what_was_promised(main_job):
+    folder = main_job / "fake_images"
+    result = json.loads((folder / "results.json").read_text("utf-8"))
+    assert (main_job / "GAN_models" / "mlp_gan.pth").is_file()
+    for entry in result["files"]:
+        assert (folder / entry["path"]).is_file(), entry
+    assert result["metrics"]["Fréchet distance"]["n"] == 500
+    assert result["metrics"]["Fréchet distance"]["floor"] > 0
+    assert result["judge"].startswith("digits CNN")
+
+
+def test_sampling_from_the_checkpoint(main_job, tmp_path):
+    before = (main_job / "fake_images" / "results.json").read_bytes()
+    run_script("gan_mnist", "--sample-only", "--num-samples", 37, "--output-dir", main_job,
+               "--samples-file", tmp_path / "s.npz")  # fmt: skip
+    images = np.load(tmp_path / "s.npz")["images"]
+    assert images.shape == (37, 28, 28) and images.dtype == np.uint8
+    assert images.std() > 10 and len(np.unique(images, axis=0)) == 37
+    assert (main_job / "fake_images" / "results.json").read_bytes() == before
+    run_script("gan_mnist", "--sample-only", "--num-samples", 37, "--output-dir", main_job,
+               "--samples-file", tmp_path / "t.npz")  # fmt: skip
+    assert np.array_equal(np.load(tmp_path / "t.npz")["images"], images)
+
+
+def test_same_seed_same_bytes_another_seed_others(main_job, tmp_path):
+    shared = ("--quick", "--dataset", "digits", "--output-dir")
+    run_script("gan_mnist", *shared, tmp_path / "a")
+    run_script("gan_mnist", *shared, tmp_path / "b", "--seed", 1)
+    first, again, other = (
+        {p.name: p.read_bytes() for p in (root / "fake_images").glob("*.[pg][ni][gf]")}
+        for root in (main_job, tmp_path / "a", tmp_path / "b")
+    )
+    first.pop("drawn.png", None)
+    assert first == again and len(first) >= 5
+    assert all(first[name] != other[name] for name in ("samples.png", "curves.png", "training.gif"))
+
+
+def test_ctrl_c_then_resume_ends_at_the_same_weights(main_job, tmp_path):
+    shared = ("--quick", "--dataset", "digits", "--output-dir", tmp_path)
+    process = subprocess.Popen(command("gan_mnist", *shared), stderr=subprocess.PIPE, text=True,
+                               stdout=subprocess.DEVNULL, encoding="utf-8")  # fmt: skip
+    shown = ""
+    while "step 50:" not in shown:  # in the middle of the first epoch
+        shown += process.stderr.read(1)
+    process.send_signal(signal.SIGINT)
+    shown += process.stderr.read()
+    assert process.wait() == 130 and "--resume goes on" in shown and "Traceback" not in shown
+    half = torch.load(tmp_path / "GAN_models/mlp_gan.pth", weights_only=True)
+    assert 50 <= half["step"] + half["epoch"] * 93 < 186
+    run_script("gan_mnist", *shared, "--resume")
+    whole, resumed = (
+        torch.load(root / "GAN_models/mlp_gan.pth", weights_only=True)
+        for root in (main_job, tmp_path)
+    )
+    for network in ("generator", "discriminator"):
+        for name, value in whole["model"][network].items():
+            assert torch.equal(value, resumed["model"][network][name]), name
+
+
+def test_damaged_checkpoints_are_told_and_kept(main_job, tmp_path):
+    path = tmp_path / "GAN_models" / "mlp_gan.pth"
+    path.parent.mkdir()
+    shared = ("--sample-only", "--output-dir", tmp_path)
+    assert "There is no checkpoint" in complaint("gan_mnist", *shared)
+    whole = (main_job / "GAN_models" / "mlp_gan.pth").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "damaged" in complaint("gan_mnist", *shared)
+    assert len(path.read_bytes()) == len(whole) // 2
+    path.write_bytes((main_job / "diffusion_models/fast_mlp_diffusion.pth").read_bytes())
+    assert "written by 'mlp_diffusion'" in complaint("gan_mnist", *shared)
+
+
+def test_your_own_folder_of_pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    for kind, offset in (("light", 120), ("dark", 0)):
+        (tmp_path / "own" / kind).mkdir(parents=True)
+        for i in range(20):
+            array = rng.integers(0, 100, (40, 30, 3)) + offset
+            Image.fromarray(array.astype(np.uint8)).save(tmp_path / "own" / kind / f"{i}.png")
+    done = run_script("gan_mnist", "--epochs", 1, "--dataset", f"folder:{tmp_path / 'own'}",
+                      "--output-dir", tmp_path, "--samples-file", tmp_path / "s.npz")  # fmt: skip
+    assert "not scored" in done.stdout
+    assert np.load(tmp_path / "s.npz")["images"].shape == (2000, 32, 32, 3)
+
+
+def test_wrong_input(tmp_path):
+    shared = ("--quick", "--dataset", "digits", "--output-dir", tmp_path)
+    assert "--epochs" in complaint("gan_mnist", *shared, "--epochs", 0)
+    assert "--lr" in complaint("gan_mnist", *shared, "--lr", "nan")
+    assert ".npz" in complaint("gan_mnist", *shared, "--samples-file", "a.png")
+    assert "choose one" in complaint("gan_mnist", *shared, "--resume", "--sample-only")
