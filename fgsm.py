@@ -4,7 +4,7 @@ First half: Gaussian noise is added to a photograph and measured. Second half: a
 digits almost without error is shown random noise, which hardly moves it, and then a perturbation of
 the same size along the sign of its own gradient, x + ε·sign(∇ₓL), which fools it.
 
-    python fgsm.py                                      # under a minute on two CPU cores
+    python fgsm.py                                      # half a minute on two CPU cores
     python fgsm.py --image photo.jpg --noise-sigma 50   # noise on your picture
     python fgsm.py --image seven.png                    # a digit: it is attacked as well
     python fgsm.py --targeted 3                         # drive every digit towards a 3
@@ -247,7 +247,7 @@ def attack_half(config: Config, data: Dataset, result: Result) -> None:
     result.add_metric("clean accuracy", all_test, len(data.test_images), better="higher")
 
     curves = accuracy_curves(model, images, labels, target, config.seed)
-    rows = [[e, *(curve[i] for curve in curves.values())] for i, e in enumerate(EPSILONS)]
+    rows = [[f"{e:g}", *(curve[i] for curve in curves.values())] for i, e in enumerate(EPSILONS)]
     result.add_table(f"Accuracy against ε, n = {n:,} held-out images", ["ε", *curves], rows)
     for name, curve in curves.items():
         result.add_metric(f"accuracy, {name}, ε = 0.3", curve[-1], n)

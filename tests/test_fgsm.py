@@ -101,7 +101,7 @@ def test_the_lesson(main_job):
     """Noise of the same size is harmless, the attack is not; ε = 0 is the clean accuracy."""
     result = json.loads((main_job / "adversarial_images/results.json").read_text("utf-8"))
     rows = result["tables"][0]["rows"]
-    assert rows[0][0] == 0 and rows[0][1] == rows[0][2] == rows[0][3]
+    assert rows[0][0] == "0" and rows[0][1] == rows[0][2] == rows[0][3]
     assert rows[-1][3] < 0.3 < 0.7 < min(rows[-1][1:3])
     for name in ("noise_side_by_side.png", "accuracy.png", "gallery.png", "noisy.png"):
         assert Image.open(main_job / "adversarial_images" / name).size[0] > 200
