@@ -2,7 +2,8 @@
 
 First half: Gaussian noise is added to a photograph and measured. Second half: a classifier that reads
 digits almost without error is shown random noise, which hardly moves it, and then a perturbation of
-the same size along the sign of its own gradient, x + ε·sign(∇ₓL), which fools it.
+the same size along the sign of its own gradient, x + ε·sign(∇ₓL), which fools it; forty smaller steps
+(PGD, Madry et al. 2017) fool it completely.
 
     python fgsm.py                                      # half a minute on two CPU cores
     python fgsm.py --image photo.jpg --noise-sigma 50   # noise on your picture
@@ -16,16 +17,18 @@ eval mode. ε = 0 gives exactly the clean accuracy. The README states the figure
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from imagelab import figures
+from imagelab.attacks import fgsm, gaussian_noise, pgd, sign_noise
 from imagelab.classifier import accuracy, predict, trained_classifier
 from imagelab.datasets import Dataset, load_for, unit
 from imagelab.pictures import fit_to_frame, open_picture, read_grey, write_png
@@ -57,6 +60,8 @@ class Config(Settings):
     """Where downloaded data sets lie."""
     num_images: Count = 2000
     """Held-out images to attack."""
+    pgd_images: Count = 400
+    """Of these, images to attack with PGD as well, which costs forty gradients each."""
     targeted: int | None = None
     """Drive the images towards this class instead of away from their own."""
     victim: Literal["cnn", "resnet18"] = "cnn"
@@ -110,53 +115,14 @@ def noise_half(config: Config, result: Result) -> None:
 # --- second half: the attack ----------------------------------------------------------------------
 
 
-def fgsm(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    epsilon: float,
-    targeted: bool = False,
-) -> torch.Tensor:
-    """The fast gradient sign method (Goodfellow et al. 2015, section 4): x + ε·sign(∇ₓL), in [0, 1].
-
-    images (B, C, H, W) in [0, 1], labels (B,). With `targeted`, `labels` are the classes to reach
-    and the step goes down the loss instead of up.
-    """
-    gradient = input_gradient(model, images, labels)
-    step = -epsilon if targeted else epsilon
-    return (images + step * gradient.sign()).clamp(0, 1)
-
-
-def input_gradient(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """∇ₓ of the cross-entropy at `images` (B, C, H, W), computed 250 images at a time."""
-    gradients = []
-    for x, y in zip(images.split(250), labels.split(250), strict=True):
-        x = x.detach().clone().requires_grad_(True)
-        loss = F.cross_entropy(model(x), y, reduction="sum")
-        gradients.append(torch.autograd.grad(loss, x)[0])
-    return torch.cat(gradients)
-
-
-def sign_noise(images: torch.Tensor, epsilon: float, rng: torch.Generator) -> torch.Tensor:
-    """±ε at random in every pixel: as large as the attack in every norm, without its direction."""
-    signs = torch.randint(0, 2, images.shape, generator=rng) * 2 - 1
-    return (images + epsilon * signs.to(images.device)).clamp(0, 1)
-
-
-def gaussian_noise(images: torch.Tensor, epsilon: float, rng: torch.Generator) -> torch.Tensor:
-    """Gaussian noise with σ = ε: as large as the attack in the Euclidean norm, on average."""
-    noise = torch.randn(images.shape, generator=rng).to(images.device)
-    return (images + epsilon * noise).clamp(0, 1)
-
-
 def accuracy_curves(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, targeted: int | None, seed: int
 ) -> dict[str, list[float]]:
     """Accuracy at each of EPSILONS under random signs, Gaussian noise and FGSM."""
+    aim = labels if targeted is None else torch.full_like(labels, targeted)
     curves = {"random sign noise": [], "Gaussian noise": [], "FGSM": []}
     for epsilon in EPSILONS:
         rng = generator(seed, "noise of the curve")
-        aim = labels if targeted is None else torch.full_like(labels, targeted)
         shown = (
             sign_noise(images, epsilon, rng),
             gaussian_noise(images, epsilon, rng),
@@ -165,6 +131,28 @@ def accuracy_curves(
         for curve, changed in zip(curves.values(), shown, strict=True):
             curve.append(accuracy(model, changed, labels))
     return curves
+
+
+def pgd_curve(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, targeted: int | None, seed: int
+) -> list[float]:
+    """Accuracy at each of EPSILONS under PGD of 40 steps.
+
+    An image that is fooled within ε is fooled within any larger ball, so only those that still
+    stand are attacked again.
+    """
+    aim = labels if targeted is None else torch.full_like(labels, targeted)
+    rng = generator(seed, "starts of the curve")
+    stands, curve = torch.ones_like(labels, dtype=torch.bool), []
+    for epsilon in EPSILONS:
+        rows = stands.nonzero().flatten()
+        if len(rows):
+            changed = pgd(
+                model, images[rows], aim[rows], epsilon, rng, targeted=targeted is not None
+            )
+            stands[rows] = predict(model, changed).argmax(dim=1) == labels[rows]
+        curve.append(stands.float().mean().item())
+    return curve
 
 
 @dataclass
@@ -186,12 +174,13 @@ def smallest_fooling(
     classes: tuple[str, ...],
     target: int | None,
     epsilons: list[float],
+    attack: Callable[..., torch.Tensor] = fgsm,
 ) -> Fooled | None:
     """The attack on one image (C, H, W) in [0, 1] at the smallest ε that fools; None if none does."""
     aim = torch.tensor([label if target is None else target], device=image.device)
     x = image[None]
     for epsilon in epsilons:
-        changed = fgsm(model, x, aim, epsilon, target is not None)
+        changed = attack(model, x, aim, epsilon, targeted=target is not None)
         before, after = (
             probabilities[0] for probabilities in predict(model, torch.cat([x, changed])).split(1)
         )
@@ -246,11 +235,15 @@ def attack_half(config: Config, data: Dataset, result: Result) -> None:
     all_test = accuracy(model, data.test_images, data.test_labels)
     result.add_metric("clean accuracy", all_test, len(data.test_images), better="higher")
 
+    few = min(config.pgd_images, n)
+    sizes = {"random sign noise": n, "Gaussian noise": n, "FGSM": n, "PGD-40": few}
     curves = accuracy_curves(model, images, labels, target, config.seed)
+    curves["PGD-40"] = pgd_curve(model, images[:few], labels[:few], target, config.seed)
     rows = [[f"{e:g}", *(curve[i] for curve in curves.values())] for i, e in enumerate(EPSILONS)]
-    result.add_table(f"Accuracy against ε, n = {n:,} held-out images", ["ε", *curves], rows)
+    columns = [f"{name} (n = {sizes[name]:,})" for name in curves]
+    result.add_table("Accuracy against ε on held-out images", ["ε", *columns], rows)
     for name, curve in curves.items():
-        result.add_metric(f"accuracy, {name}, ε = 0.3", curve[-1], n)
+        result.add_metric(f"accuracy, {name}, ε = 0.3", curve[-1], sizes[name])
     figure, axes = figures.new_figure(6.5, 3.8)
     figures.draw_lines(axes[0, 0], EPSILONS, curves, "ε (of the range 0 to 1)", "accuracy")
     axes[0, 0].set_ylim(0, 1.02)
@@ -260,27 +253,42 @@ def attack_half(config: Config, data: Dataset, result: Result) -> None:
         figure,
         result.add_file(
             "accuracy.png",
-            f"Noise of the same size is harmless, one gradient step is not (n = {n:,}).",
+            "Noise of the same size is harmless, one gradient step is not, forty leave nothing "
+            f"(n = {n:,}, PGD {few:,}).",
         ),
     )
 
-    fooled = []
-    read = predict(model, images[:500]).argmax(dim=1)
-    for label in range(len(data.classes)):
-        for i in ((labels[:500] == label) & (read == label)).nonzero().flatten().tolist()[:20]:
-            item = smallest_fooling(model, images[i], label, data.classes, target, EPSILONS[1:])
-            if item is not None and label != target:
+    rng = generator(config.seed, "starts of the gallery")
+    attacks = {
+        "gallery.png": ("FGSM: one gradient step", fgsm),
+        "gallery_pgd.png": ("PGD-40: forty smaller steps", partial(pgd, rng=rng)),
+    }
+    for name, (what, attack) in attacks.items():
+        fooled = fooled_examples(model, data, images[:500], labels[:500], target, attack)
+        if fooled:
+            path = result.add_file(name, f"{what}, at the smallest ε that fools the network.")
+            draw_gallery(path, fooled)
+
+
+def fooled_examples(
+    model: nn.Module,
+    data: Dataset,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    target: int | None,
+    attack: Callable[..., torch.Tensor],
+) -> list[Fooled]:
+    """The first image of each of up to six classes that is read rightly and can be fooled."""
+    read, fooled = predict(model, images).argmax(dim=1), []
+    for label in (label for label in range(len(data.classes)) if label != target):
+        for i in ((labels == label) & (read == label)).nonzero().flatten().tolist()[:10]:
+            item = smallest_fooling(
+                model, images[i], label, data.classes, target, EPSILONS[1:], attack
+            )
+            if item is not None:
                 fooled.append(item)
                 break
-        if len(fooled) == 6:
-            break
-    if fooled:
-        draw_gallery(
-            result.add_file(
-                "gallery.png", "One image per class, at the smallest ε that fools the network."
-            ),
-            fooled,
-        )
+    return fooled[:6]
 
 
 # --- your own picture -----------------------------------------------------------------------------
@@ -330,7 +338,7 @@ def report_own(result: Result, item: Fooled | None, name: str, largest: float) -
 def run(config: Config) -> Result:
     """Both halves; what the driver and the tests call."""
     device = prepare(config.seed, config.device)
-    config = config.quickened(num_images=500)
+    config = config.quickened(num_images=500, pgd_images=100)
     if config.victim == "resnet18" and config.image is None:
         raise UserError("--victim resnet18 needs a photograph: --image PATH.")
     data = load_for(config, device)
@@ -338,7 +346,7 @@ def run(config: Config) -> Result:
         SCRIPT,
         "FGSM: noise against an attack",
         "Random noise hardly moves a classifier; noise of the same size along its own gradient's "
-        "sign fools it. The picture looks the same to a person either way.",
+        "sign fools it, and forty smaller steps fool it completely. A person reads the digit either way.",
         config,
         PICTURES,
         device,

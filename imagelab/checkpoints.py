@@ -56,7 +56,7 @@ def load_checkpoint(path: Path, script: str, device: torch.device | str = "cpu")
             f"{path} is not a checkpoint of this project, or it holds more than tensors "
             "and plain values; it was not loaded."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever torch makes of bytes that are no checkpoint
         raise UserError(
             f"{path} is damaged or cut short and cannot be read as a checkpoint; "
             "move it away and train again."

@@ -299,10 +299,11 @@ def _cifar10(data_dir: Path) -> Dataset:
 
     folder = data_dir / datasets.CIFAR10.base_folder
     batches, tests = datasets.CIFAR10.train_list, datasets.CIFAR10.test_list
-    for file, md5 in [*batches, *tests]:
+    needed = [*tests, (datasets.CIFAR10.meta["filename"], datasets.CIFAR10.meta["md5"])]
+    for file, md5 in [*batches, *needed]:
         _verify(folder / file, md5)
     present = [(file, md5) for file, md5 in batches if (folder / file).is_file()]
-    if not present or not all((folder / file).is_file() for file, _ in tests):
+    if not present or not all((folder / file).is_file() for file, _ in needed):
         by_hand = (
             f"To place it by hand, unpack {datasets.CIFAR10.filename} (md5 "
             f"{datasets.CIFAR10.tgz_md5}) into {data_dir}/"

@@ -24,12 +24,14 @@ def fit_gaussians(images: torch.Tensor, clusters: int, seed: int, rank: int = 32
     k_means.fit(x[:: max(len(x) // 8000, 1)].cpu().numpy())
     group = torch.from_numpy(k_means.predict(x.cpu().numpy())).to(x.device)
     means, factors, shares = [], [], []
-    for k in group.unique().tolist():
-        members = x[group == k]
-        _, s, v = torch.pca_lowrank(members, q=min(rank, *members.shape))
-        means.append(members.mean(dim=0))
-        factors.append(F.pad(v * s / math.sqrt(max(len(members) - 1, 1)), (0, rank - len(s))))
-        shares.append(len(members) / len(x))
+    with torch.random.fork_rng(devices=[]):  # pca_lowrank draws from the global generator
+        torch.manual_seed(seed)
+        for k in group.unique().tolist():
+            members = x[group == k]
+            _, s, v = torch.pca_lowrank(members, q=min(rank, *members.shape))
+            means.append(members.mean(dim=0))
+            factors.append(F.pad(v * s / math.sqrt(max(len(members) - 1, 1)), (0, rank - len(s))))
+            shares.append(len(members) / len(x))
     return {
         "mean": torch.stack(means),
         "factor": torch.stack(factors),

@@ -35,9 +35,12 @@ def open_picture(path: Path):
                 f"{path} is {picture.width}×{picture.height} pixels; both sides must lie "
                 f"between {MIN_SIDE} and {MAX_SIDE:,}."
             )
+        is_png = picture.format == "PNG"  # some Pillow releases open 16 bits as mode I
         picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith(("I", "F")):  # 16-bit and floating-point greys
-            return Image.fromarray(_to_8_bit(np.asarray(picture, dtype=np.float64), path))
+            sixteen_bit = picture.mode.startswith("I;16") or is_png
+            values = np.asarray(picture, dtype=np.float64)
+            return Image.fromarray(_to_8_bit(values, path, sixteen_bit))
         if "A" in picture.getbands() or "transparency" in picture.info:
             picture = picture.convert("RGBA")
             white = Image.new("RGBA", picture.size, "white")
@@ -52,11 +55,13 @@ def open_picture(path: Path):
         raise UserError(f"{path} is damaged and cannot be read ({error}).") from error
 
 
-def _to_8_bit(values: np.ndarray, path: Path) -> np.ndarray:
+def _to_8_bit(values: np.ndarray, path: Path, sixteen_bit: bool) -> np.ndarray:
     if not np.isfinite(values).all():
         raise UserError(f"{path} holds values that are no numbers (NaN or infinity).")
     high = values.max()
-    full_scale = 1.0 if high <= 1 else 255.0 if high <= 255 else 65_535.0
+    full_scale = 65_535.0
+    if not sixteen_bit and high <= 255:  # floating point does not say what its white is
+        full_scale = 1.0 if high <= 1 else 255.0
     return np.clip(values / full_scale * 255, 0, 255).round().astype(np.uint8)
 
 

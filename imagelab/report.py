@@ -16,7 +16,7 @@ MAX_BYTES = 7_500_000  # of embedded pictures, as base64
 
 
 def write_report(path: Path, root: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """Write the page. `rows` are the driver's table: name, status, seconds, error, folder (or None).
+    """Write the page. `rows` are the driver's table: name, status, seconds, error, folder.
 
     A demo without results is shown with its error only. Pictures are embedded as PNG or GIF, in
     the order of the demos; those that no longer fit into the limit are named with their path.
@@ -27,8 +27,8 @@ def write_report(path: Path, root: Path, rows: list[dict[str, Any]], facts: dict
     demos = []
     for row in rows:
         demo = {**row, "anchor": row["name"].replace("_", "-"), "result": None}
-        source = root / row["folder"] / "results.json"
-        if row["status"] != "failed" and row["status"] != "skipped" and source.is_file():
+        source = root / (row["folder"] or "") / "results.json"
+        if row["folder"] and row["status"] == "done" and source.is_file():
             demo["result"] = json.loads(source.read_text(encoding="utf-8"))
             for entry in demo["result"]["files"]:
                 if entry["featured"]:

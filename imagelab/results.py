@@ -103,6 +103,8 @@ def start_result(
 
 def metric_text(metric: dict[str, Any]) -> str:
     """A metric as people read it: '0.964', '31.2 dB', '152 (floor 40.1, lower is better)'."""
+    if metric["value"] is None:  # not a number, in JSON
+        return "not defined"
     text = f"{number(metric['value'])} {metric['unit']}".strip()
     notes = [f"floor {number(metric['floor'])}"] if metric["floor"] is not None else []
     notes += [f"{metric['better']} is better"] if metric["better"] else []
@@ -113,7 +115,7 @@ def number(value: Any) -> str:
     """Three significant digits for floats, thousands separated for whole numbers, others as is."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    if isinstance(value, int) or (math.isfinite(value) and abs(value) >= 1000):
+    if isinstance(value, int) or (math.isfinite(value) and abs(value) >= 999.5):
         return f"{value:,.0f}"
     return f"{value:#.3g}".rstrip(".") if value else "0"
 

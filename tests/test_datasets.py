@@ -1,0 +1,402 @@
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import http.server
+import pickle
+import struct
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision.datasets import CIFAR10, MNIST
+
+from imagelab import datasets
+from imagelab.datasets import Dataset, batch_indices, load_dataset, signed, to_uint8, unit
+from imagelab.runtime import UserError
+
+
+def rows(images: torch.Tensor) -> list[bytes]:
+    return [image.tobytes() for image in images.contiguous().numpy()]
+
+
+def border(images: torch.Tensor) -> torch.Tensor:
+    """The four outer pixels on each side, (N, ...)."""
+    inner = F.pad(torch.zeros(20, 20, dtype=torch.bool), (4, 4, 4, 4), value=True)
+    return images[:, 0, inner]
+
+
+# --- embedded data --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load_dataset("digits", Path("nowhere"))
+
+
+@pytest.fixture(scope="module")
+def textures() -> Dataset:
+    return load_dataset("textures", Path("nowhere"))
+
+
+def test_digits_sizes(digits):
+    assert digits.images.shape == (56_000, 1, 28, 28) and digits.images.dtype == torch.uint8
+    assert digits.test_images.shape == (3970, 1, 28, 28) and digits.test_images.dtype == torch.uint8
+    assert digits.shape == (1, 28, 28) and digits.classes == tuple("0123456789")
+    assert digits.labels.dtype == digits.test_labels.dtype == torch.int64
+    facts = digits.describe()
+    assert (facts["train"], facts["test"], facts["classes"]) == (56_000, 3970, 10)
+
+
+def test_the_first_digits_are_the_plain_scans(digits):
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    plain = torch.cat([digits.images[:1400], digits.test_images[:397]])
+    assert not border(plain).any()
+    assert border(digits.images[1400:]).any() and border(digits.test_images[397:]).any()
+    small = F.adaptive_avg_pool2d(plain.float()[:, :, 4:-4, 4:-4], 8).flatten(1)
+    original = torch.from_numpy(scans.images).float().flatten(1)
+    match = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(small, original, strict=True)]
+    assert min(match) > 0.9
+    assert digits.labels[:1400].tolist() == scans.target[:1400].tolist()
+    assert digits.test_labels[:397].tolist() == scans.target[1400:].tolist()
+
+
+def test_variations_differ_and_keep_their_label(digits):
+    copies = digits.images.view(40, 1400, 1, 28, 28)
+    for k in range(1, 40):
+        same = (copies[k] == copies[0]).flatten(1).all(dim=1)
+        assert not same.any()
+    assert (digits.labels.view(40, 1400) == digits.labels[:1400]).all()
+    assert (digits.test_labels.view(10, 397) == digits.test_labels[:397]).all()
+    near = F.cosine_similarity(copies[1].float().flatten(1), copies[0].float().flatten(1))
+    far = F.cosine_similarity(copies[1].float().flatten(1), copies[0].roll(1, 0).float().flatten(1))
+    assert near.median() > 0.7 > far.median()
+
+
+def test_no_held_out_digit_is_a_training_image(digits):
+    assert not set(rows(digits.test_images)) & set(rows(digits.images))
+
+
+def test_digits_do_not_depend_on_the_global_seed(digits):
+    datasets._digits.cache_clear()
+    torch.manual_seed(12345)
+    again = load_dataset("digits", Path("nowhere"))
+    assert again is not digits
+    for name in ("images", "labels", "test_images", "test_labels"):
+        assert torch.equal(getattr(again, name), getattr(digits, name))
+
+
+def test_textures_sizes(textures):
+    assert textures.shape == (3, 32, 32) and len(textures.classes) == 10
+    assert textures.images.dtype == textures.test_images.dtype == torch.uint8
+    for labels in (textures.labels, textures.test_labels):
+        assert sorted(set(labels.tolist())) == list(range(10))
+
+
+def test_held_out_textures_are_from_the_right_hand_quarter(textures):
+    import skimage.data
+
+    for label, name in enumerate(textures.classes):
+        picture = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
+        picture.thumbnail((256, 256), Image.Resampling.LANCZOS)
+        pixels = np.asarray(picture).transpose(2, 0, 1)
+        border = picture.width * 3 // 4
+        left, right = set(), set()
+        for y in range(0, picture.height - 31, 8):
+            for x in range(0, border - 31, 8):
+                left.add(pixels[:, y : y + 32, x : x + 32].tobytes())
+            for x in range(border, picture.width - 31, 8):
+                right.add(pixels[:, y : y + 32, x : x + 32].tobytes())
+        assert set(rows(textures.images[textures.labels == label])) == left
+        assert set(rows(textures.test_images[textures.test_labels == label])) == right
+
+
+def test_a_part_for_quick_runs_is_spread_over_the_training_images(digits):
+    part = digits.shortened(train=5, test=3)
+    chosen = [0, 13_999, 27_999, 41_999, 55_999]
+    assert torch.equal(part.images, digits.images[chosen])
+    assert torch.equal(part.labels, digits.labels[chosen])
+    assert torch.equal(part.test_images, digits.test_images[:3])
+    assert len(digits.shortened(train=10**6, test=10**6).images) == 56_000
+
+
+# --- values and order -----------------------------------------------------------------------------
+
+
+def test_all_256_values_survive_the_way_to_floats_and_back():
+    values = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(signed(values)), values)
+    assert torch.equal(to_uint8(unit(values) * 2 - 1), values)
+    assert torch.equal(unit(values), torch.arange(256) / 255)
+    assert signed(values)[[0, 255]].tolist() == [-1, 1]
+    assert torch.equal(values, torch.arange(256, dtype=torch.uint8))
+
+
+def test_floats_outside_the_range_are_clipped_and_not_written_to():
+    x = torch.tensor([-3.0, 3.0, 0.999, -0.999])
+    kept = x.clone()
+    assert to_uint8(x).tolist() == [0, 255, 255, 0]
+    assert torch.equal(x, kept)
+
+
+def test_an_epoch_is_a_permutation():
+    batches = batch_indices(100, 10, seed=0, epoch=1)
+    assert [len(b) for b in batches] == [10] * 10
+    order = torch.cat(batches)
+    assert order.sort().values.tolist() == list(range(100)) != order.tolist()
+
+
+def test_the_order_is_that_of_seed_and_epoch():
+    torch.manual_seed(1)
+    first = torch.cat(batch_indices(100, 10, seed=0, epoch=1))
+    torch.manual_seed(2)
+    assert torch.equal(first, torch.cat(batch_indices(100, 10, seed=0, epoch=1)))
+    assert not torch.equal(first, torch.cat(batch_indices(100, 10, seed=0, epoch=2)))
+    assert not torch.equal(first, torch.cat(batch_indices(100, 10, seed=1, epoch=1)))
+
+
+@pytest.mark.parametrize(
+    ("n", "sizes"), [(105, [10] * 10), (109, [10] * 10), (5, [5]), (10, [10]), (19, [10])]
+)
+def test_only_a_sole_incomplete_batch_is_kept(n, sizes):
+    batches = batch_indices(n, 10, seed=0, epoch=1)
+    assert [len(b) for b in batches] == sizes
+    assert len(set(torch.cat(batches).tolist())) == sum(sizes)
+
+
+# --- files under --data-dir -----------------------------------------------------------------------
+
+
+def idx(values: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
+
+
+def tiny_mnist() -> dict[str, bytes]:
+    rng = np.random.default_rng(0)
+    contents = {}
+    for part, n in (("train", 12), ("t10k", 5)):
+        images = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        contents[f"{part}-images-idx3-ubyte"] = idx(images)
+        contents[f"{part}-labels-idx1-ubyte"] = idx(np.arange(n, dtype=np.uint8) % 10)
+    return contents
+
+
+def md5(data: bytes) -> str:
+    return hashlib.md5(data).hexdigest()
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if not p.is_dir()}
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar.tar.gz")
+
+
+@pytest.fixture
+def mirror(offline, tmp_path, monkeypatch):
+    """A tiny MNIST on a server of this machine; yields the served folder."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    contents = tiny_mnist()
+    packed = {f"{name}.gz": gzip.compress(data, mtime=0) for name, data in contents.items()}
+    for name, data in packed.items():
+        (folder / name).write_bytes(data)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Quiet, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    monkeypatch.setattr(MNIST, "resources", [(name, md5(data)) for name, data in packed.items()])
+    monkeypatch.setitem(datasets.IDX_MD5, "mnist", {n: md5(d) for n, d in contents.items()})
+    yield folder
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_unknown_name(tmp_path):
+    with pytest.raises(UserError, match=r"'letters'.*digits.*folder:PATH"):
+        load_dataset("letters", tmp_path)
+
+
+def test_auto_is_the_embedded_digits_where_there_are_no_files(tmp_path, capsys):
+    assert load_dataset("auto", tmp_path).name == "digits"
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and "digits" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["mnist", "auto"])
+def test_a_corrupt_file_is_told_and_left_alone(tmp_path, offline, name):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file, data in tiny_mnist().items():
+        (raw / file).write_bytes(data)
+    before = everything(tmp_path)
+    with pytest.raises(UserError, match="corrupt"):
+        load_dataset(name, tmp_path)
+    assert everything(tmp_path) == before
+
+
+def test_a_corrupt_archive_is_told_and_left_alone(tmp_path, offline):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"something else"))
+    before = everything(tmp_path)
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz is corrupt"):
+        load_dataset("mnist", tmp_path)
+    assert everything(tmp_path) == before
+
+
+def test_without_network_the_way_by_hand_is_told(tmp_path, offline):
+    data_dir = tmp_path / "data"
+    with pytest.raises(UserError) as error:
+        load_dataset("mnist", data_dir)
+    for file, checksum in MNIST.resources:
+        assert file in str(error.value) and checksum in str(error.value)
+    assert "--dataset digits" in str(error.value) and "\n" not in str(error.value)
+    assert list(data_dir.iterdir()) == []
+
+
+def test_a_download_is_verified_loaded_and_kept(tmp_path, mirror, offline_again, capsys):
+    data_dir = tmp_path / "data"
+    data = load_dataset("mnist", data_dir)
+    assert "downloading" in capsys.readouterr().out
+    contents = tiny_mnist()
+    assert data.images.numpy().tobytes() == contents["train-images-idx3-ubyte"][16:]
+    assert data.test_images.numpy().tobytes() == contents["t10k-images-idx3-ubyte"][16:]
+    assert data.images.shape == (12, 1, 28, 28) and data.images.dtype == torch.uint8
+    assert data.labels.tolist() == [*range(10), 0, 1] and data.test_labels.tolist() == [*range(5)]
+    assert everything(data_dir) == {f"MNIST/raw/{name}": d for name, d in contents.items()}
+    offline_again()
+    again = load_dataset("auto", data_dir)
+    assert again.name == "mnist" and torch.equal(again.images, data.images)
+
+
+@pytest.fixture
+def offline_again(monkeypatch):
+    return lambda: monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
+
+
+def test_archives_placed_by_hand_spare_their_download(tmp_path, mirror, offline_again):
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for archive in mirror.iterdir():
+        (raw / archive.name).write_bytes(archive.read_bytes())
+    offline_again()
+    assert len(load_dataset("mnist", tmp_path / "data").images) == 12
+
+
+def test_a_broken_download_leaves_nothing_behind(tmp_path, mirror):
+    archive = mirror / "t10k-images-idx3-ubyte.gz"
+    archive.write_bytes(archive.read_bytes()[:-20])
+    data_dir = tmp_path / "data"
+    with pytest.raises(UserError, match="could not be downloaded"):
+        load_dataset("mnist", data_dir)
+    assert everything(data_dir) == {}
+
+
+@pytest.fixture
+def tiny_cifar(tmp_path, offline, monkeypatch) -> Path:
+    """One of the five training batches, the test batch and the names of the classes."""
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+
+    def write(name: str, contents: dict) -> str:
+        (folder / name).write_bytes(pickle.dumps(contents))
+        return md5((folder / name).read_bytes())
+
+    def batch(n: int) -> dict:
+        return {"data": rng.integers(0, 256, (n, 3072), dtype=np.uint8), "labels": [*range(n)]}
+
+    first = ["data_batch_1", write("data_batch_1", batch(6))]
+    test = ["test_batch", write("test_batch", batch(4))]
+    meta = write("batches.meta", {"label_names": [f"class {i}" for i in range(10)]})
+    monkeypatch.setattr(CIFAR10, "train_list", [first, *CIFAR10.train_list[1:]])
+    monkeypatch.setattr(CIFAR10, "test_list", [test])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": meta})
+    return folder
+
+
+def test_some_of_the_cifar_batches_will_do(tiny_cifar, capsys):
+    data = load_dataset("cifar10", tiny_cifar.parent)
+    assert "1 of 5" in capsys.readouterr().out
+    assert data.images.shape == (6, 3, 32, 32) and data.test_images.shape == (4, 3, 32, 32)
+    first = pickle.loads((tiny_cifar / "data_batch_1").read_bytes())["data"]
+    assert data.images.numpy().reshape(6, -1).tolist() == first.tolist()
+    assert data.labels.tolist() == [*range(6)]
+
+
+def test_a_corrupt_cifar_batch_is_told_and_left_alone(tiny_cifar):
+    (tiny_cifar / "data_batch_1").write_bytes(b"half")
+    before = everything(tiny_cifar)
+    with pytest.raises(UserError, match="data_batch_1 is corrupt"):
+        load_dataset("cifar10", tiny_cifar.parent)
+    assert everything(tiny_cifar) == before
+
+
+@pytest.mark.parametrize("missing", ["data_batch_1", "test_batch", "batches.meta"])
+def test_an_incomplete_cifar_without_network(tiny_cifar, missing):
+    (tiny_cifar / missing).unlink()
+    with pytest.raises(UserError):
+        load_dataset("cifar10", tiny_cifar.parent)
+    assert not list(tiny_cifar.parent.glob(".download*"))
+
+
+# --- the user's own pictures ----------------------------------------------------------------------
+
+
+def write_pictures(root: Path, n: int) -> None:
+    """`n` pictures in each of the folders blue and red, in that colour."""
+    for colour in ("blue", "red"):
+        (root / colour).mkdir(parents=True)
+        for i in range(n):
+            Image.new("RGB", (40, 20 + i), colour).save(root / colour / f"{i:02}.png")
+
+
+def test_subfolders_are_classes_and_every_tenth_picture_is_held_out(tmp_path):
+    write_pictures(tmp_path, 10)
+    data = load_dataset(f"folder:{tmp_path}", Path("nowhere"), image_size=16)
+    assert data.classes == ("blue", "red") and data.shape == (3, 16, 16)
+    assert data.labels.tolist() == [0] * 9 + [1] * 9 and data.test_labels.tolist() == [0, 1]
+    colours = torch.tensor([[0, 0, 255], [255, 0, 0]], dtype=torch.uint8)
+    assert (data.images == colours[data.labels][:, :, None, None]).all()
+    assert (data.test_images == colours[data.test_labels][:, :, None, None]).all()
+
+
+def test_pictures_of_a_folder_are_32_pixels_wide_unless_told(tmp_path):
+    write_pictures(tmp_path, 5)
+    assert load_dataset(f"folder:{tmp_path}", Path("nowhere")).shape == (3, 32, 32)
+
+
+def test_too_few_pictures(tmp_path):
+    write_pictures(tmp_path, 4)
+    with pytest.raises(UserError, match=r"holds 8 pictures.*at least 10"):
+        load_dataset(f"folder:{tmp_path}", tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        load_dataset(f"folder:{tmp_path / 'none'}", tmp_path)
+
+
+def test_a_broken_picture_is_named(tmp_path):
+    write_pictures(tmp_path, 6)
+    broken = tmp_path / "red" / "03.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    with pytest.raises(UserError, match=r"03\.png"):
+        load_dataset(f"folder:{tmp_path}", tmp_path)

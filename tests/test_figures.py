@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from imagelab import figures
+from imagelab.pictures import read_png
+
+
+def random_images(n: int, channels: int) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, channels, 5, 4), generator=rng, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("scale", "gap"), [(1, 0), (1, 2), (3, 1)])
+def test_every_cell_of_a_grid(channels, scale, gap):
+    images = random_images(7, channels)
+    sheet = figures.grid(images, columns=3, scale=scale, gap=gap)
+    height, width = 3 * 5 + 2 * gap, 3 * 4 + 2 * gap
+    assert sheet.shape[:2] == (height * scale, width * scale)
+    assert sheet.ndim == (2 if channels == 1 else 3) and sheet.dtype == np.uint8
+    enlarged = sheet[::scale, ::scale].repeat(scale, 0).repeat(scale, 1)
+    assert (sheet == enlarged).all()
+    sheet = sheet[::scale, ::scale].reshape(height, width, channels)
+    for k in range(9):
+        y, x = k // 3 * (5 + gap), k % 3 * (4 + gap)
+        cell = sheet[y : y + 5, x : x + 4]
+        expected = images[k].permute(1, 2, 0).numpy() if k < 7 else 255
+        assert (cell == expected).all()
+        if k < 6:
+            assert (sheet[y + 5 : y + 5 + gap, x : x + 4] == 160).all()
+    assert (sheet[:5, 4 : 4 + gap] == 160).all()
+
+
+def test_a_grid_leaves_its_images_alone():
+    images = random_images(4, 1)
+    figures.grid(images, columns=2)
+    assert torch.equal(images, random_images(4, 1))
+
+
+def test_means_over_windows():
+    values = torch.arange(7.0)
+    assert figures.smooth(values, 2).tolist() == [0.5, 2.5, 4.5]
+    assert figures.smooth(values, 1).tolist() == values.tolist()
+    assert figures.smooth(values, 100).tolist() == [3.0]
+    assert figures.smooth(torch.zeros(0), 5).tolist() == []
+
+
+def draw(path, shift: float = 0.0) -> None:
+    figure, axes = figures.new_figure(4, 2)
+    lines = {"a": [1, 2, 3], "b": [3, 2, 1 + shift]}
+    figures.draw_lines(axes[0, 0], [0, 1, 2], lines, "x", "y")
+    figures.save_figure(figure, path)
+
+
+def test_the_same_bytes_twice(tmp_path):
+    draw(tmp_path / "a.png")
+    draw(tmp_path / "b.png")
+    draw(tmp_path / "c.png", shift=1)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "c.png").read_bytes()
+
+
+def test_lines_carry_their_values_and_a_legend_where_there_are_several():
+    _, axes = figures.new_figure(4, 2, 1, 2)
+    figures.draw_lines(axes[0, 0], [0, 1], {"a": [1, 2], "b": [3, 4]}, "x", "y")
+    figures.draw_lines(axes[0, 1], [0, 1], {"a": [1, 2]}, "x", "y", markers=False)
+    first, second = axes[0, 0].lines
+    assert list(first.get_ydata()) == [1, 2] and list(second.get_ydata()) == [3, 4]
+    assert first.get_color() != second.get_color() and first.get_marker() != second.get_marker()
+    assert [t.get_text() for t in axes[0, 0].get_legend().get_texts()] == ["a", "b"]
+    assert axes[0, 1].get_legend() is None
+
+
+def test_pictures_are_shown_unstretched():
+    _, axes = figures.new_figure(4, 2, 1, 2)
+    figures.show_image(axes[0, 0], np.full((4, 4), 0.5), "half")
+    figures.show_image(axes[0, 1], np.full((4, 4), 100, np.uint8))
+    assert axes[0, 0].images[0].get_clim() == (0, 1) and axes[0, 0].get_title() == "half"
+    assert axes[0, 1].images[0].get_clim() == (0, 255)
+
+
+def test_side_by_side_has_a_place_for_every_picture(tmp_path):
+    picture = np.zeros((20, 20))
+    figures.side_by_side(tmp_path / "one.png", {"a": picture}, height=1)
+    figures.side_by_side(tmp_path / "three.png", {c: picture for c in "abc"}, height=1)
+    figures.side_by_side(tmp_path / "rows.png", {c: picture for c in "abc"}, rows=2, height=1)
+    one, three, rows = (read_png(tmp_path / f"{name}.png") for name in ("one", "three", "rows"))
+    assert three.shape[1] > 2 * one.shape[1] and rows.shape[0] > 1.5 * one.shape[0]
+    dark = [(image[..., :3].max(axis=2) == 0).sum() for image in (one, three, rows)]
+    assert dark[1] > 2.5 * dark[0] and dark[2] > 2.5 * dark[0]
+
+
+def test_histogram_bars_have_the_given_heights():
+    _, axes = figures.new_figure(4, 2)
+    shares = {"samples": [0.5, 0.3, 0.2], "real": [0.1, 0.2, 0.7]}
+    figures.class_histogram(axes[0, 0], shares, ("left", "middle", "right"))
+    axis = axes[0, 0]
+    for bars, (name, heights) in zip(axis.containers, shares.items(), strict=True):
+        assert bars.get_label() == name
+        assert [bar.get_height() for bar in bars] == heights
+    edges = sorted((b.get_x(), b.get_x() + b.get_width()) for c in axis.containers for b in c)
+    for (_, end), (start, _) in itertools.pairwise(edges):
+        assert start >= end - 1e-9
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["left", "middle", "right"]
+
+
+def test_show_without_a_display_says_so(tmp_path, monkeypatch, capsys):
+    from matplotlib import pyplot
+
+    pyplot.switch_backend("agg")
+    monkeypatch.setattr(pyplot, "show", lambda: pytest.fail("there is no display"))
+    figures.show([tmp_path / "missing.png"])
+    captured = capsys.readouterr()
+    assert "no display" in captured.err and captured.out == ""

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imagelab.results import Result, metric_text, number, start_result, text_table, write_json
+from imagelab.settings import Settings
+
+
+def result(folder: Path) -> Result:
+    return Result("demo", "A demo", "What it does.", folder, {"seed": 3, "lr": 0.1}, 3, "cpu")
+
+
+def saved(run: Result) -> dict:
+    run.save()
+    text = (run.folder / "results.json").read_text(encoding="utf-8")
+
+    def refuse(constant: str):
+        pytest.fail(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_everything_entered_is_in_the_file(tmp_path):
+    run = result(tmp_path / "pictures")
+    run.dataset = {"name": "stripes"}
+    run.add_metric("PSNR", 31.25, 10, unit="dB", floor=20, better="higher")
+    run.add_table("Accuracy", ["ε", "accuracy"], [[0.1, 0.9], [0.2, 0.8]])
+    assert run.add_file("a.png", "A picture.") == tmp_path / "pictures" / "a.png"
+    run.add_file("b.png", "A frame.", featured=False)
+    record = saved(run)
+    assert record.keys() >= {
+        "script", "title", "summary", "dataset", "seed", "device", "versions", "config",
+        "seconds", "metrics", "tables", "files",
+    }  # fmt: skip
+    assert (record["script"], record["title"], record["seed"]) == ("demo", "A demo", 3)
+    assert record["config"] == {"seed": 3, "lr": 0.1} and record["dataset"] == {"name": "stripes"}
+    assert record["metrics"] == {
+        "PSNR": {"value": 31.25, "n": 10, "unit": "dB", "floor": 20, "better": "higher"}
+    }
+    rows = [[0.1, 0.9], [0.2, 0.8]]
+    assert record["tables"] == [{"caption": "Accuracy", "columns": ["ε", "accuracy"], "rows": rows}]
+    assert [(f["path"], f["caption"], f["featured"]) for f in record["files"]] == [
+        ("a.png", "A picture.", True),
+        ("b.png", "A frame.", False),
+    ]
+    assert {"python", "torch", "numpy"} <= record["versions"].keys()
+    assert record["seconds"] >= 0
+    assert run.pictures() == [tmp_path / "pictures" / "a.png"]
+
+
+def test_the_file_does_not_tell_where_it_lies(tmp_path):
+    saved(result(tmp_path / "pictures"))
+    assert str(tmp_path) not in (tmp_path / "pictures" / "results.json").read_text()
+
+
+def test_nan_and_infinity_become_null(tmp_path):
+    run = result(tmp_path)
+    run.add_metric("a", math.nan, 1)
+    run.add_metric("b", math.inf, 1, floor=-math.inf)
+    run.add_metric("c", np.float64("nan"), 1)
+    run.add_table("t", ["x"], [[math.nan], [math.inf], [1.5]])
+    record = saved(run)
+    assert [m["value"] for m in record["metrics"].values()] == [None, None, None]
+    assert record["metrics"]["b"]["floor"] is None
+    assert record["tables"][0]["rows"] == [[None], [None], [1.5]]
+
+
+def test_paths_and_letters_in_json(tmp_path):
+    write_json(tmp_path / "a.json", {"where": Path("a/b"), 1: ("ε",)})
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert "ε" in text and text.endswith("}\n")
+    assert json.loads(text) == {"where": str(Path("a/b")), "1": ["ε"]}
+
+
+def test_a_result_starts_with_its_settings(tmp_path, stripes):
+    import torch
+
+    config = Settings(output_dir=tmp_path, seed=5)
+    run = start_result("demo", "A demo", "", config, "pictures", torch.device("cpu"), stripes)
+    assert run.folder == tmp_path / "pictures" and run.seed == 5
+    assert run.config["output_dir"] == str(tmp_path) and run.device.startswith("cpu")
+    assert run.dataset == stripes.describe()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.12345, "0.123"), (0.5, "0.500"), (-0.5, "-0.500"), (12.345, "12.3"), (123.4, "123"),
+        (100.0, "100"), (1234.6, "1,235"), (1e6, "1,000,000"), (0.0, "0"), (0, "0"), (7, "7"),
+        (12_345, "12,345"), (-12_345, "-12,345"), (True, "True"), ("text", "text"), (None, "None"),
+        (math.nan, "nan"), (math.inf, "inf"), (0.00012345, "0.000123"), (1.0, "1.00"),
+        (np.float64(0.25), "0.250"), (999.4, "999"), (999.7, "1,000"),
+    ],
+)  # fmt: skip
+def test_numbers(value, text):
+    assert number(value) == text
+
+
+def test_columns_are_aligned():
+    table = text_table(["name", "n", "note"], [["a", 5, "x"], ["longer", 12_000, "what"]])
+    assert table.splitlines() == [
+        "name         n  note",
+        "a            5  x",
+        "longer  12,000  what",
+    ]
+    assert text_table(["a", "b"], []) == "a  b"
+
+
+def test_metrics_as_text():
+    plain = {"value": 0.9641, "unit": "", "floor": None, "better": None, "n": 5}
+    assert metric_text(plain) == "0.964"
+    assert metric_text({**plain, "value": 31.2, "unit": "dB"}) == "31.2 dB"
+    floored = {**plain, "value": 152.0, "floor": 40.1, "better": "lower"}
+    assert metric_text(floored) == "152 (floor 40.1, lower is better)"
+    assert metric_text({**plain, "floor": 0.0}) == "0.964 (floor 0)"
+
+
+def test_the_summary_names_figures_and_featured_files(tmp_path, capsys):
+    run = result(tmp_path)
+    run.add_metric("PSNR", 31.25, 10, unit="dB")
+    run.add_table("Accuracy", ["ε"], [[0.1]])
+    run.add_file("a.png", "A picture.")
+    run.add_file("b.png", "A frame.", featured=False)
+    run.print_summary()
+    out = capsys.readouterr().out
+    assert "31.2 dB" in out and "Accuracy" in out and "seed 3" in out
+    assert str(tmp_path / "a.png") in out and "b.png" not in out

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from imagelab.runtime import (
+    UserError,
+    explain,
+    generator,
+    has_fast_bfloat16,
+    machine,
+    pick_device,
+)
+
+CPU = torch.device("cpu")
+
+
+def test_a_stream_for_each_seed_and_purpose():
+    first = torch.rand(8, generator=generator(0, "noise"))
+    torch.manual_seed(77)
+    torch.rand(3, generator=generator(0, "other"))
+    assert torch.equal(first, torch.rand(8, generator=generator(0, "noise")))
+    assert not torch.equal(first, torch.rand(8, generator=generator(0, "other")))
+    assert not torch.equal(first, torch.rand(8, generator=generator(1, "noise")))
+
+
+def test_devices():
+    assert pick_device("cpu") == CPU
+    torch.empty(1, device=pick_device("auto"))
+
+
+@pytest.mark.parametrize("name", ["toaster", "cuda:99", "cpu:x", ""])
+def test_a_device_that_is_not_there(name):
+    with pytest.raises(UserError, match=f"--device {name} cannot be used here") as error:
+        pick_device(name)
+    assert "\n" not in str(error.value)
+
+
+def test_the_hardware_in_words():
+    assert isinstance(has_fast_bfloat16(CPU), bool)
+    assert not has_fast_bfloat16(torch.device("mps"))
+    assert machine(CPU).startswith(f"cpu, {torch.get_num_threads()} threads")
+
+
+def test_errors_that_the_user_can_mend():
+    assert explain(UserError("Do this.")) == ("Do this.", 2)
+    full = OSError(errno.ENOSPC, "No space left on device", "/a/b.png")
+    assert explain(full) == ("No space left on device: /a/b.png.", 2)
+    assert explain(OSError("odd")) == ("odd.", 2)
+    for error in (MemoryError(), torch.OutOfMemoryError()):
+        sentence, status = explain(error)
+        assert "--batch-size" in sentence and status == 2
+
+
+@pytest.mark.parametrize("text", ["wrong\nsecond line", ""])
+def test_errors_of_ours_point_to_debug(text):
+    sentence, status = explain(ValueError(text))
+    assert status == 1 and "--debug" in sentence and "ValueError" in sentence
+    assert text.split("\n")[0] in sentence and "\n" not in sentence
+
+
+# --- from the command line to the exit status -----------------------------------------------------
+
+
+SCRIPT = """
+import os, signal, sys
+from types import SimpleNamespace
+from imagelab.runtime import UserError, command_line
+from imagelab.settings import Settings
+
+def fail(error):
+    raise error
+
+ACTS = {
+    "nothing": lambda: None,
+    "wrong input": lambda: fail(UserError("Do this.")),
+    "debugged": lambda: fail(UserError("Do this.")),
+    "ctrl-c": lambda: fail(KeyboardInterrupt()),
+    "fault of ours": lambda: fail(ValueError("odd")),
+    "sigterm": lambda: os.kill(os.getpid(), signal.SIGTERM),
+}
+
+for name, act in ACTS.items():
+    def run(config):
+        act()
+        return SimpleNamespace(print_summary=lambda: print("done"), show=False, exit_status=0)
+
+    sys.argv = ["demo.py", *(["--debug"] if name == "debugged" else [])]
+    try:
+        command_line(Settings, run, "A demo.")
+    except SystemExit as end:
+        if name == "sigterm":
+            raise
+        print(f"=== {end.code}")
+        print("===", file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory) -> dict[str, tuple[int, list[str], list[str]]]:
+    """For each act of SCRIPT: exit status, lines of stdout, lines of stderr.
+
+    One process does them all, because importing torch takes seconds; the last one ends it.
+    """
+    script = tmp_path_factory.mktemp("script") / "demo.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    out, statuses = [], []
+    errors = [part.splitlines() for part in done.stderr.split("===\n")]
+    names = ["nothing", "wrong input", "debugged", "ctrl-c", "fault of ours", "sigterm"]
+    for line in [*done.stdout.splitlines(), f"=== {done.returncode}"]:
+        if line.startswith("==="):
+            statuses.append((int(line[4:]), out))
+            out = []
+        else:
+            out.append(line)
+    return {
+        name: (status, lines, complaint)
+        for name, (status, lines), complaint in zip(names, statuses, errors, strict=True)
+    }
+
+
+def test_a_run_that_ends_well(outcomes):
+    assert outcomes["nothing"] == (0, ["done"], [])
+
+
+def test_wrong_input_is_one_line_and_status_2(outcomes):
+    assert outcomes["wrong input"] == (2, [], ["demo.py: Do this."])
+
+
+def test_debug_shows_the_traceback(outcomes):
+    status, _, lines = outcomes["debugged"]
+    assert status == 2 and lines[-1] == "demo.py: Do this."
+    assert lines[0].startswith("Traceback") and any("in run" in line for line in lines)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("ctrl-c", 130), ("sigterm", 143)])
+def test_a_stopped_run_is_told_in_a_line(outcomes, name, expected):
+    status, out, lines = outcomes[name]
+    assert status == expected and out == []
+    assert lines == ["", f"demo.py: {'stopped' if expected == 130 else 'terminated'}."]
+
+
+def test_a_fault_of_ours_is_one_line_and_status_1(outcomes):
+    status, _, lines = outcomes["fault of ours"]
+    assert status == 1 and len(lines) == 1
+    assert "ValueError: odd" in lines[0] and "--debug" in lines[0]
