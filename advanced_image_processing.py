@@ -45,7 +45,7 @@ class Demo:
 
 
 DEMOS: dict[str, Demo] = {
-    "fgsm": Demo("adversarial_images", 30, 8, "accuracy, FGSM, ε = 0.3"),
+    "fgsm": Demo("adversarial_images", 35, 10, "accuracy, FGSM, ε = 0.3"),
     "diffusion_demo": Demo("diffusion_images", 3, 3, "last step: PSNR after the blur"),
     "gan_mnist": Demo("fake_images", 60, 6, "Fréchet distance"),
     "mlp_diffusion": Demo("diffusion_samples", 95, 12, "Fréchet distance", {"compare": True}),
