@@ -30,7 +30,7 @@ from torch import nn
 from imagelab import figures
 from imagelab.attacks import fgsm, gaussian_noise, pgd, sign_noise
 from imagelab.classifier import accuracy, predict, trained_classifier
-from imagelab.datasets import Dataset, load_for, unit
+from imagelab.datasets import Dataset, load_for, random_subset, unit
 from imagelab.pictures import fit_to_frame, open_picture, read_grey, write_png
 from imagelab.pretrained import imagenet_resnet18
 from imagelab.results import Result, start_result
@@ -238,7 +238,7 @@ def attack_half(config: Config, data: Dataset, result: Result) -> None:
     few = min(config.pgd_images, n)
     sizes = {"random sign noise": n, "Gaussian noise": n, "FGSM": n, "PGD-40": few}
     curves = accuracy_curves(model, images, labels, target, config.seed)
-    spread = torch.linspace(0, n - 1, few).long()  # the first images are unvaried scans, and easier
+    spread = random_subset(n, few, "PGD")  # the first images are unvaried scans, and easier
     curves["PGD-40"] = pgd_curve(model, images[spread], labels[spread], target, config.seed)
     rows = [[f"{e:g}", *(curve[i] for curve in curves.values())] for i, e in enumerate(EPSILONS)]
     columns = [f"{name} (n = {sizes[name]:,})" for name in curves]

@@ -152,7 +152,7 @@ def class_histogram(axis, shares: Mapping[str, Sequence[float]], classes: Sequen
     axis.set_xlabel("class that the classifier reads")
     axis.set_ylabel("share of the samples")
     axis.grid(axis="x", visible=False)
-    axis.legend()
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(shares))
 
 
 def show(paths: Sequence[Path]) -> None:

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from imagelab.classifier import DigitCNN, as_unit, digest, predict
-from imagelab.datasets import Dataset
+from imagelab.datasets import Dataset, random_subset
 from imagelab.results import Result
-from imagelab.runtime import UserError, generator
+from imagelab.runtime import UserError
 
 MIN_SAMPLES = 300  # a covariance of 128 features needs more samples than that
 
@@ -88,9 +88,9 @@ def score_samples(classifier: DigitCNN, samples: torch.Tensor, data: Dataset) ->
     """Score uint8 samples (N, C, H, W) against as many training images of `data`."""
     n = min(len(samples), len(data.images), len(data.test_images))
     device = data.images.device
-    rng = generator(0, "reference images")  # the same references for every --seed
-    real = data.images[torch.randperm(len(data.images), generator=rng)[:n].to(device)]
-    held_out = data.test_images[torch.randperm(len(data.test_images), generator=rng)[:n].to(device)]
+    real = data.images[random_subset(len(data.images), n, "reference images").to(device)]
+    rows = random_subset(len(data.test_images), n, "held-out reference images").to(device)
+    held_out = data.test_images[rows]
     probabilities = predict(classifier, samples[:n])
     return SampleScores(
         n=n,

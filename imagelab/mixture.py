@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from imagelab.datasets import signed
+from imagelab.datasets import random_subset, signed
 
 
 def fit_gaussians(images: torch.Tensor, clusters: int, seed: int, rank: int = 32) -> dict:
@@ -21,7 +21,7 @@ def fit_gaussians(images: torch.Tensor, clusters: int, seed: int, rank: int = 32
 
     x = signed(images).flatten(1)
     k_means = KMeans(min(clusters, len(x)), n_init=1, random_state=seed)
-    k_means.fit(x[:: max(len(x) // 8000, 1)].cpu().numpy())
+    k_means.fit(x[random_subset(len(x), 8000, "k-means").to(x.device)].cpu().numpy())
     group = torch.from_numpy(k_means.predict(x.cpu().numpy())).to(x.device)
     means, factors, shares = [], [], []
     with torch.random.fork_rng(devices=[]):  # pca_lowrank draws from the global generator

@@ -9,7 +9,7 @@ import torch
 
 from imagelab import figures
 from imagelab.classifier import trained_classifier
-from imagelab.datasets import Dataset
+from imagelab.datasets import Dataset, random_subset
 from imagelab.files import atomic_path
 from imagelab.metrics import MIN_SAMPLES, SampleScores, score_samples
 from imagelab.pictures import write_gif, write_png
@@ -45,16 +45,18 @@ def report_samples(
 ) -> None:
     """Enter the scores, the grid and the class histogram of a model's samples into its result."""
     write_grid(result.add_file("samples.png", "Samples of the trained model, not picked."), samples)
-    every = max(len(data.images) // GRID, 1)
     real = result.add_file("real.png", "Training images, to compare with.")
-    write_grid(real, data.images[::every])
+    rows = random_subset(len(data.images), GRID, "real grid").to(data.images.device)
+    write_grid(real, data.images[rows])
     if scores is None:
         return
     scores.add_to(result)
     figure, axes = figures.new_figure(7, 3)
-    shares = {"samples": scores.class_shares, "held-out real images": scores.real_class_shares}
+    shares = {
+        f"samples (n = {scores.n:,})": scores.class_shares,
+        f"held-out real images (n = {scores.n:,})": scores.real_class_shares,
+    }
     figures.class_histogram(axes[0, 0], shares, data.classes)
-    axes[0, 0].set_title(f"n = {scores.n:,} each")
     path = result.add_file("classes.png", "What the classifier reads in the samples: a collapse "
                            "would empty some classes.")  # fmt: skip
     figures.save_figure(figure, path)
