@@ -119,12 +119,22 @@ def test_held_out_textures_are_from_the_right_hand_quarter(textures):
 
 
 def test_a_part_for_quick_runs_is_spread_over_the_training_images(digits):
-    part = digits.shortened(train=5, test=3)
-    chosen = [0, 13_999, 27_999, 41_999, 55_999]
+    part = digits.shortened(train=6000, test=3)
+    chosen = datasets.random_subset(len(digits.images), 6000, "quick run")
     assert torch.equal(part.images, digits.images[chosen])
     assert torch.equal(part.labels, digits.labels[chosen])
     assert torch.equal(part.test_images, digits.test_images[:3])
+    # Even spacing would meet 150 of the 1,400 scans again and again.
+    assert len({i % 1400 for i in chosen.tolist()}) > 1300
     assert len(digits.shortened(train=10**6, test=10**6).images) == 56_000
+
+
+def test_a_random_subset():
+    chosen = datasets.random_subset(100, 30, "a").tolist()
+    assert len(set(chosen)) == 30 and set(chosen) <= set(range(100))
+    assert chosen == datasets.random_subset(100, 30, "a").tolist()
+    assert chosen != datasets.random_subset(100, 30, "b").tolist()
+    assert sorted(datasets.random_subset(5, 30, "a").tolist()) == [0, 1, 2, 3, 4]
 
 
 # --- values and order -----------------------------------------------------------------------------
