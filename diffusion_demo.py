@@ -26,6 +26,7 @@ import torch
 
 from imagelab import figures
 from imagelab.diffusion import linear_schedule
+from imagelab.metrics import psnr, ssim
 from imagelab.pictures import read_grey, write_gif, write_png
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, command_line, prepare
@@ -113,21 +114,15 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def errors(clean: np.ndarray, picture: np.ndarray) -> tuple[float, float, float]:
-    """MSE, PSNR in dB (infinite for equal pictures), and SSIM, all in [0, 1]."""
-    from skimage.metrics import mean_squared_error, structural_similarity
-
-    mse = mean_squared_error(clean, picture)
-    psnr = float("inf") if mse == 0 else -10 * np.log10(mse)
-    return float(mse), float(psnr), float(structural_similarity(clean, picture, data_range=1.0))
-
-
 def measure(clean: np.ndarray, noisy: np.ndarray, blurred: np.ndarray, sigma: float) -> Quantities:
     from skimage.restoration import estimate_sigma
 
-    return Quantities(
-        sigma, float(estimate_sigma(noisy)), *errors(clean, noisy), *errors(clean, blurred)
-    )
+    errors = [
+        value
+        for picture in (noisy, blurred)
+        for value in (np.mean((clean - picture) ** 2), psnr(clean, picture), ssim(clean, picture))
+    ]
+    return Quantities(sigma, float(estimate_sigma(noisy)), *errors)
 
 
 # --- figures --------------------------------------------------------------------------------------

@@ -28,9 +28,10 @@ import torch
 from torch import nn
 
 from imagelab import figures
-from imagelab.attacks import fgsm, gaussian_noise, pgd, sign_noise
+from imagelab.attacks import fgsm, gaussian_noise, pgd, pgd_accuracies, sign_noise
 from imagelab.classifier import accuracy, predict, trained_classifier
 from imagelab.datasets import Dataset, load_for, random_subset, unit
+from imagelab.metrics import psnr, ssim
 from imagelab.pictures import fit_to_frame, open_picture, read_grey, write_png
 from imagelab.pretrained import imagenet_resnet18
 from imagelab.results import Result, start_result
@@ -84,19 +85,15 @@ def add_noise(picture: np.ndarray, sigma: float, weight: float, rng: np.random.G
 
 
 def noise_half(config: Config, result: Result) -> None:
-    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-
     picture = read_grey(config.image, max_side=1024)
     rng = np.random.default_rng(config.seed)
     noise, noisy = add_noise(picture, config.noise_sigma, config.noise_weight, rng)
     stretched = 0.5 + noise / max(6 * config.noise_sigma / 255, 1e-12)  # ±3σ fill black to white
     # Compared as they are saved: in 256 grey levels.
     noisy = np.round(noisy * 255) / 255
-    same = np.array_equal(picture, noisy)
-    psnr = float("inf") if same else peak_signal_noise_ratio(picture, noisy, data_range=1.0)
-    ssim = structural_similarity(picture, noisy, data_range=1.0)
-    result.add_metric("noise: PSNR", psnr, picture.size, unit="dB", better="higher")
-    result.add_metric("noise: SSIM", ssim, picture.size, better="higher")
+    decibels, similarity = psnr(picture, noisy), ssim(picture, noisy)
+    result.add_metric("noise: PSNR", decibels, picture.size, unit="dB", better="higher")
+    result.add_metric("noise: SSIM", similarity, picture.size, better="higher")
     for name, image, caption in (
         ("original.png", picture, "The picture as it is."),
         ("noise.png", stretched, "The noise, stretched so that it can be seen."),
@@ -106,7 +103,8 @@ def noise_half(config: Config, result: Result) -> None:
     side = {
         "original": picture,
         f"noise, σ = {config.noise_sigma:g} of 255\n(stretched)": np.clip(stretched, 0, 1),
-        f"original + {config.noise_weight:g} × noise\nPSNR {psnr:.1f} dB, SSIM {ssim:.3f}": noisy,
+        f"original + {config.noise_weight:g} × noise\n"
+        f"PSNR {decibels:.1f} dB, SSIM {similarity:.3f}": noisy,
     }
     path = result.add_file("noise_side_by_side.png", "Random noise leaves the picture what it is.")
     figures.side_by_side(path, side, height=3.8)
@@ -131,28 +129,6 @@ def accuracy_curves(
         for curve, changed in zip(curves.values(), shown, strict=True):
             curve.append(accuracy(model, changed, labels))
     return curves
-
-
-def pgd_curve(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, targeted: int | None, seed: int
-) -> list[float]:
-    """Accuracy at each of EPSILONS under PGD of 40 steps.
-
-    An image that is fooled within ε is fooled within any larger ball, so only those that still
-    stand are attacked again.
-    """
-    aim = labels if targeted is None else torch.full_like(labels, targeted)
-    rng = generator(seed, "starts of the curve")
-    stands, curve = torch.ones_like(labels, dtype=torch.bool), []
-    for epsilon in EPSILONS:
-        rows = stands.nonzero().flatten()
-        if len(rows):
-            changed = pgd(
-                model, images[rows], aim[rows], epsilon, rng, targeted=targeted is not None
-            )
-            stands[rows] = predict(model, changed).argmax(dim=1) == labels[rows]
-        curve.append(stands.float().mean().item())
-    return curve
 
 
 @dataclass
@@ -187,9 +163,9 @@ def smallest_fooling(
         read = int(after.argmax())
         if read != label if target is None else read == target:
             return Fooled(
-                as_picture(x[0]),
-                as_picture((changed - x)[0] / (2 * epsilon) + 0.5),
-                as_picture(changed[0]),
+                figures.as_picture(x[0]),
+                figures.as_picture((changed - x)[0] / (2 * epsilon) + 0.5),
+                figures.as_picture(changed[0]),
                 epsilon,
                 caption(before, classes),
                 caption(after, classes),
@@ -202,12 +178,6 @@ def caption(probabilities: torch.Tensor, classes: tuple[str, ...]) -> str:
     return f"read as {classes[best]} ({probabilities[best]:.0%})"
 
 
-def as_picture(image: torch.Tensor) -> np.ndarray:
-    """(C, H, W) to (H, W) or (H, W, 3)."""
-    image = image.clamp(0, 1).permute(1, 2, 0).cpu().numpy()
-    return image[..., 0] if image.shape[2] == 1 else image
-
-
 def draw_gallery(path: Path, fooled: list[Fooled]) -> None:
     """A column per image: original, perturbation, adversarial image."""
     figure, axes = figures.new_figure(1.75 * len(fooled) + 0.6, 6.0, 3, len(fooled))
@@ -215,10 +185,7 @@ def draw_gallery(path: Path, fooled: list[Fooled]) -> None:
         figures.show_image(column[0], item.original, item.before)
         figures.show_image(column[1], item.perturbation, f"ε = {item.epsilon:.3g}")
         figures.show_image(column[2], item.adversarial, item.after)
-    for axis, text in zip(
-        axes[:, 0], ("original", "perturbation\n(stretched)", "adversarial"), strict=True
-    ):
-        axis.text(-0.12, 0.5, text, transform=axis.transAxes, rotation=90, va="center", ha="right")
+    figures.name_rows(axes, ("original", "perturbation\n(stretched)", "adversarial"))
     figures.save_figure(figure, path)
 
 
@@ -239,7 +206,10 @@ def attack_half(config: Config, data: Dataset, result: Result) -> None:
     sizes = {"random sign noise": n, "Gaussian noise": n, "FGSM": n, "PGD-40": few}
     curves = accuracy_curves(model, images, labels, target, config.seed)
     spread = random_subset(n, few, "PGD")  # the first images are unvaried scans, and easier
-    curves["PGD-40"] = pgd_curve(model, images[spread], labels[spread], target, config.seed)
+    rng = generator(config.seed, "starts of the curve")
+    curves["PGD-40"] = pgd_accuracies(
+        model, images[spread], labels[spread], EPSILONS, rng, target=target
+    )
     rows = [[f"{e:g}", *(curve[i] for curve in curves.values())] for i, e in enumerate(EPSILONS)]
     columns = [f"{name} (n = {sizes[name]:,})" for name in curves]
     result.add_table("Accuracy against ε on held-out images", ["ε", *columns], rows)

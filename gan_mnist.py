@@ -29,14 +29,18 @@ from torch import nn
 from imagelab import figures
 from imagelab.checkpoints import load_checkpoint, load_weights
 from imagelab.datasets import Dataset, load_for, signed, to_uint8
+from imagelab.metrics import Judge
 from imagelab.pictures import read_png, write_gif
 from imagelab.results import Result, start_result
-from imagelab.runtime import command_line, generator, prepare
+from imagelab.runtime import command_line, generator, in_eval_mode, prepare
 from imagelab.samples import (
     GRID,
+    TRACKED,
     draw_only,
+    draw_tracked,
+    judge_for,
     report_samples,
-    score_models,
+    track,
     write_grid,
     write_samples,
 )
@@ -159,18 +163,28 @@ def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
 # --- training -------------------------------------------------------------------------------------
 
 
-def train(config: Config, data: Dataset, result: Result) -> tuple[Generator, Training]:
-    """Train the pair, or go on with --resume; returns the generator and the run."""
+def train(
+    config: Config,
+    data: Dataset,
+    G: nn.Module,
+    D: nn.Module,
+    path: Path,
+    result: Result,
+    judge: Judge | None = None,
+) -> Training:
+    """Train the pair, or go on with --resume; sample grids go into the result's folder.
+
+    `judge` watches: it scores samples after every epoch and has no say in the training.
+    """
     device = data.images.device
-    G, D = build(config, data.shape, device)
     adam = {"lr": config.lr, "betas": (config.beta1, 0.999), "fused": True}
     adam_g = torch.optim.Adam(G.parameters(), **adam)
     adam_d = torch.optim.Adam(D.parameters(), **adam)
     fixed = torch.randn(GRID, config.latent_size, generator=generator(config.seed, "fixed latents"))
 
     with Training(
-        checkpoint_path(config),
-        SCRIPT,
+        path,
+        result.script,
         config,
         data,
         {"generator": G, "discriminator": D},
@@ -185,7 +199,8 @@ def train(config: Config, data: Dataset, result: Result) -> tuple[Generator, Tra
                 fake = G(z)
 
                 # The discriminator learns to tell the two apart; no gradient reaches the generator.
-                real_logits, fake_logits = D.logits(torch.cat([x, fake.detach()])).chunk(2)
+                # It meets them in separate batches, so that batch normalisation would not mix them.
+                real_logits, fake_logits = D.logits(x), D.logits(fake.detach())
                 d_loss = discriminator_loss(real_logits, fake_logits, config.label_smoothing)
                 adam_d.zero_grad()
                 d_loss.backward()
@@ -208,9 +223,10 @@ def train(config: Config, data: Dataset, result: Result) -> tuple[Generator, Tra
                 if run.steps_done % config.log_every == 0:
                     run.announce(report_line(run, epoch, config.log_every))
             run.announce(report_line(run, epoch, run.steps_per_epoch) + "  (whole epoch)")
-            if has_grid(config, epoch):
+            track(run, judge, sample(G, TRACKED, config.seed))
+            if epoch % config.grid_every == 0 or run.is_last(epoch):
                 write_grid(epoch_grid(result, epoch), draw(G, fixed.to(device)))
-    return G.eval(), run
+    return run
 
 
 def report_line(run: Training, epoch: int, steps: int) -> str:
@@ -228,12 +244,13 @@ def report_line(run: Training, epoch: int, steps: int) -> str:
 
 
 @torch.no_grad()
-def draw(G: Generator, z: torch.Tensor) -> torch.Tensor:
+def draw(G: nn.Module, z: torch.Tensor) -> torch.Tensor:
     """Latents (N, latent_size) to images (N, C, H, W) uint8."""
-    return torch.cat([to_uint8(G(part)) for part in z.split(1000)])
+    with in_eval_mode(G):
+        return torch.cat([to_uint8(G(part)) for part in z.split(1000)])
 
 
-def sample(G: Generator, n: int, seed: int) -> torch.Tensor:
+def sample(G: nn.Module, n: int, seed: int) -> torch.Tensor:
     """`n` images (n, C, H, W) uint8 from fresh latents."""
     device = next(G.parameters()).device
     z = torch.randn(n, G.latent_size, generator=generator(seed, "samples"))
@@ -253,11 +270,12 @@ def load_generator(config: Config, device: torch.device) -> Generator:
 
 
 def evaluate(
-    config: Config, data: Dataset, run: Training, samples: torch.Tensor, result: Result
-) -> None:
-    """Score the samples and draw the figures of the whole run into `result`."""
-    scores = score_models(config, data, {"GAN": samples})
-    report_samples(result, samples, scores.get("GAN"), data)
+    config: Config, data: Dataset, run: Training, watch: Judge | None, result: Result
+) -> torch.Tensor:
+    """Sample, score, and draw the figures of the whole run into `result`; returns the samples."""
+    samples = sample(run.networks["generator"], config.num_samples, config.seed)
+    report_samples(result, samples, watch and judge_for(config, data, len(samples)), data)
+    draw_tracked(result, run, watch)
     steps = run.steps_per_epoch
     result.add_metric("D(x), last epoch", run.recent("d_real", steps), steps)
     result.add_metric("D(G(z)), last epoch", run.recent("d_fake", steps), steps)
@@ -266,8 +284,9 @@ def evaluate(
         "Losses, and how real D takes real and generated images to be; 0.5 each would be a tie.",
     )
     draw_curves(path, run)
-    frames = [read_png(path) for path in epoch_grids(config, result)]
+    frames = [read_png(path) for path in epoch_grids(config, run, result)]
     write_gif(result.add_file("training.gif", "The same latents through the training."), frames)
+    return samples
 
 
 def draw_curves(path: Path, run: Training) -> None:
@@ -287,19 +306,16 @@ def draw_curves(path: Path, run: Training) -> None:
     figures.save_figure(figure, path)
 
 
-def has_grid(config: Config, epoch: int) -> bool:
-    return epoch % config.grid_every == 0 or epoch == config.epochs
-
-
 def epoch_grid(result: Result, epoch: int) -> Path:
     return result.folder / f"epoch_{epoch:03d}.png"
 
 
-def epoch_grids(config: Config, result: Result) -> Iterator[Path]:
+def epoch_grids(config: Config, run: Training, result: Result) -> Iterator[Path]:
     """The grids that this run left on disk, also those from before a --resume."""
-    for epoch in range(1, config.epochs + 1):
+    last = run.last_epoch
+    for epoch in sorted({*range(config.grid_every, last, config.grid_every), last}):
         path = epoch_grid(result, epoch)
-        if has_grid(config, epoch) and path.is_file():
+        if path.is_file():
             result.add_file(path.name, f"Fixed latents after epoch {epoch}.", featured=False)
             yield path
 
@@ -320,9 +336,10 @@ def run(config: Config) -> Result:
         return draw_only(SCRIPT, TITLE, PICTURES, config, device, samples)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
-    G, training = train(config, data, result)
-    samples = sample(G, config.num_samples, config.seed)
-    evaluate(config, data, training, samples, result)
+    watch = judge_for(config, data, TRACKED)
+    G, D = build(config, data.shape, device)
+    training = train(config, data, G, D, checkpoint_path(config), result, watch)
+    samples = evaluate(config, data, training, watch, result)
     write_samples(config.samples_file, samples)
     return result.save()
 

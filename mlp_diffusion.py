@@ -44,16 +44,20 @@ from imagelab import figures
 from imagelab.checkpoints import load_checkpoint, load_weights
 from imagelab.datasets import Dataset, load_for, signed, to_uint8
 from imagelab.diffusion import Schedule, linear_schedule
+from imagelab.metrics import Judge
 from imagelab.mixture import draw_gaussians, fit_gaussians
 from imagelab.results import Result, start_result
 from imagelab.runtime import command_line, generator, prepare
 from imagelab.samples import (
     GRID,
+    TRACKED,
     draw_comparison,
     draw_only,
+    draw_tracked,
     draw_trajectory,
+    judge_for,
     report_samples,
-    score_models,
+    track,
     write_grid,
     write_samples,
 )
@@ -62,6 +66,7 @@ from imagelab.training import Training
 
 SCRIPT = "mlp_diffusion"
 PICTURES, MODELS = "diffusion_samples", "diffusion_models"
+SCORE_EVERY = 4  # epochs
 TITLE = "MLP diffusion: 50 steps, to the letter and corrected"
 SUMMARY = (
     "A dense network learns to remove noise step by step and so to draw digits. The widely copied "
@@ -255,11 +260,17 @@ def sample(
 
 
 def train(
-    config: Config, data: Dataset, gaussians: dict, path: Path, folder: Path | None = None
+    config: Config,
+    data: Dataset,
+    gaussians: dict,
+    path: Path,
+    folder: Path | None = None,
+    judge: Judge | None = None,
 ) -> Training:
     """Train `config.recipe`, or go on with --resume; a sample grid per epoch goes into `folder`.
 
-    The returned run holds the averaged network, which is the one to sample from.
+    `judge` watches: it scores samples every few epochs and has no say in the training. The returned
+    run holds the averaged network, which is the one to sample from.
     """
     device = data.images.device
     torch.manual_seed(config.seed)
@@ -286,6 +297,9 @@ def train(
             if folder is not None:
                 images = sample(run.averaged, gaussians, GRID, data.shape, config.seed)
                 write_grid(folder / f"epoch_{epoch:03d}.png", images)
+            if judge is not None and (epoch % SCORE_EVERY == 0 or run.is_last(epoch)):
+                images = sample(run.averaged, gaussians, TRACKED, data.shape, config.seed)
+                track(run, judge, images)
     return run
 
 
@@ -327,7 +341,12 @@ def loss_per_timestep(model: Denoiser, images: torch.Tensor, seed: int) -> torch
 
 
 def evaluate(
-    config: Config, data: Dataset, runs: dict[str, Training], gaussians: dict, result: Result
+    config: Config,
+    data: Dataset,
+    runs: dict[str, Training],
+    gaussians: dict,
+    watch: Judge | None,
+    result: Result,
 ) -> torch.Tensor:
     """Sample and score every trained recipe, draw the figures; returns the main one's samples."""
     n, seed, main = config.num_samples, config.seed, config.recipe
@@ -336,10 +355,13 @@ def evaluate(
         for name in RECIPES
         if name in runs
     }
-    scores = score_models(config, data, samples)
-    report_samples(result, samples[main], scores.get(main), data)
-    for name in (name for name in scores if name != main):
-        scores[name].add_to(result, prefix=f"{name}: ")
+    judge = watch and judge_for(config, data, n)
+    scores = {main: report_samples(result, samples[main], judge, data)}
+    draw_tracked(result, runs[main], watch)
+    for name in (name for name in samples if judge and name != main):
+        scores[name] = judge.scores(samples[name])
+        judge.add_to(result, scores[name], prefix=f"{name}: ")
+    scores = {name: score for name, score in scores.items() if score is not None}
     if main == "corrected" and "literal" in scores:
         share = scores[main].frechet / scores["literal"].frechet
         result.add_metric("Fréchet distance, share of literal's", share, scores[main].n)
@@ -356,7 +378,7 @@ def evaluate(
     states = reverse_process(runs[main].averaged, x, rng)
     draw_trajectory(result, [(t, to_uint8(x.reshape(-1, *data.shape))) for t, x in states])
     draw_losses(config, runs, data.test_images[:1000], result)
-    for epoch in range(1, config.epochs + 1):
+    for epoch in range(1, runs[main].last_epoch + 1):
         result.add_file(f"epoch_{epoch:03d}.png", f"Samples after epoch {epoch}.", featured=False)
     return samples[main]
 
@@ -406,10 +428,11 @@ def run(config: Config) -> Result:
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
     gaussians = fit_gaussians(data.images, config.clusters, config.seed)
     path = checkpoint_path(config)
-    runs = {config.recipe: train(config, data, gaussians, path, result.folder)}
+    watch = judge_for(config, data, TRACKED)
+    runs = {config.recipe: train(config, data, gaussians, path, result.folder, watch)}
     if config.compare:
         runs |= train_others(config, data, gaussians)
-    samples = evaluate(config, data, runs, gaussians, result)
+    samples = evaluate(config, data, runs, gaussians, watch, result)
     write_samples(config.samples_file, samples)
     return result.save()
 

@@ -16,7 +16,7 @@ from torch import nn
 from imagelab.checkpoints import load_checkpoint, load_weights
 from imagelab.datasets import Dataset, unit
 from imagelab.runtime import UserError, autocast
-from imagelab.training import Training
+from imagelab.training import Training, one_cycle
 
 SCRIPT = "classifier"
 FOLDER = "classifier_models"
@@ -104,7 +104,7 @@ def new_classifier(data: Dataset, seed: int) -> DigitCNN:
 
 
 def train_classifier(model: DigitCNN, data: Dataset, config: ClassifierConfig, path: Path) -> None:
-    """Cross-entropy, Adam, learning rate rising and falling once (Smith 2018, 'super-convergence')."""
+    """Cross-entropy, Adam, a learning rate that rises and falls once."""
     device = data.images.device
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     model.train()
@@ -113,10 +113,7 @@ def train_classifier(model: DigitCNN, data: Dataset, config: ClassifierConfig, p
     ) as run:
         for _ in run.epochs():
             for batch in run.batches():
-                progress = run.steps_done / (run.total_steps + 1)
-                optimizer.param_groups[0]["lr"] = config.lr * min(
-                    4 * progress, (1 - progress) * 4 / 3
-                )
+                optimizer.param_groups[0]["lr"] = config.lr * one_cycle(run.progress)
                 images = unit(data.images[batch]).contiguous(memory_format=torch.channels_last)
                 with autocast(device):
                     loss = F.cross_entropy(model(images), data.labels[batch])

@@ -173,7 +173,7 @@ def load_dataset(name: str, data_dir: Path, image_size: int | None = None) -> Da
 
 def load_for(config, device: torch.device) -> Dataset:
     """The data set that a script's settings ask for, on `device`; a part of it for --quick."""
-    data = load_dataset(config.dataset, config.data_dir)
+    data = load_dataset(config.dataset, config.data_dir, getattr(config, "image_size", None))
     return (data.shortened() if config.quick else data).to(device)
 
 
@@ -292,7 +292,7 @@ def _idx(name: str, data_dir: Path) -> Dataset:
     return Dataset(
         name,
         f"{kind.__name__}, 60,000 training and 10,000 test images, read from {data_dir}/",
-        tuple(train.classes),
+        tuple(name.split(" - ")[0] for name in train.classes),  # MNIST's read '7 - seven'
         train.data[:, None],
         train.targets,
         test.data[:, None],

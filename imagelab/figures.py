@@ -17,6 +17,7 @@ import torch
 from imagelab.files import atomic_path
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+CLASS_COLOURS = (*PALETTE, "#F0E442", "#999999", "#882255")  # ten, named in the picture as well
 MARKERS = "osD^vPX"
 STYLE = {
     "font.size": 10,
@@ -73,6 +74,12 @@ def grid(images: torch.Tensor, columns: int, scale: int = 2, gap: int = 2) -> np
     return sheet[:, :, 0] if c == 1 else sheet
 
 
+def as_picture(image: torch.Tensor) -> np.ndarray:
+    """(C, H, W) in [0, 1] to (H, W) or (H, W, 3), for show_image."""
+    image = image.clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    return image[..., 0] if image.shape[2] == 1 else image
+
+
 def show_image(axis, image: np.ndarray, title: str = "") -> None:
     """A picture with a title and no axes. Greys are shown from 0 to 1 (or to 255), unstretched."""
     high = 255 if image.dtype == np.uint8 else 1
@@ -80,6 +87,23 @@ def show_image(axis, image: np.ndarray, title: str = "") -> None:
     axis.set_axis_off()
     if title:
         axis.set_title(title)
+
+
+def name_rows(axes: np.ndarray, names: Sequence[str]) -> None:
+    """Names, written upwards, to the left of rows of pictures that have no axes."""
+    for axis, name in zip(axes[:, 0], names, strict=True):
+        axis.text(-0.12, 0.5, name, transform=axis.transAxes, rotation=90, va="center", ha="right")
+
+
+def named_rows(path: Path, rows: Mapping[str, torch.Tensor]) -> None:
+    """Rows of equally many pictures (N, C, H, W) uint8, each row with its name at the left."""
+    width = max(len(pictures) for pictures in rows.values())
+    figure, axes = new_figure(0.9 * width, 0.98 * len(rows), len(rows), width)
+    for line, pictures in zip(axes, rows.values(), strict=True):
+        for axis, picture in zip(line, pictures, strict=True):
+            show_image(axis, as_picture(picture.float() / 255))
+    name_rows(axes, list(rows))
+    save_figure(figure, path)
 
 
 def side_by_side(
@@ -153,6 +177,17 @@ def class_histogram(axis, shares: Mapping[str, Sequence[float]], classes: Sequen
     axis.set_ylabel("share of the samples")
     axis.grid(axis="x", visible=False)
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(shares))
+
+
+def draw_classes(axis, points: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]) -> None:
+    """Points (N, 2) coloured by their class, whose name stands at their median."""
+    for label in labels.unique().tolist():
+        own = points[labels == label]
+        colour = CLASS_COLOURS[label % len(CLASS_COLOURS)]
+        axis.scatter(*own.T, s=4, color=colour, linewidths=0)
+        x, y = own.median(dim=0).values.tolist()
+        box = {"facecolor": "white", "edgecolor": colour, "boxstyle": "round,pad=0.15"}
+        axis.text(x, y, classes[label], ha="center", va="center", weight="bold", bbox=box)
 
 
 def show(paths: Sequence[Path]) -> None:

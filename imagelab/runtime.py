@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
@@ -75,6 +75,18 @@ def autocast(device: torch.device) -> AbstractContextManager:
     if has_fast_bfloat16(device):
         return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def in_eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    """The model in eval mode inside the block, every part as it was after it."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def versions() -> dict[str, str]:

@@ -11,11 +11,21 @@ from imagelab import figures
 from imagelab.classifier import trained_classifier
 from imagelab.datasets import Dataset, random_subset
 from imagelab.files import atomic_path
-from imagelab.metrics import MIN_SAMPLES, SampleScores, score_samples
+from imagelab.metrics import (
+    MIN_SAMPLES,
+    Judge,
+    Scores,
+    density_and_coverage,
+    features,
+    frechet_distance,
+    nearest,
+)
 from imagelab.pictures import write_gif, write_png
 from imagelab.results import Result, start_result
+from imagelab.training import Training
 
 GRID = 100  # images in a grid, ten by ten
+TRACKED = 2000  # samples that are scored along a training
 
 
 def write_grid(path: Path, images: torch.Tensor) -> None:
@@ -23,47 +33,85 @@ def write_grid(path: Path, images: torch.Tensor) -> None:
     write_png(path, figures.grid(images[:GRID], columns=10))
 
 
-def score_models(
-    config, data: Dataset, samples: dict[str, torch.Tensor]
-) -> dict[str, SampleScores]:
-    """Scores of each model's samples, judged by the classifier of `data`, by the model's name.
+def judge_for(config, data: Dataset, n: int) -> Judge | None:
+    """The judge of `n` samples; None, with a sentence, where the data cannot carry one.
 
-    Empty, with a sentence, where the data cannot carry them: one class, too few held-out images or
-    too few samples.
+    That is: one class, too few held-out images, or too few samples.
     """
-    n = min(len(data.test_images), *(len(images) for images in samples.values()))
+    n = min(n, len(data.test_images))
     if n < MIN_SAMPLES or len(data.classes) < 2:
         print(f"The samples are not scored: that takes two classes and {MIN_SAMPLES} held-out images "
               f"and samples; here are {len(data.classes)} and {n}.")  # fmt: skip
-        return {}
-    classifier = trained_classifier(data, config.output_dir, config.seed, config.quick)
-    return {name: score_samples(classifier, images, data) for name, images in samples.items()}
+        return None
+    return Judge(trained_classifier(data, config.output_dir, config.seed, config.quick), data, n)
+
+
+def track(run: Training, judge: Judge | None, images: torch.Tensor) -> None:
+    """Note the Fréchet distance and the coverage of `images` in the history of the run."""
+    if judge is not None:
+        seen = features(judge.classifier, images[: judge.n])
+        run.log(
+            tracked_epoch=torch.tensor(run.steps_done / run.steps_per_epoch),
+            tracked_distance=torch.tensor(frechet_distance(seen, judge.real)),
+            tracked_coverage=torch.tensor(density_and_coverage(seen, judge.real)[1]),
+        )
+
+
+def draw_tracked(result: Result, run: Training, judge: Judge | None) -> None:
+    """The curve of quality over the epochs, beside its floors."""
+    if judge is None:
+        return
+    figure, axes = figures.new_figure(9, 3.2, columns=2)
+    epochs, floor = run.curve("tracked_epoch"), judge.floor
+    for axis, name, least, what in (
+        (axes[0, 0], "tracked_distance", floor.frechet, "Fréchet distance"),
+        (axes[0, 1], "tracked_coverage", floor.coverage, "coverage"),
+    ):
+        figures.draw_lines(axis, epochs, {"samples": run.curve(name)}, "epoch", what)
+        label = "held-out real images"
+        axis.axhline(least, color="#666666", linewidth=1, linestyle="--", label=label)
+        axis.legend()
+    axes[0, 0].set_yscale("log")
+    axes[0, 1].set_ylim(0, 1)
+    caption = f"Quality along the training: distance and coverage of {judge.n:,} samples."
+    figures.save_figure(figure, result.add_file("quality.png", caption))
 
 
 def report_samples(
-    result: Result, samples: torch.Tensor, scores: SampleScores | None, data: Dataset
-) -> None:
-    """Enter the scores, the grid and the class histogram of a model's samples into its result."""
+    result: Result, samples: torch.Tensor, judge: Judge | None, data: Dataset
+) -> Scores | None:
+    """Enter a model's samples into its result: grid, scores, class histogram, nearest neighbours."""
     write_grid(result.add_file("samples.png", "Samples of the trained model, not picked."), samples)
     real = result.add_file("real.png", "Training images, to compare with.")
     rows = random_subset(len(data.images), GRID, "real grid").to(data.images.device)
     write_grid(real, data.images[rows])
-    if scores is None:
-        return
-    scores.add_to(result)
+    if judge is None:
+        return None
+    scores = judge.scores(samples)
+    judge.add_to(result, scores)
     figure, axes = figures.new_figure(7, 3)
     shares = {
         f"samples (n = {scores.n:,})": scores.class_shares,
-        f"held-out real images (n = {scores.n:,})": scores.real_class_shares,
+        f"held-out real images (n = {scores.n:,})": judge.floor.class_shares,
     }
     figures.class_histogram(axes[0, 0], shares, data.classes)
     path = result.add_file("classes.png", "What the classifier reads in the samples: a collapse "
                            "would empty some classes.")  # fmt: skip
     figures.save_figure(figure, path)
+    few = samples[:500].to(data.images.device)
+    index, distance = nearest(few, data.images)
+    _, usual = nearest(data.test_images[: len(few)], data.images)
+    result.add_metric("distance to the nearest training image", distance.median(), len(few),
+                      floor=usual.median().item())  # fmt: skip
+    pairs = torch.cat([few[:10], data.images[index[:10]]])
+    path = result.add_file("neighbours.png", "Samples above, each one's nearest training image below:"
+                           " equal pairs would be learnt by heart.")  # fmt: skip
+    write_png(path, figures.grid(pairs, columns=10))
+    return scores
 
 
 def draw_comparison(
-    path: Path, samples: dict[str, torch.Tensor], scores: dict[str, SampleScores]
+    path: Path, samples: dict[str, torch.Tensor], scores: dict[str, Scores]
 ) -> None:
     """36 samples of each model side by side, under its name and, where scored, its distance."""
     pictures = {}

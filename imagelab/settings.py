@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Self, get_type_hints
+from typing import Annotated, Self, get_args, get_type_hints
 
 from imagelab.runtime import UserError
 
@@ -52,12 +52,13 @@ class Settings:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self), include_extras=True)
         for name in (f.name for f in fields(self)):
-            value = getattr(self, name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{option(name)} must be a finite number, not {value}.")
-            for limits in getattr(hints[name], "__metadata__", ()):
-                if isinstance(limits, Limits) and not limits.low <= value <= limits.high:
-                    raise UserError(f"{option(name)} {limits.sentence()}, not {value}.")
+            given = getattr(self, name)
+            for value in given if isinstance(given, tuple) else (given,):
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise UserError(f"{option(name)} must be a finite number, not {value}.")
+                for limits in _limits(hints[name]) if value is not None else ():
+                    if not limits.low <= value <= limits.high:
+                        raise UserError(f"{option(name)} {limits.sentence()}, not {value}.")
 
     def quickened(self, **changes) -> Self:
         """These settings, with `changes` where --quick was asked for and the user set nothing else."""
@@ -81,8 +82,11 @@ class TrainingSettings(Settings):
     """Go on from the checkpoint of a run that was stopped."""
     sample_only: bool = False
     """Load the checkpoint and draw samples; train nothing."""
-    num_samples: Annotated[int, Limits(1, 1_000_000)] = 2000
-    """How many samples to draw for the figures and for --samples-file."""
+    num_samples: Annotated[int, Limits(1, 1_000_000)] = 10_000
+    """How many samples to draw for --samples-file and to score; as many are scored as there are
+    held-out images to compare them with."""
+    time_limit: Annotated[float, Limits(1e-3)] | None = None
+    """End the training after so many seconds, and go on with what was learnt by then."""
     samples_file: Path | None = None
     """Also write the samples into this .npz file (array 'images', uint8, N×H×W or N×H×W×3)."""
 
@@ -92,6 +96,13 @@ class TrainingSettings(Settings):
             raise UserError("--resume trains and --sample-only does not: choose one of them.")
         if self.samples_file is not None and self.samples_file.suffix != ".npz":
             raise UserError(f"--samples-file must end in .npz, not {self.samples_file.name!r}.")
+
+
+def _limits(hint) -> list[Limits]:
+    """The limits in a type's annotations, also in those of `Count | None` and `tuple[Count, ...]`."""
+    if hasattr(hint, "__metadata__"):
+        return [limits for limits in hint.__metadata__ if isinstance(limits, Limits)]
+    return [limits for part in get_args(hint) for limits in _limits(part)]
 
 
 def option(name: str) -> str:

@@ -16,6 +16,7 @@ import copy
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,11 +37,20 @@ FREE_SETTINGS = {
     "sample_only",
     "num_samples",
     "samples_file",
+    "time_limit",
     "show",
     "debug",
     "device",
     "epochs",
 }
+
+
+def one_cycle(progress: float) -> float:
+    """The learning rate's factor: up over the first quarter of the steps, then down to 0.
+
+    After Smith (2018), 'super-convergence'; `progress` from 0 to 1.
+    """
+    return min(4 * progress, (1 - progress) * 4 / 3)
 
 
 class Training:
@@ -70,9 +80,12 @@ class Training:
         self.rng = generator(config.seed, f"{script} training", data.images.device)
         self.averaged = copy.deepcopy(networks[ema]).requires_grad_(False) if ema else None
         self.ema, self.ema_decay = ema, ema_decay
-        self.extra: dict[str, torch.Tensor] = {}  # what sampling needs besides the weights
+        self.extra: dict[str, torch.Tensor] = {}  # saved besides: what sampling or resuming needs
         self.epoch = self.step = 0  # epochs done; steps of the current one, with the running step
         self.history: dict[str, list[torch.Tensor]] = {}
+        self.time_limit = getattr(config, "time_limit", None)
+        self._seconds_before: float = 0.0
+        self._started: float | None = None
         self.free, self.label = FREE_SETTINGS | set(free), label or script
         self._stop: int | None = None
         self._handlers: dict = {}
@@ -83,12 +96,14 @@ class Training:
     # --- the loop ---------------------------------------------------------------------------------
 
     def __enter__(self) -> Training:
+        self._started = time.perf_counter()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._ask_to_stop)
         return self
 
     def __exit__(self, *_) -> None:
+        self._seconds_before, self._started = self.seconds, None
         if self._bar is not None:
             self._bar.close()
         for number, handler in self._handlers.items():
@@ -107,6 +122,30 @@ class Training:
         """Steps since the start, the one under way included."""
         return self.epoch * self.steps_per_epoch + self.step
 
+    @property
+    def last_epoch(self) -> int:
+        """The epoch under way, or the last one done."""
+        return self.epoch + (self.step > 0)
+
+    @property
+    def progress(self) -> float:
+        """The part of the training that is done, the step under way included: above 0, below 1.
+
+        Of its steps, or of its time where that ends it sooner.
+        """
+        time_used = self.seconds / self.time_limit if self.time_limit else 0
+        return min(max(self.steps_done / (self.total_steps + 1), time_used), 1 - 1e-6)
+
+    @property
+    def seconds(self) -> float:
+        """How long the loop has been running, with the time before a --resume."""
+        running = 0.0 if self._started is None else time.perf_counter() - self._started
+        return self._seconds_before + running
+
+    @property
+    def time_is_up(self) -> bool:
+        return self.time_limit is not None and self.seconds >= self.time_limit
+
     def epochs(self) -> Iterator[int]:
         """The epochs still to do, counted from 1. The state is saved after each."""
         self._bar = tqdm(
@@ -118,9 +157,10 @@ class Training:
             file=sys.stderr,
             dynamic_ncols=True,
         )
-        while self.epoch < self.config.epochs:
+        while self.epoch < self.config.epochs and not self.time_is_up:
             yield self.epoch + 1
-            self.epoch, self.step = self.epoch + 1, 0
+            if self.step >= self.steps_per_epoch:  # else the time was up within the epoch
+                self.epoch, self.step = self.epoch + 1, 0
             self.save()
             self._leave_if_asked()
         self._bar.close()
@@ -137,6 +177,12 @@ class Training:
             if self._stop is not None and self.step < len(order):
                 self.save()
                 self._leave_if_asked()
+            if self.time_is_up:
+                break
+
+    def is_last(self, epoch: int) -> bool:
+        """Whether `epoch` is the last one, also because the time is up."""
+        return epoch == self.config.epochs or self.time_is_up
 
     def log(self, **values: torch.Tensor) -> None:
         """Note 0-dimensional tensors of this step; they become numbers only when they are shown."""
@@ -208,11 +254,12 @@ class Training:
                 "rng": {"training": self.rng.get_state()},
                 "history": {name: parts[0] for name, parts in self.history.items()},
                 "extra": self.extra,
+                "seconds": self.seconds,
             },
         )
 
     def _load(self) -> None:
-        saved = load_checkpoint(self.path, self.script)
+        saved = load_checkpoint(self.path, self.script, self.data.images.device)
         config = plain(self.config)
         for name in sorted(saved["config"].keys() & config.keys() - self.free):
             if saved["config"][name] != config[name] and name != "dataset":
@@ -220,10 +267,11 @@ class Training:
                     f"--resume: {self.path} was trained with {option(name)} "
                     f"{saved['config'][name]}, not {config[name]}."
                 )
-        if saved["dataset"] != {**self.data.describe(), "source": saved["dataset"].get("source")}:
+        then, now = saved["dataset"], self.data.describe()
+        if then != {**now, "source": then.get("source")}:
             raise UserError(
-                f"--resume: {self.path} was trained on "
-                f"{saved['dataset'].get('name')}, not on {self.data.name}."
+                f"--resume: {self.path} was trained on {then.get('train')} images of "
+                f"{then.get('name')}, not on {now['train']} of {now['name']}."
             )
         try:
             self.epoch, self.step = saved["epoch"], saved["step"]
@@ -235,5 +283,7 @@ class Training:
                 load_weights(self.averaged, saved["ema"], self.path)
             self.rng.set_state(saved["rng"]["training"].cpu())
             self.history = {k: [v] for k, v in saved["history"].items()}
+            self.extra = saved["extra"]
+            self._seconds_before = float(saved.get("seconds", 0.0))
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise UserError(f"{self.path} cannot be continued with these settings.") from error

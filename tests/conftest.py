@@ -16,14 +16,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def command(script: str, *arguments: object) -> list[str]:
-    return [sys.executable, str(ROOT / f"{script}.py"), *map(str, arguments)]
+    """`script`: 'fgsm' at the top level, or 'studies.vae', which is run from the root."""
+    how = ["-m", script] if "." in script else [str(ROOT / f"{script}.py")]
+    return [sys.executable, *how, *map(str, arguments)]
 
 
 def run_script(script: str, *arguments: object, status: int = 0) -> subprocess.CompletedProcess:
     """Run a script and check its exit status; a traceback is never shown."""
     done = subprocess.run(
         command(script, *arguments), capture_output=True, text=True, encoding="utf-8",
-        env={**os.environ, "PYTHONIOENCODING": "utf-8"}, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(ROOT)}, check=False,
     )  # fmt: skip
     assert done.returncode == status, done.stderr[-3000:]
     assert "Traceback" not in done.stderr

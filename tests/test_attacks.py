@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import contextlib
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
 from imagelab import attacks
-from imagelab.classifier import new_classifier
+from imagelab.classifier import accuracy, new_classifier, predict, trained_classifier
+from imagelab.datasets import unit
 
 ALL = ["fgsm", "linf", "l2"]
 
@@ -81,7 +85,7 @@ def test_the_best_answer_for_two_classes_of_a_linear_model():
     grey, label = torch.full((1, 1, 28, 28), 0.5), torch.tensor([0])
     away = (model[1].weight[1] - model[1].weight[0]).reshape(1, 1, 28, 28).detach()
     for norm, best in (("linf", 0.1 * away.sign()), ("l2", 0.1 * away / away.norm())):
-        changed = attacks.pgd(model, grey, label, 0.1, rng(), norm=norm, random_start=False)
+        changed = attacks.pgd(model, grey, label, 0.1, rng(), norm=norm, start=grey)
         assert torch.allclose(changed, grey + best, atol=1e-5)
     assert torch.allclose(attacks.fgsm(model, grey, label, 0.1), grey + 0.1 * away.sign())
 
@@ -110,13 +114,142 @@ def test_restarts_never_raise_the_accuracy(model, images):
     labels = model(images).argmax(dim=1)
     epsilon = 0.012  # about half of the images stand
 
-    def standing(restarts: int) -> torch.Tensor:
+    def attacked(restarts: int) -> tuple[torch.Tensor, torch.Tensor]:
         changed = attacks.pgd(model, images, labels, epsilon, rng(), steps=3, restarts=restarts)
-        return model(changed).argmax(dim=1) == labels
+        logits = model(changed)
+        losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+        return logits.argmax(dim=1) == labels, losses
 
-    once, often = standing(1), standing(6)
+    (once, loss_once), (often, loss_often) = attacked(1), attacked(6)
     assert 0 < once.sum() < 30
     assert not (often & ~once).any()  # what fell to the first start stays fallen
+    assert torch.allclose(loss_often[~once], loss_once[~once], atol=1e-6)  # and is left in peace
+    gain = (loss_often - loss_once)[often]
+    assert gain.min() > -1e-6 and gain.max() > 0  # of what stands the worst start is kept
+
+
+@contextlib.contextmanager
+def seen_by(model: nn.Module):
+    """The batches that the model sees inside the block."""
+    batches: list[torch.Tensor] = []
+    hook = model.register_forward_pre_hook(lambda _, inputs: batches.append(inputs[0].detach()))
+    yield batches
+    hook.remove()
+
+
+def sizes(batches: list[torch.Tensor]) -> list[int]:
+    """The batches' sizes without repetitions."""
+    return [size for size, _ in itertools.groupby(batches, key=len)]
+
+
+def test_fooled_images_are_left_out_of_further_restarts(model, images):
+    labels = model(images).argmax(dim=1)
+
+    def attacked(epsilon: float, restarts: int) -> tuple[list[int], int]:
+        with seen_by(model) as seen:
+            changed = attacks.pgd(model, images, labels, epsilon, rng(), steps=3, restarts=restarts)
+        return sizes(seen), (model(changed).argmax(dim=1) == labels).sum().item()
+
+    once, standing = attacked(0.012, restarts=1)
+    assert once == [30] and 0 < standing < 30
+    often, _ = attacked(0.012, restarts=6)
+    assert often[:2] == [30, standing] and often == sorted(often, reverse=True)
+    assert attacked(0.5, restarts=6) == ([30], 0)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_attack_starts_where_it_is_told(model, images, labels, norm, monkeypatch):
+    monkeypatch.setattr(attacks, "PORTION", 7)
+    inside = images + attacks.random_in_ball(images, 0.1, norm, rng())
+    inside, outside = inside.clamp(0, 1), 1 - images
+    generator = rng()
+
+    def attacked(start: torch.Tensor, **more) -> torch.Tensor:
+        return attacks.pgd(model, images, labels, 0.1, generator, norm=norm, start=start, **more)
+
+    assert torch.allclose(attacked(inside, steps=1, step_size=0.0), inside, atol=1e-6)
+    projected = attacks.project(outside, images, 0.1, norm)
+    with seen_by(model) as seen:
+        assert torch.allclose(attacked(outside, steps=1, step_size=0.0), projected, atol=1e-6)
+    assert torch.allclose(seen[0], projected[:7], atol=1e-6)  # the first gradient is taken there
+    one, many = attacked(inside, steps=1, step_size=0.01), attacked(outside, steps=5)
+    distance = (one - inside).flatten(1)
+    size = distance.norm(dim=1) if norm == "l2" else distance.abs().max(dim=1).values
+    assert size.max() < 0.01 + 1e-6 and size.min() > 0.005
+    assert loss(model, one, labels) > loss(model, inside, labels)
+    assert loss(model, many, labels) > loss(model, projected, labels)
+    for changed in (one, many):
+        change = (changed - images).flatten(1)
+        size = change.norm(dim=1) if norm == "l2" else change.abs().max(dim=1).values
+        assert size.max() <= 0.1 + 1e-6 and changed.min() >= 0 and changed.max() <= 1
+    assert torch.equal(generator.get_state(), rng().get_state())  # nothing is left to chance
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_chance_comes_from_the_generator_alone(model, images, labels, norm):
+    before = torch.get_rng_state()
+    first, same, other = (
+        attacks.pgd(model, images, labels, 0.1, rng(seed), steps=1, norm=norm) for seed in (0, 0, 1)
+    )
+    assert torch.allclose(first, same, atol=1e-5) and (first - other).abs().mean() > 1e-3
+    for noise in (attacks.sign_noise, attacks.gaussian_noise):
+        first, same, other = (noise(images, 0.1, rng(seed)) for seed in (0, 0, 1))
+        assert torch.equal(first, same) and not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- accuracies under PGD -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mostly_right(model, images) -> torch.Tensor:
+    """The labels that the model reads, but for every third image."""
+    read = model(images).argmax(dim=1)
+    read[::3] = (read[::3] + 1) % 3
+    return read
+
+
+def test_accuracy_never_rises_with_epsilon(model, images, mostly_right):
+    """Even of an attack that is mere chance: what has fallen is not attacked again."""
+    epsilons = [0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5]
+    chance = {"steps": 1, "step_size": 0.0}
+    with seen_by(model) as seen:
+        accuracies = attacks.pgd_accuracies(model, images, mostly_right, epsilons, rng(), **chance)
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert accuracies[0] == pytest.approx(20 / 30)  # ε = 0: as read
+    assert len(set(accuracies)) >= 3
+    standing = [30, *(round(30 * a) for a in accuracies[:-1])]
+    assert sizes(seen) == [n for n, _ in itertools.groupby(standing)]
+
+
+@pytest.mark.parametrize("portion", [7, 250])
+@pytest.mark.parametrize("target", [None, 1])
+def test_accuracy_of_one_epsilon_is_that_of_one_attack(
+    model, images, mostly_right, target, portion, monkeypatch
+):
+    monkeypatch.setattr(attacks, "PORTION", portion)
+    aim = mostly_right if target is None else torch.ones_like(mostly_right)
+    settings = {"steps": 4, "restarts": 2}
+    changed = attacks.pgd(model, images, aim, 0.01, rng(), targeted=target is not None, **settings)
+    expected = (model(changed).argmax(dim=1) == mostly_right).float().mean().item()
+    got = attacks.pgd_accuracies(model, images, mostly_right, [0.01], rng(), target, **settings)
+    assert got == [pytest.approx(expected)] and 0 < expected < 20 / 30
+
+
+def test_a_target_spares_the_images_of_its_own_class(model, images, mostly_right):
+    right = model(images).argmax(dim=1) == mostly_right
+    for target in range(3):
+        spared = (right & (mostly_right == target)).float().mean().item()
+        got = attacks.pgd_accuracies(
+            model, images, mostly_right, [0.0, 0.5], rng(), target, steps=9
+        )
+        assert got == pytest.approx([20 / 30, spared])
+
+
+def test_where_nothing_stands_nothing_is_attacked(model, images):
+    wrong = model(images).argmin(dim=1)
+    for epsilons in ([0.0, 0.1, 0.2], [0.0, 0.0]):
+        assert attacks.pgd_accuracies(model, images, wrong, epsilons, rng()) == [0] * len(epsilons)
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -159,3 +292,152 @@ def test_noise_is_as_large_as_the_attack():
     assert torch.allclose(sign.abs(), torch.tensor(0.2)) and abs(sign.mean()) < 0.02
     gauss = attacks.gaussian_noise(grey, 0.2, rng()) - grey
     assert gauss.norm().item() == pytest.approx(sign.norm().item(), rel=0.05)
+
+
+def test_gaussian_noise_changes_each_image_as_much_as_the_attack(model, images, labels):
+    """Also where much is clipped: here most pixels are black or white."""
+    images = (images * 3 - 1).clamp(0, 1)
+    for epsilon in (0.3, 0.05):
+        change = attacks.fgsm(model, images, labels, epsilon) - images
+        noise = attacks.gaussian_noise_like(images + change, images, rng()) - images
+        size, expected = noise.flatten(1).norm(dim=1), change.flatten(1).norm(dim=1)
+        assert torch.allclose(size, expected, rtol=1e-3)
+        assert (images + noise).min() >= 0 and (images + noise).max() <= 1
+    free = (images > 0.4) & (images < 0.6)  # not clipped: Gaussian, and not the attack's way
+    x, y = noise[free], change[free]
+    assert ((x**4).mean() / (x**2).mean() ** 2).item() == pytest.approx(3, abs=0.5)
+    assert abs(torch.corrcoef(torch.stack([x, y]))[0, 1]) < 0.1
+    assert torch.equal(attacks.gaussian_noise_like(images, images, rng()), images)
+
+
+# --- against an independent implementation --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def evasion(tmp_path_factory):
+    """The attacks of the Adversarial Robustness Toolbox, which writes into the home on import."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("HOME", "USERPROFILE"):
+            patch.setenv(variable, str(tmp_path_factory.mktemp("home")))
+        pytest.importorskip("art")
+        return pytest.importorskip("art.attacks.evasion")
+
+
+@pytest.fixture(scope="module")
+def faint(stripes) -> torch.Tensor:
+    """The held-out images in contrasts from a tenth to the whole, so that each ε fools a part."""
+    order = torch.randperm(80, generator=torch.Generator().manual_seed(0))
+    return 0.5 + torch.linspace(0.1, 1, 80)[order, None, None, None] * (
+        unit(stripes.test_images) - 0.5
+    )
+
+
+@pytest.fixture(scope="module")
+def smooth(stripes) -> nn.Module:
+    """A network without kinks, at which the last bit of a sum would decide an attack's way."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 5, stride=2), nn.Softplus(), nn.Flatten(), nn.Linear(1152, 2)
+    )
+    adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(40):
+        loss = nn.functional.cross_entropy(model(unit(stripes.images) / 2 + 0.25), stripes.labels)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    return model.eval()
+
+
+def theirs(evasion, model, images, labels, epsilon, norm="linf", targeted=False, **pgd):
+    """Their fast gradient method, or with `pgd` (steps, step_size) PGD from the image itself."""
+    from art.estimators.classification import PyTorchClassifier
+
+    victim = PyTorchClassifier(
+        model, nn.CrossEntropyLoss(), tuple(images.shape[1:]), 2, clip_values=(0, 1),
+        device_type="cpu",
+    )  # fmt: skip
+    shared = {"eps": epsilon, "norm": {"linf": "inf", "l2": 2}[norm], "targeted": targeted}
+    if pgd:
+        attack = evasion.ProjectedGradientDescentPyTorch(
+            victim, max_iter=pgd["steps"], eps_step=pgd["step_size"], verbose=False, **shared
+        )
+    else:
+        attack = evasion.FastGradientMethod(victim, **shared)
+    return torch.from_numpy(attack.generate(images.numpy(), labels.numpy()))
+
+
+def ours(model, images, labels, epsilon, norm="linf", targeted=False, **pgd):
+    """The same attack of this project; in the L2 norm theirs is one step of PGD."""
+    if norm == "linf" and not pgd:
+        return attacks.fgsm(model, images, labels, epsilon, targeted)
+    pgd = pgd or {"steps": 1, "step_size": epsilon}
+    return attacks.pgd(
+        model, images, labels, epsilon, rng(), norm=norm, start=images, targeted=targeted, **pgd
+    )
+
+
+def settings(epsilon: float, steps: int) -> dict:
+    return {"steps": steps, "step_size": 2.5 * epsilon / steps} if steps else {}
+
+
+@pytest.fixture
+def float32(monkeypatch):
+    """The toolbox does not compute in bfloat16 where the processor could."""
+    monkeypatch.setattr(attacks, "autocast", contextlib.nullcontext)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize(
+    ("norm", "epsilon", "steps"),
+    [("linf", 0.2, 0), ("linf", 0.1, 10), ("linf", 0.2, 40),
+     ("l2", 1, 0), ("l2", 1.3, 10), ("l2", 1.3, 40)],
+)  # fmt: skip
+def test_the_toolbox_finds_the_same(
+    evasion, smooth, faint, stripes, float32, norm, epsilon, steps, targeted
+):
+    """`steps` 0 is the fast gradient method.
+
+    Around the Euclidean ball the toolbox clips to [0, 1] before it projects, this project after:
+    the same as long as nothing is clipped, as in images of a third of the contrast.
+    """
+    labels = stripes.test_labels
+    images, aim = faint if norm == "linf" else 0.5 + (faint - 0.5) / 3, labels
+    if targeted:
+        aim = 1 - labels
+    setting = (images, aim, epsilon, norm, targeted)
+    expected = theirs(evasion, smooth, *setting, **settings(epsilon, steps))
+    got = ours(smooth, *setting, **settings(epsilon, steps))
+    assert (got - images).abs().max() > 0.02
+    if norm == "l2":
+        assert torch.allclose(got, expected, atol=1e-5)
+    else:  # a sign may turn where a derivative is zero but for rounding
+        assert ((got - expected).abs() < 1e-5).float().mean() > 0.999
+    standing = accuracy(smooth, got, labels)
+    assert standing == accuracy(smooth, expected, labels) and 0.1 < standing < 0.9
+
+
+@pytest.mark.parametrize("steps", [10, 40])
+def test_the_toolbox_does_the_same_harm_where_pixels_are_clipped(
+    evasion, smooth, faint, stripes, float32, steps
+):
+    """Clipped before or after the projection: other pixels, no further away, and as harmful."""
+    setting = (faint, stripes.test_labels, 4, "l2")
+    expected = theirs(evasion, smooth, *setting, **settings(4, steps))
+    got = ours(smooth, *setting, **settings(4, steps))
+    assert (got - expected).abs().max() > 1e-3
+    assert (got - faint).flatten(1).norm(dim=1).max() < 4 + 1e-5
+    assert torch.allclose(predict(smooth, got), predict(smooth, expected), atol=2e-3)
+
+
+def test_the_toolbox_fools_the_projects_network_as_often(
+    evasion, faint, stripes, float32, tmp_path
+):
+    model, labels = trained_classifier(stripes, tmp_path), stripes.test_labels
+    for epsilon, steps in ((0.2, 0), (0.1, 10), (0.2, 40)):
+        expected = theirs(evasion, model, faint, labels, epsilon, **settings(epsilon, steps))
+        got = ours(model, faint, labels, epsilon, **settings(epsilon, steps))
+        same = ((got - expected).abs() < 1e-5).float().mean(dim=(1, 2, 3)) > 0.999
+        assert same.float().mean() > 0.9  # at a kink of the network the last bit decides the way
+        standing = accuracy(model, got, labels)
+        assert standing == pytest.approx(accuracy(model, expected, labels), abs=1.5 / 80)
+        assert 0.1 < standing < 0.9

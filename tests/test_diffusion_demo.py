@@ -36,11 +36,12 @@ def test_variance_preserving_keeps_the_variance():
     assert abs(np.corrcoef(picture.ravel(), x.ravel())[0, 1]) < 0.02
 
 
-def test_errors_of_equal_pictures():
-    picture = rng().random((32, 32))
-    assert demo.errors(picture, picture) == (0, float("inf"), pytest.approx(1))
-    mse, psnr, _ = demo.errors(np.zeros((32, 32)), np.full((32, 32), 0.1))
-    assert mse == pytest.approx(0.01) and psnr == pytest.approx(20)
+def test_errors_are_measured_against_the_clean_picture():
+    clean = np.zeros((32, 32))
+    row = demo.measure(clean, clean + 0.1, clean, 0.1)
+    assert row.mse == pytest.approx(0.01) and row.psnr == pytest.approx(20) and row.ssim < 0.1
+    blurred = (row.mse_blurred, row.psnr_blurred, row.ssim_blurred)
+    assert blurred == (0, float("inf"), pytest.approx(1))
 
 
 def test_blur_keeps_a_flat_picture_and_calms_noise():

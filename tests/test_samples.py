@@ -9,17 +9,22 @@ import torch
 from PIL import Image
 
 from imagelab import figures
-from imagelab.datasets import random_subset
+from imagelab.classifier import digest, trained_classifier
+from imagelab.datasets import Dataset, random_subset
+from imagelab.metrics import Judge
 from imagelab.pictures import read_png
 from imagelab.results import Result
 from imagelab.samples import (
     draw_comparison,
+    draw_tracked,
     draw_trajectory,
+    judge_for,
     report_samples,
-    score_models,
+    track,
     write_grid,
     write_samples,
 )
+from imagelab.training import Training
 
 
 def images(n: int, channels: int = 1) -> torch.Tensor:
@@ -58,29 +63,83 @@ def test_a_grid_shows_the_first_hundred(tmp_path):
     assert (read_png(tmp_path / "a.png") == figures.grid(samples[:100], 10)).all()
 
 
-def test_too_little_to_score_is_said(stripes, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def enough(stripes) -> Dataset:
+    """With as many held-out images as a judge needs; these are the training images, shuffled."""
+    order = torch.randperm(320, generator=torch.Generator().manual_seed(0))
+    return replace(stripes, test_images=stripes.images[order], test_labels=stripes.labels[order])
+
+
+@pytest.fixture(scope="module")
+def judge(enough, tmp_path_factory) -> Judge:
+    config = SimpleNamespace(output_dir=tmp_path_factory.mktemp("judge"), seed=0, quick=True)
+    return judge_for(config, enough, 310)
+
+
+# --- the judge and the curve along the training ---------------------------------------------------
+
+
+def test_too_little_to_score_is_said(stripes, enough, tmp_path, capsys):
     config = SimpleNamespace(output_dir=tmp_path, seed=0, quick=True)
-    enough = replace(stripes, test_images=stripes.images, test_labels=stripes.labels)
     one_class = replace(enough, classes=("only",))
-    for data, n in ((stripes, 320), (enough, 299), (one_class, 320)):
-        assert score_models(config, data, {"a": stripes.images, "b": stripes.images[:n]}) == {}
+    for data, n, said in ((stripes, 320, "2 and 80"), (enough, 299, "2 and 299"),
+                          (one_class, 320, "1 and 320")):  # fmt: skip
+        assert judge_for(config, data, n) is None
         out = capsys.readouterr().out
-        assert out.count("\n") == 1 and "not scored" in out
+        assert out.count("\n") == 1 and "not scored" in out and said in out
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_model_is_scored_by_one_judge(stripes, tmp_path):
+def test_the_judge_is_the_cached_classifier(enough, tmp_path):
     config = SimpleNamespace(output_dir=tmp_path, seed=0, quick=True)
-    data = replace(stripes, test_images=stripes.images.flip(0), test_labels=stripes.labels.flip(0))
-    models = {"good": stripes.images, "bad": torch.zeros_like(stripes.images)}
-    scores = score_models(config, data, models)
-    assert scores.keys() == {"good", "bad"} and scores["good"].judge == scores["bad"].judge
-    assert abs(scores["good"].frechet) < 1e-3 < 1 < scores["bad"].frechet
-    assert max(scores["bad"].class_shares) == 1 and scores["good"].class_shares == [0.5, 0.5]
+    judge = judge_for(config, enough, 310)
+    assert judge.n == 310
+    files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.pth")}
+    assert digest(trained_classifier(enough, tmp_path, 0, True)) in judge.name
+    assert judge_for(config, enough, 310).name == judge.name
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.pth")} == files != {}
 
 
-def test_a_report_without_scores_has_both_grids(stripes, result):
-    report_samples(result, stripes.test_images, None, stripes)
+class Run:
+    """What `track` and `draw_tracked` need of a Training: five steps an epoch."""
+
+    steps_per_epoch, steps_done = 5, 0
+    curve = Training.curve
+    log = Training.log
+
+    def __init__(self) -> None:
+        self.history = {}
+
+
+def test_quality_is_tracked(stripes, judge, result):
+    run = Run()
+    for run.steps_done, samples in ((5, torch.zeros_like(stripes.images)), (12, stripes.images)):
+        track(run, judge, samples[: judge.n])
+    assert {k: len(run.curve(k)) for k in run.history} == {
+        "tracked_epoch": 2, "tracked_distance": 2, "tracked_coverage": 2
+    }  # fmt: skip
+    assert run.curve("tracked_epoch").tolist() == pytest.approx([1, 2.4])
+    scores = judge.scores(stripes.images)
+    bad, good = run.curve("tracked_distance").tolist()
+    assert good == pytest.approx(scores.frechet, rel=1e-3) and bad > 100 * good
+    assert run.curve("tracked_coverage").tolist() == pytest.approx([0, scores.coverage], abs=0.01)
+    draw_tracked(result, run, judge)
+    assert [f["path"] for f in result.files] == ["quality.png"]
+    assert read_png(result.folder / "quality.png").shape[1] > 300
+
+
+def test_without_a_judge_nothing_is_tracked(stripes, result):
+    run = Run()
+    track(run, None, stripes.images)
+    draw_tracked(result, run, None)
+    assert run.history == {} and result.files == []
+
+
+# --- the report -----------------------------------------------------------------------------------
+
+
+def test_a_report_without_a_judge_has_both_grids(stripes, result):
+    assert report_samples(result, stripes.test_images, None, stripes) is None
     assert [f["path"] for f in result.files] == ["samples.png", "real.png"]
     shown = read_png(result.folder / "samples.png")
     assert (shown == figures.grid(stripes.test_images, 10)).all()
@@ -89,14 +148,35 @@ def test_a_report_without_scores_has_both_grids(stripes, result):
     assert result.metrics == {}
 
 
-def test_a_report_with_scores_has_figures_and_the_histogram(stripes, result):
-    from imagelab.metrics import SampleScores
-
-    scores = SampleScores(300, 5.0, 1.0, [0.25, 0.75], [0.5, 0.5], 0.9, "CNN 1234")
-    report_samples(result, stripes.test_images, scores, stripes)
-    assert result.metrics["Fréchet distance"].value == 5
+def test_a_report_with_a_judge_has_figures_histogram_and_neighbours(stripes, enough, judge, result):
+    rows = torch.randperm(320, generator=torch.Generator().manual_seed(1))
+    samples = enough.images[rows].clone()
+    samples[:, :, :4, :4] = 255  # close to the training images, not equal to them
+    scores = report_samples(result, samples, judge, enough)
+    assert scores.frechet == pytest.approx(judge.scores(samples).frechet, rel=1e-3)
+    assert result.judge == judge.name
+    for name, value, floor in (
+        ("Fréchet distance", scores.frechet, judge.floor.frechet),
+        ("coverage", scores.coverage, judge.floor.coverage),
+    ):
+        assert (result.metrics[name].value, result.metrics[name].floor) == (value, floor)
+        assert result.metrics[name].n == judge.n
+    names = [f["path"] for f in result.files]
+    assert names == ["samples.png", "real.png", "classes.png", "neighbours.png"]
     assert all(path.is_file() for path in result.pictures())
-    assert "classes.png" in {f["path"] for f in result.files}
+    pairs = torch.cat([samples[:10], enough.images[rows[:10]]])
+    shown = read_png(result.folder / "neighbours.png")
+    assert (shown == figures.grid(pairs, columns=10)).all()
+
+
+@pytest.mark.parametrize("learnt", [True, False])
+def test_images_learnt_by_heart_lie_at_no_distance(enough, judge, result, learnt):
+    held_out = 255 - enough.test_images  # unlike the training images
+    data = replace(enough, test_images=held_out)
+    report_samples(result, enough.images if learnt else held_out, judge, data)
+    distance = result.metrics["distance to the nearest training image"]
+    assert distance.n == 320 and distance.floor > 0.1
+    assert distance.value < 1e-3 if learnt else distance.value == pytest.approx(distance.floor)
 
 
 def test_a_comparison_is_drawn_with_and_without_scores(tmp_path):

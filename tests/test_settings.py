@@ -7,18 +7,21 @@ import pytest
 
 from imagelab.runtime import UserError
 from imagelab.settings import Count, Rate, TrainingSettings, plain
+from studies import adversarial_training
 
 
 @dataclass(frozen=True)
 class Config(TrainingSettings):
     epochs: Count = 10
     lr: Rate = 1e-3
+    limit: Count | None = None
 
 
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
         ({"epochs": 0}, "--epochs must be at least 1, not 0"),
+        ({"limit": 0}, "--limit must be at least 1, not 0"),
         ({"lr": float("nan")}, "--lr must be a finite number"),
         ({"lr": float("inf")}, "--lr must be a finite number"),
         ({"lr": -1.0}, "--lr must lie between"),
@@ -30,6 +33,14 @@ class Config(TrainingSettings):
 def test_bad_settings_are_refused(values, sentence):
     with pytest.raises(UserError, match=sentence):
         Config(**values)
+
+
+def test_a_count_may_be_left_out():
+    assert Config().limit is None and Config(limit=1).limit == 1
+    study = adversarial_training.Config
+    assert study().pgd_epochs is study(pgd_epochs=None).pgd_epochs is None
+    with pytest.raises(UserError, match="--pgd-epochs must be at least 1, not 0"):
+        study(pgd_epochs=0)
 
 
 def test_quick_changes_only_what_the_user_left_alone():

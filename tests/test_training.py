@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from imagelab import training
 from imagelab.runtime import Interrupted, UserError
 from imagelab.settings import TrainingSettings
-from imagelab.training import Training
+from imagelab.training import Training, one_cycle
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ def fit(config: Config, data, path: Path, stop_at: int | None = None, number=sig
                 adam.zero_grad()
                 loss.backward()
                 adam.step()
-                run.log(loss=loss)
+                run.log(loss=loss, progress=torch.tensor(run.progress))
+                run.extra["sum"] = run.extra.get("sum", 0) + x.sum()
                 if run.steps_done == stop_at:
                     signal.raise_signal(number)
     return run
@@ -58,6 +61,9 @@ def test_stopped_and_resumed_ends_at_the_same_weights(stripes, tmp_path, stop_at
     for a, b in zip(weights(whole), weights(resumed), strict=True):
         assert torch.equal(a, b)
     assert torch.equal(whole.curve("loss"), resumed.curve("loss"))
+    assert torch.equal(whole.extra["sum"], resumed.extra["sum"])
+    progress = torch.arange(1, 16) / 16  # inside (0, 1), whether interrupted or not
+    assert torch.allclose(resumed.curve("progress"), progress)
 
 
 def test_sigterm_saves_and_says_so(stripes, tmp_path):
@@ -84,7 +90,7 @@ def test_resume_refuses_other_settings_and_other_data(stripes, tmp_path):
     fit(Config(epochs=1), stripes, path)
     with pytest.raises(UserError, match=r"--lr 0\.01, not 0\.02"):
         fit(Config(lr=0.02, resume=True), stripes, path)
-    with pytest.raises(UserError, match="stripes, not on other"):
+    with pytest.raises(UserError, match="320 images of stripes, not on 320 of other"):
         fit(Config(resume=True), replace(stripes, name="other"), path)
     longer = fit(Config(epochs=2, resume=True), stripes, path)  # more epochs are welcome
     assert longer.steps_done == 10
@@ -97,3 +103,27 @@ def test_average_follows_its_ramp(stripes, tmp_path):
     # After 5 steps with decays (1 + n)/(10 + n) the first weights count for less than 1 %.
     kept = torch.tensor([(1 + n) / (10 + n) for n in range(1, 6)]).prod()
     assert kept < 0.01
+
+
+def test_one_cycle_climbs_for_a_quarter_and_then_falls():
+    assert one_cycle(0) == one_cycle(1) == 0 and one_cycle(0.25) == 1
+    rates = torch.tensor([one_cycle(k / 16) for k in range(17)])
+    assert torch.allclose(rates[:5].diff(), torch.tensor(1 / 4))
+    assert torch.allclose(rates[4:].diff(), torch.tensor(-1 / 12))
+
+
+def test_the_time_limit_ends_a_run_and_more_time_goes_on(stripes, tmp_path, monkeypatch):
+    """A clock that is a second later at each look: the limit is reached within an epoch."""
+    now = itertools.count()
+    monkeypatch.setattr(training.time, "perf_counter", lambda: float(next(now)))
+    path = tmp_path / "a.pth"
+    short = fit(Config(epochs=1000, time_limit=40.0), stripes, path)
+    assert 0 < short.steps_done < 40 and short.is_last(short.last_epoch)
+    assert short.curve("progress").max() < 1  # of the time, and rising with it
+    assert short.curve("progress").diff().min() > 0
+    assert len(short.curve("loss")) == short.steps_done
+
+    over = fit(Config(epochs=1000, time_limit=40.0, resume=True), stripes, path)
+    assert over.steps_done == short.steps_done  # the time before counts
+    longer = fit(Config(epochs=1000, time_limit=200.0, resume=True), stripes, path)
+    assert longer.steps_done > 2 * short.steps_done

@@ -1,0 +1,1 @@
+"""Ratios against the ordinary way to write the same thing: `python -m benchmarks`."""

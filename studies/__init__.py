@@ -1,0 +1,1 @@
+"""Further techniques, one script each: `python -m studies.NAME`."""

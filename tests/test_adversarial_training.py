@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import complaint, run_script
+from PIL import Image
+
+from imagelab.attacks import pgd
+from imagelab.classifier import new_classifier
+from imagelab.datasets import Dataset, batch_indices, unit
+from imagelab.runtime import Interrupted
+from studies import adversarial_training as study
+
+QUICK = ("studies.adversarial_training", "--quick", "--dataset", "digits", "--output-dir")
+
+
+# --- the script -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    run_script(*QUICK, folder)
+    return folder
+
+
+def result_of(folder: Path) -> dict:
+    path = folder / "study_images" / "adversarial_training" / "results.json"
+    return json.loads(path.read_text("utf-8"))
+
+
+def checkpoints(folder: Path) -> dict[str, int]:
+    """The names of the checkpoints and when they were written."""
+    files = (folder / "study_models" / "adversarial_training").iterdir()
+    return {path.name: path.stat().st_mtime_ns for path in files}
+
+
+def column(result: dict, name: str, training: str) -> list[float]:
+    table = result["tables"][0]
+    return [row[table["columns"].index(name)] for row in table["rows"] if row[0] == training]
+
+
+def test_pictures_and_checkpoints_lie_where_they_belong(quick):
+    assert {path.name for path in quick.iterdir()} == {"study_images", "study_models"}
+    assert checkpoints(quick).keys() == {"ordinary.pth", "fast.pth", "pgd.pth"}
+    names = [entry["path"] for entry in result_of(quick)["files"]]
+    assert {"accuracy.png", "gradients.png", "transfer.png", "loss_surface.png"} <= set(names)
+    for name in names:
+        with Image.open(quick / "study_images" / "adversarial_training" / name) as picture:
+            assert min(picture.size) > 200
+
+
+def test_the_table(quick):
+    """Three networks, three ε; an attack does more harm with a larger ε, and more than noise."""
+    result, epsilon = result_of(quick), study.FITTING["digits"]["epsilon"]
+    assert len(result["tables"][0]["rows"]) == 9
+    for training in study.METHODS:
+        radii = [epsilon / 3, 2 * epsilon / 3, epsilon]
+        assert column(result, "ε", training) == pytest.approx(radii)
+        signs, fgsm, forty, hundred = (
+            column(result, name, training)
+            for name in ("random signs", "FGSM", "PGD-40", "PGD-100 with restarts")
+        )
+        # Three standard errors: 0.05 of 1,000 images; of the ten attacked anew, two.
+        for accuracies, error in ((signs, 0.05), (fgsm, 0.05), (forty, 0.2), (hundred, 0.2)):
+            assert all(b <= a + error for a, b in itertools.pairwise(accuracies))
+        assert fgsm[0] < signs[0] and fgsm[-1] < signs[-1] - 0.15
+        assert forty[-1] <= forty[0]
+        assert all(a <= b + 0.2 for a, b in zip(forty, fgsm, strict=True))
+        assert all(a <= b + 0.1 for a, b in zip(hundred, forty, strict=True))
+        clean = column(result, "clean", training)
+        assert clean == clean[:1] * 3 and clean[0] > 0.3  # ten classes
+        metric = result["metrics"][f"{training}: FGSM, ε = {epsilon:g}"]
+        assert (metric["value"], metric["n"]) == (fgsm[-1], 1000)
+
+
+def test_resuming_a_finished_run_trains_nothing_and_measures_the_same(quick):
+    tables, written = result_of(quick)["tables"], checkpoints(quick)
+    done = run_script(*QUICK, quick, "--resume")
+    assert checkpoints(quick) == written and "stand against" not in done.stderr
+    again = result_of(quick)["tables"]
+    seconds = tables[0]["columns"].index("seconds")
+    for row in [*tables[0]["rows"], *again[0]["rows"]]:
+        row[seconds] = None
+    assert again == tables
+
+
+def test_wrong_input(tmp_path):
+    for option, value, sentence in (
+        ("--epsilon", 0.9, "--epsilon must lie between 0.001 and 0.5, not 0.9."),
+        ("--pgd-epochs", 0, "--pgd-epochs must be at least 1, not 0."),
+    ):
+        assert sentence in complaint(*QUICK, tmp_path, option, value)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the trainings --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def watched(stripes) -> Dataset:
+    return replace(stripes, images=stripes.test_images, labels=stripes.test_labels)
+
+
+def recipe(method: str, epochs: int = 2, **more) -> study.Recipe:
+    """Five steps an epoch."""
+    settings = {"epsilon": 0.3, "pgd_steps": 2, "batch_size": 64, "lr": 3e-3, "seed": 0}
+    return study.Recipe(method, epochs, **{**settings, "resume": False, **more})
+
+
+@pytest.fixture
+def attacks_made(monkeypatch) -> list[SimpleNamespace]:
+    """The arguments and the `result` of each attack that a training makes."""
+    calls = []
+
+    def spy(*args, **more):
+        call = inspect.signature(pgd).bind(*args, **more)
+        call.apply_defaults()
+        calls.append(SimpleNamespace(**call.arguments, result=pgd(*args, **more)))
+        return calls[-1].result
+
+    monkeypatch.setattr(study, "pgd", spy)
+    return calls
+
+
+@pytest.fixture
+def trained_on(monkeypatch) -> list[torch.Tensor]:
+    """What the network sees in training mode: not the attacks, which are made in eval mode."""
+    seen = []
+
+    def watch(module, inputs):
+        if module.training:
+            seen.append(inputs[0].detach().clone())
+
+    def hooked(*args):
+        model = new_classifier(*args)
+        model.register_forward_pre_hook(watch)
+        return model
+
+    monkeypatch.setattr(study, "new_classifier", hooked)
+    return seen
+
+
+def batches(data: Dataset) -> list[torch.Tensor]:
+    """The indices of the ten batches of two epochs."""
+    return [i for epoch in (1, 2) for i in batch_indices(len(data.images), 64, 0, epoch)]
+
+
+def test_ordinary_training_meets_the_images_as_they_are(
+    stripes, watched, tmp_path, attacks_made, trained_on
+):
+    study.train(recipe("ordinary"), tmp_path / "a.pth", stripes, watched)
+    assert attacks_made == [] and len(trained_on) == 10
+    for seen, batch in zip(trained_on, batches(stripes), strict=True):
+        assert torch.equal(seen, unit(stripes.images[batch]))
+
+
+def ramp() -> list[float]:
+    """ε over ten steps: it grows over the first quarter."""
+    return [0.3 * min(k / 11 * 4, 1) for k in range(1, 11)]
+
+
+def test_fast_training_takes_one_step_from_a_random_start(
+    stripes, watched, tmp_path, attacks_made, trained_on
+):
+    study.train(recipe("fast"), tmp_path / "a.pth", stripes, watched)
+    assert [call.epsilon for call in attacks_made] == pytest.approx(ramp())
+    for call, seen, batch in zip(attacks_made, trained_on, batches(stripes), strict=True):
+        assert (call.steps, call.norm, call.restarts, call.start) == (1, "linf", 1, None)
+        assert call.step_size == pytest.approx(1.25 * call.epsilon) and not call.targeted
+        assert torch.equal(call.images, unit(stripes.images[batch]))
+        assert torch.equal(call.labels, stripes.labels[batch])
+        assert torch.equal(seen, call.result)
+
+
+def test_pgd_training_goes_on_from_the_perturbation_of_the_last_epoch(
+    stripes, watched, tmp_path, attacks_made, trained_on
+):
+    _, run = study.train(recipe("PGD"), tmp_path / "a.pth", stripes, watched)
+    assert [call.epsilon for call in attacks_made] == pytest.approx(ramp())
+    last = torch.zeros(stripes.images.shape)
+    for k, (call, batch) in enumerate(zip(attacks_made, batches(stripes), strict=True)):
+        assert call.steps == 2 and call.step_size == pytest.approx(call.epsilon / 3)
+        assert torch.equal(call.images, unit(stripes.images[batch]))
+        if k < 5:
+            assert call.start is None
+        else:
+            found = call.start - call.images
+            assert (found - last[batch]).abs().max() <= 0.5 / 255 + 1e-6  # kept as whole greys
+        last[batch] = call.result - call.images
+        assert torch.equal(trained_on[k], call.result)
+    found = run.extra["found"]
+    assert found.dtype == torch.int8 and found.shape == stripes.images.shape
+    assert (found.float() - last * 255).abs().max() <= 0.5 + 1e-3
+    assert found.abs().max() <= 0.3 * 255 + 0.5 and (found != 0).float().mean() > 0.5
+
+
+def test_perturbations_come_back_on_resume(stripes, watched, tmp_path, attacks_made, monkeypatch):
+    path, spy = tmp_path / "a.pth", study.pgd
+
+    def stopping(*args, **more):
+        if len(attacks_made) == 6:  # in the second step of the second epoch
+            signal.raise_signal(signal.SIGINT)
+        return spy(*args, **more)
+
+    monkeypatch.setattr(study, "pgd", stopping)
+    with pytest.raises(Interrupted, match="--resume"):
+        study.train(recipe("PGD"), path, stripes, watched)
+    assert len(attacks_made) == 7
+    saved = torch.load(path, weights_only=True)["extra"]["found"]
+    study.train(recipe("PGD", resume=True), path, stripes, watched)
+    assert len(attacks_made) == 10
+    call, batch = attacks_made[7], batches(stripes)[7]
+    assert saved[batch].abs().max() > 0.2 * 255
+    assert torch.allclose(call.start, call.images + saved[batch] / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("checks", "done", "best"),
+    [
+        ([0.9, 0.1, 1.0, 1.0], 2, 0),  # a collapse: the end
+        ([0.5, 0.7, 0.6, 0.55], 4, 1),
+        ([0.0, 0.0, 0.0, 0.0], 4, 3),
+        ([0.5, 0.6, 0.7, 0.1], 4, 2),  # a collapse in the last epoch
+    ],
+)
+def test_the_best_epoch_is_kept_and_a_collapse_ends_the_training(
+    stripes, watched, tmp_path, monkeypatch, checks, done, best
+):
+    states, path = [], tmp_path / "a.pth"
+    few = replace(stripes, images=stripes.images[:64], labels=stripes.labels[:64])  # one step
+
+    def check(model, images, labels, epsilons, *_, **__):
+        assert len(images) == len(labels) == 80 and epsilons == [0.3]
+        states.append(copy.deepcopy(model.state_dict()))
+        return [checks[len(states) - 1]]
+
+    monkeypatch.setattr(study, "pgd_accuracies", check)
+    for resume in (False, True):  # after its end, nothing goes on
+        model, run = study.train(recipe("fast", 4, resume=resume), path, few, watched)
+        assert len(states) == run.epoch == done and not model.training
+        assert run.curve("check").tolist() == pytest.approx(checks[:done])
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, states[best][name])
+    averaged = run.averaged.state_dict()  # what is kept is the moving average of the weights
+    assert all(torch.equal(averaged[name], states[-1][name]) for name in averaged)
+    assert not torch.equal(averaged["dense2.weight"], run.networks["classifier"].dense2.weight)
+    assert not torch.equal(states[0]["dense2.weight"], states[1]["dense2.weight"])
+
+
+@pytest.mark.parametrize(
+    ("checks", "collapsed"),
+    [
+        ([], False),
+        ([0.9], False),
+        ([0.9, 0.71], False),
+        ([0.9, 0.69], True),
+        ([0.2, 0.9, 0.5], True),
+        ([0.9, 0.1, 0.85], False),
+    ],
+)
+def test_a_collapse_is_20_points_below_the_best(checks, collapsed):
+    assert study.has_collapsed(torch.tensor(checks)) is collapsed
+
+
+def test_what_is_left_open_is_fitted_to_the_data(stripes):
+    config = study.Config(epsilon=0.2, fast_epochs=7)
+    for data, name in ((stripes, "others"), (replace(stripes, name="digits"), "digits")):
+        got, fitting = study.fitted(config, data), study.FITTING[name]
+        assert (got.epsilon, got.fast_epochs) == (0.2, 7)
+        assert got.pgd_epochs == fitting["pgd_epochs"] and got.restarts == fitting["restarts"]
+        methods = [study.recipe(got, method) for method in study.METHODS]
+        assert [m.epochs for m in methods] == [got.ordinary_epochs, 7, got.pgd_epochs]
+        assert all(m.epsilon == 0.2 for m in methods)
+
+
+def test_a_training_that_had_not_begun_is_not_resumed(tmp_path):
+    config = study.Config(output_dir=tmp_path, resume=True)
+
+    def resumed() -> list[bool]:
+        return [study.recipe(config, method).resume for method in study.METHODS]
+
+    assert resumed() == [True, False, False]
+    for method in ("ordinary", "fast"):
+        path = study.checkpoint_path(config, method)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert resumed() == [True, True, False]
