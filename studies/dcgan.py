@@ -1,0 +1,173 @@
+"""The deep convolutional GAN (Radford et al. 2015): the game of gan_mnist.py, played by convolutions.
+
+Losses, training step and figures are those of gan_mnist.py; what is new is in this file. The generator
+grows an image from 7×7 pixels by transposed convolutions, the discriminator takes it apart by strided
+ones; batch normalisation holds every layer in its range, all weights start from N(0, 0.02²).
+
+    python -m studies.dcgan                                   # the embedded digits
+    python -m studies.dcgan --dataset mnist --epochs 4        # a quarter of an hour on two CPU cores
+    python -m studies.dcgan --dataset folder:faces            # your pictures, 64×64 in colour
+    python -m studies.dcgan --time-limit 90                   # what 90 seconds of training give
+    python -m studies.dcgan --sample-only --samples-file samples.npz
+
+What to look at: strokes are whole where the dense GAN's are speckled; `classes.png` and `quality.png`,
+where a collapse onto few images would be seen: empty classes, a coverage that falls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import gan_mnist
+from imagelab.checkpoints import load_checkpoint, load_weights
+from imagelab.datasets import load_for
+from imagelab.results import Result, start_result
+from imagelab.runtime import autocast, command_line, prepare
+from imagelab.samples import TRACKED, draw_only, judge_for, write_samples
+from imagelab.settings import Count
+
+SCRIPT = "dcgan"
+PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
+TITLE = "DCGAN: convolutions at the same game"
+SUMMARY = (
+    "The generator and the discriminator of the GAN, rebuilt from convolutions: neighbouring pixels "
+    "are drawn together, so strokes are whole. Whether it draws all classes is measured, not assumed."
+)
+
+
+@dataclass(frozen=True)
+class Config(gan_mnist.Config):
+    """Settings of the DCGAN."""
+
+    epochs: Count = 1
+    """Passes over the training images."""
+    grid_every: Count = 1
+    """Epochs between two sample grids."""
+    log_every: Count = 100
+    """Batches between two lines of losses."""
+    image_size: Count = 64
+    """Side in pixels to which the pictures of folder:PATH are scaled."""
+
+
+# --- the two networks -----------------------------------------------------------------------------
+
+
+def stages(side: int) -> list[int]:
+    """The width of each stage, from the full image inwards: it is halved while it is even and over 7.
+
+    28 pixels: [64, 128], down to 7×7. 64 pixels: [64, 128, 256, 512], down to 4×4.
+    """
+    count = 0
+    while side % 2 == 0 and side > 7:
+        side, count = side // 2, count + 1
+    return [min(64 * 2**k, 512) for k in range(count)]
+
+
+class Generator(nn.Module):
+    """Latents (B, latent_size) ~ N(0, I) to images (B, C, H, W) in [-1, 1]."""
+
+    def __init__(self, latent_size: int, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.latent_size = latent_size
+        channels, height, width = shape
+        widths = stages(min(height, width))[::-1]  # [128, 64] for 28×28
+        self.start = (widths[0], height >> len(widths), width >> len(widths))
+        self.dense = nn.Linear(latent_size, self.start[0] * self.start[1] * self.start[2])
+        grow = [nn.BatchNorm2d(widths[0]), nn.ReLU()]  #              (B, 128, 7, 7)
+        for before, after in zip([widths[0], *widths], widths, strict=False):
+            grow += [
+                nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+            ]  #                                                      (B, 128, 14, 14), (B, 64, 28, 28)
+        self.grow = nn.Sequential(*grow, nn.Conv2d(widths[-1], channels, 7, padding=3), nn.Tanh())
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        with autocast(z.device):
+            x = self.dense(z).reshape(-1, *self.start)
+            return self.grow(x.contiguous(memory_format=torch.channels_last)).float()
+
+
+class Discriminator(nn.Module):
+    """Images (B, C, H, W) in [-1, 1] to logits (B,): how real each looks."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        channels, height, width = shape
+        widths = stages(min(height, width))  # [64, 128] for 28×28
+        layers: list[nn.Module] = []
+        for k, (before, after) in enumerate(zip([channels, *widths], widths, strict=False)):
+            layers.append(nn.Conv2d(before, after, 4, stride=2, padding=1, bias=k == 0))
+            layers += [nn.BatchNorm2d(after)] if k else []  # none on the image itself
+            layers.append(
+                nn.LeakyReLU(0.2)
+            )  #                       (B, 64, 14, 14), (B, 128, 7, 7)
+        last = widths[-1] * (height >> len(widths)) * (width >> len(widths))
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(last, 1))
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        with autocast(x.device):
+            x = self.layers(x.contiguous(memory_format=torch.channels_last))
+        return x.squeeze(1).float()
+
+
+def initialise(module: nn.Module) -> None:
+    """Weights ~ N(0, 0.02²), those of batch normalisation ~ N(1, 0.02²) (Radford et al. section 4)."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        nn.init.normal_(module.weight, 0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1, 0.02)
+
+
+def build(config: Config, shape: tuple[int, int, int], device: torch.device):
+    """Both networks with their first random weights, the same for the same seed."""
+    torch.manual_seed(config.seed)
+    networks = Generator(config.latent_size, shape), Discriminator(shape)
+    for network in networks:
+        network.apply(initialise).to(device, memory_format=torch.channels_last)
+    return networks
+
+
+# --- the run --------------------------------------------------------------------------------------
+
+
+def checkpoint_path(config: Config) -> Path:
+    return config.output_dir / MODELS / "dcgan.pth"
+
+
+def load_generator(config: Config, device: torch.device) -> Generator:
+    """The generator of the checkpoint under --output-dir."""
+    path = checkpoint_path(config)
+    saved = load_checkpoint(path, SCRIPT, device)
+    G = Generator(saved["config"]["latent_size"], tuple(saved["dataset"]["shape"]))
+    load_weights(G, saved["model"].get("generator"), path)
+    return G.to(device, memory_format=torch.channels_last).eval()
+
+
+def run(config: Config) -> Result:
+    """Train (or load), sample, measure: the game is that of gan_mnist.py."""
+    device = prepare(config.seed, config.device)
+    config = config.quickened(time_limit=6.0, num_samples=500, log_every=20)
+    if config.sample_only:
+        samples = gan_mnist.sample(load_generator(config, device), config.num_samples, config.seed)
+        return draw_only(SCRIPT, TITLE, PICTURES, config, device, samples)
+    data = load_for(config, device)
+    result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
+    watch = judge_for(config, data, TRACKED)
+    G, D = build(config, data.shape, device)
+    training = gan_mnist.train(config, data, G, D, checkpoint_path(config), result, watch)
+    samples = gan_mnist.evaluate(config, data, training, watch, result)
+    write_samples(config.samples_file, samples)
+    return result.save()
+
+
+def main() -> None:
+    command_line(Config, run, __doc__)
+
+
+if __name__ == "__main__":
+    main()

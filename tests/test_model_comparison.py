@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import complaint, run_script
+
+from imagelab.metrics import Scores
+from studies import model_comparison as study
+
+
+def measured(model: str, distance: float, coverage: float = 0.8, ms: float = 0.1):
+    scores = Scores(300, distance, 1.0, 0.1, 1.0, coverage, [0.5, 0.5], 0.9)
+    image = torch.zeros(study.STEPS, 1, 4, 4, dtype=torch.uint8)
+    return study.Measured(model, 0, scores, 2.0, ms, 10, image, image)
+
+
+def rows(**runs: list) -> dict[str, list]:
+    return {name: study.table_row(name, of, 10.0) for name, of in runs.items()}
+
+
+def test_a_row_holds_means_and_the_spread():
+    runs = [measured("vae", 90.0), measured("vae", 110.0, coverage=0.05)]
+    row = dict(zip(study.COLUMNS, rows(vae=runs)["vae"], strict=True))
+    assert row["Fréchet distance"] == 100 and row["its spread"] == pytest.approx(0.2)
+    assert row["failed runs"] == 1 and row["coverage"] == pytest.approx(0.425)
+    assert row["seconds per epoch"] == 5 and row["entropy of classes"] == pytest.approx(1)
+
+
+def test_a_claim_is_judged_by_what_was_measured():
+    textbook = rows(
+        vae=[measured("vae", 100, 0.9)] * 2,
+        gan=[measured("gan", d, 0.3) for d in (50, 70)],
+        dcgan=[measured("dcgan", d, 0.3) for d in (40, 60)],
+        ddpm=[measured("ddpm", 20, 0.9, ms=5.0)] * 2,
+    )
+    assert [verdict for *_, verdict in study.claims(textbook)] == ["agrees"] * 5
+    other = rows(
+        vae=[measured("vae", d, 0.3, ms=9.0) for d in (30, 60)],
+        gan=[measured("gan", 100, 0.9)] * 2,
+        dcgan=[measured("dcgan", 100, 0.9)] * 2,
+        ddpm=[measured("ddpm", d, 0.3, ms=0.1) for d in (101, 301)],
+    )
+    assert [verdict for *_, verdict in study.claims(other)] == [
+        "does not agree", "does not agree", "does not agree", "does not agree", "does not agree",
+    ]  # fmt: skip
+    mixed = textbook | {"gan": other["gan"]}
+    assert study.claims(mixed)[3][2] == "in part"  # the MLP GAN covers, the DCGAN does not
+    assert len(study.claims({"gan": textbook["gan"], "ddpm": textbook["ddpm"]})) == 0
+
+
+def test_the_paragraph_says_where_they_differ():
+    said = [["GANs draw better than VAEs.", "", "does not agree"], ["VAEs are fast.", "", "agrees"]]
+    text = study.summary({}, said, study.Config(budget=7), 500)
+    assert "7 seconds" in text and "500 images" in text
+    assert "agrees with the textbook that VAEs are fast." in text
+    assert "does not agree that GANs draw better than VAEs." in text
+
+
+def test_a_quick_comparison(tmp_path):
+    run_script("studies.model_comparison", "--quick", "--budget", 1, "--dataset", "digits",
+               "--output-dir", tmp_path)  # fmt: skip
+    folder = tmp_path / "study_images" / "model_comparison"
+    result = json.loads((folder / "results.json").read_text("utf-8"))
+    table, said = result["tables"]
+    assert [row[0] for row in table["rows"]] == [*study.NAMES.values(), "held-out real images"]
+    real = table["rows"][-1][1]
+    assert all(row[1] > real for row in table["rows"][:-1])
+    assert len(said["rows"]) == 5 and "seconds from each of 1 seeds" in result["summary"]
+    assert all((folder / entry["path"]).is_file() for entry in result["files"])
+    models = {path.name for path in (tmp_path / "study_models" / "model_comparison").iterdir()}
+    assert models == {f"{name}_seed0.pth" for name in study.TRAIN}
+
+
+def test_no_judge_no_comparison(tmp_path):
+    sentence = complaint("studies.model_comparison", "--quick", "--num-samples", 10,
+                         "--dataset", "digits", "--output-dir", tmp_path)  # fmt: skip
+    assert "nothing to compare" in sentence

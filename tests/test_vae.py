@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import complaint, run_script
+
+from studies import vae
+
+QUICK = ("studies.vae", "--quick", "--dataset", "digits", "--output-dir")
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("vae")
+    run_script(*QUICK, folder, "--samples-file", folder / "s.npz")
+    return folder
+
+
+def test_a_run_leaves_pictures_and_figures_for_every_size(quick):
+    folder = quick / "study_images" / "vae"
+    result = json.loads((folder / "results.json").read_text("utf-8"))
+    assert all((folder / entry["path"]).is_file() for entry in result["files"])
+    assert {p.name for p in (quick / "study_models" / "vae").iterdir()} == {
+        "latent_2.pth", "latent_4.pth", "latent_16.pth",
+    }  # fmt: skip
+    table = result["tables"][0]
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+    assert [row["latents"] for row in rows] == [2, 4, 16]
+    for row in rows:
+        assert row["negative ELBO"] == pytest.approx(row["reconstruction"] + row["KL"], rel=1e-5)
+    for name, better in (("negative ELBO", -1), ("MSE", -1), ("SSIM", 1), ("KL", 1)):
+        values = [better * row[name] for row in rows]
+        assert values == sorted(values), name  # more latents keep more and cost more
+    least = result["metrics"]["entropy of the grey values, the least reconstruction"]["value"]
+    assert 0 < least < rows[-1]["reconstruction"]
+
+
+def test_samples_come_again_from_the_checkpoint(quick):
+    run_script(*QUICK, quick, "--sample-only", "--samples-file", quick / "again.npz")
+    first, again = (np.load(quick / name)["images"] for name in ("s.npz", "again.npz"))
+    assert first.shape == (500, 28, 28) and first.dtype == np.uint8
+    assert (first == again).all()
+    assert (quick / "study_images" / "vae" / "drawn.png").is_file()
+
+
+def test_the_two_parts_are_the_formulas():
+    rng = torch.Generator().manual_seed(0)
+    x = torch.rand(3, 1, 4, 4, generator=rng)
+    logits = torch.randn(3, 1, 4, 4, generator=rng)
+    mean, log_var = torch.randn(2, 3, 5, generator=rng)
+    reconstruction, kl = vae.elbo_parts(logits, x, mean, log_var)
+    p = logits.sigmoid()
+    expected = -(x * p.log() + (1 - x) * (1 - p).log()).sum(dim=(1, 2, 3))
+    assert torch.allclose(reconstruction, expected, rtol=1e-4)
+    q = torch.distributions.Normal(mean, (log_var / 2).exp())
+    prior = torch.distributions.Normal(0.0, 1.0)
+    assert torch.allclose(kl, torch.distributions.kl_divergence(q, prior).sum(dim=1), rtol=1e-4)
+    assert vae.elbo_parts(logits, x, torch.zeros(3, 5), torch.zeros(3, 5))[1].abs().max() == 0
+
+
+def test_latents_are_drawn_so_that_gradients_pass():
+    torch.manual_seed(0)
+    model = vae.VAE((1, 8, 8), 3, hidden=16)
+    x, eps = torch.rand(5, 1, 8, 8), torch.randn(5, 3)
+    logits, mean, log_var = model(x, eps)
+    assert logits.shape == x.shape and mean.shape == log_var.shape == (5, 3)
+    assert torch.equal(logits, model.decode(mean + (log_var / 2).exp() * eps))
+    logits.sum().backward()
+    assert all(layer.weight.grad.abs().sum() > 0 for layer in (model.encoder[1], model.encoder[3]))
+
+
+def test_bad_settings_are_refused(tmp_path):
+    where = ("--output-dir", tmp_path)
+    assert "--latent-sizes must be at least 1" in complaint(
+        "studies.vae", "--latent-sizes", 2, 0, *where
+    )
+    assert "There is no checkpoint" in complaint("studies.vae", "--sample-only", *where)
