@@ -58,7 +58,7 @@ class Config(Settings):
     """Go on with a comparison that was stopped: what is trained is not trained again."""
     models: tuple[Literal["vae", "gan", "dcgan", "ddpm"], ...] = ("vae", "gan", "dcgan", "ddpm")
     """The models to compare."""
-    budget: Annotated[float, Limits(0.1)] = 50.0
+    budget: Annotated[float, Limits(0.1)] = 40.0
     """Seconds of training of each model and seed."""
     repeats: Count = 3
     """Trainings of each model, from the seeds --seed, --seed + 1, ..."""

@@ -61,7 +61,7 @@ class Config(TrainingSettings):
     latent_sizes: tuple[Count, ...] = (2, 4, 16)
     """How many latent numbers; a model is trained for each."""
     epochs: Count | None = None
-    """Passes over the training images; default: 10, on the embedded digits 3."""
+    """Passes over the training images; default: 10, on the embedded digits 2."""
     batch_size: Count = 128
     """Images per step."""
     lr: Rate = 2e-3
@@ -125,7 +125,7 @@ def train(config: Config, latent_size: int, data: Dataset, path: Path) -> Traini
     adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     config = replace(
         config,
-        epochs=config.epochs or (3 if data.name == "digits" else 10),
+        epochs=config.epochs or (2 if data.name == "digits" else 10),
         # A run that was stopped in its first training has no checkpoint of the later ones.
         resume=config.resume and (path.is_file() or latent_size == config.latent_sizes[0]),
     )
