@@ -335,7 +335,8 @@ def draw_surfaces(path: Path, config: Config, models: dict[str, nn.Module], data
         height = loss.reshape(31, 31).cpu()
         drawn = axis.pcolormesh(steps.cpu(), steps.cpu(), height, cmap="cividis", shading="gouraud")
         figure.colorbar(drawn, ax=axis, label="loss" if axis is axes[0, -1] else None)
-        axis.contour(steps.cpu(), steps.cpu(), height, 6, colors="white", linewidths=0.6)
+        levels = torch.linspace(0, max(height.max().item(), 1e-6), 7)[1:-1]
+        axis.contour(steps.cpu(), steps.cpu(), height, levels, colors="white", linewidths=0.6)
         axis.set(title=f"training: {name}", xlabel="along the gradient's sign")
     axes[0, 0].set_ylabel("along random signs")
     figures.save_figure(figure, path)
@@ -398,7 +399,8 @@ def run(config: Config) -> Result:
          draw_gallery, config, models, data),
         ("transfer.png", f"Who fools whom: PGD-40 at ε = {config.epsilon:g} (n = {few:,}).",
          draw_transfer, list(models), matrix),
-        ("loss_surface.png", "One image's loss around it: a cliff, or a plain.",
+        ("loss_surface.png",
+         "One image's loss around it: a cliff, or a plain. The corners lie outside the ball.",
          draw_surfaces, config, models, data),
         ("training.png", "Loss on the images trained on, and the check after each epoch.",
          draw_checks, runs),
