@@ -3,6 +3,7 @@
     python advanced_image_processing.py                 # everything, about three minutes on two CPU cores
     python advanced_image_processing.py --quick         # every step in half a minute
     python advanced_image_processing.py --only fgsm gan_mnist
+    python advanced_image_processing.py --all           # the studies as well
     python advanced_image_processing.py --list
     python advanced_image_processing.py --dataset mnist --data-dir data
 
@@ -18,7 +19,7 @@ import importlib
 import sys
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,10 @@ from imagelab.results import metric_text, text_table, write_json
 from imagelab.runtime import UserError, command_line, explain, machine, prepare
 from imagelab.settings import Settings
 
-Name = Literal["fgsm", "diffusion_demo", "gan_mnist", "mlp_diffusion"]
+Name = Literal[
+    "fgsm", "diffusion_demo", "gan_mnist", "mlp_diffusion",
+    "adversarial_training", "vae", "dcgan", "model_comparison",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,16 +56,29 @@ DEMOS: dict[str, Demo] = {
 }
 
 
+STUDIES: dict[str, Demo] = {
+    "adversarial_training": Demo(
+        "study_images/adversarial_training", 115, 25, "PGD: PGD-40, ε = 0.15"
+    ),
+    "vae": Demo("study_images/vae", 40, 15, "Fréchet distance"),
+    "dcgan": Demo("study_images/dcgan", 180, 20, "Fréchet distance"),
+    "model_comparison": Demo("study_images/model_comparison", 600, 30, "DCGAN: Fréchet distance"),
+}
+EVERYTHING = DEMOS | STUDIES
+
+
 @dataclass(frozen=True)
 class Config(Settings):
     """Settings of the main job; --quick, --seed, --device and --output-dir reach every demo."""
 
     only: tuple[Name, ...] = ()
-    """Run these demos only."""
+    """Run these demos or studies only."""
     skip: tuple[Name, ...] = ()
-    """Leave these demos out."""
+    """Leave these out."""
+    all: bool = False
+    """Run the studies as well: a quarter of an hour more."""
     list: bool = False
-    """List the demos with their times, and do nothing."""
+    """List demos and studies with their times, and do nothing."""
     dataset: str = "auto"
     """auto, digits, textures, mnist, fashion-mnist, cifar10, or folder:PATH."""
     data_dir: Path = Path("data")
@@ -89,7 +106,8 @@ class Outcome:
 
 
 def chosen(config: Config) -> list[str]:
-    names = [n for n in DEMOS if (not config.only or n in config.only) and n not in config.skip]
+    wanted = config.only or (EVERYTHING if config.all else DEMOS)
+    names = [name for name in EVERYTHING if name in wanted and name not in config.skip]
     if not names:
         raise UserError("--only and --skip leave no demo to run.")
     return names
@@ -105,19 +123,20 @@ def demo_config(module, config: Config, demo: Demo):
 
 def run(config: Config) -> Outcome:
     """Run the chosen demos one after the other; write the report whatever happened."""
-    names = chosen(config)
-    costs = {n: DEMOS[n].quick_seconds if config.quick else DEMOS[n].seconds for n in names}
+    names = chosen(replace(config, all=True) if config.list else config)
+    costs = {
+        name: demo.quick_seconds if config.quick else demo.seconds
+        for name, demo in EVERYTHING.items()
+    }
     if config.list:
-        print(
-            text_table(
-                ["demo", "seconds", "pictures"], [[n, costs[n], DEMOS[n].folder] for n in names]
-            )
-        )
+        rows = [[name, costs[name], EVERYTHING[name].folder] for name in names]
+        print(text_table(["demo", "seconds", "pictures"], rows))
         return Outcome([], 0)
     device = prepare(config.seed, config.device)
     config.output_dir.mkdir(parents=True, exist_ok=True)
+    seconds = sum(costs[name] for name in names)
     print(
-        f"Running {', '.join(names)} on {machine(device)}: about {sum(costs.values())} s on two CPU "
+        f"Running {', '.join(names)} on {machine(device)}: about {seconds} s on two CPU "
         f"cores. Pictures and report.html go to {config.output_dir.resolve()}."
     )
     rows, stop = [], None
@@ -125,7 +144,7 @@ def run(config: Config) -> Outcome:
         print(f"\n[{i}/{len(names)}] {name}, about {costs[name]} s", flush=True)
         row = {
             "name": name,
-            "folder": DEMOS[name].folder,
+            "folder": EVERYTHING[name].folder,
             "status": "done",
             "error": "",
             "seconds": 0.0,
@@ -133,9 +152,10 @@ def run(config: Config) -> Outcome:
         rows.append(row)
         started = time.perf_counter()
         try:
-            module = importlib.import_module(name)
-            result = module.run(demo_config(module, config, DEMOS[name]))
-            row["figure"] = headline(DEMOS[name], result.metrics)
+            demo = EVERYTHING[name]
+            module = importlib.import_module(f"studies.{name}" if name in STUDIES else name)
+            result = module.run(demo_config(module, config, demo))
+            row["figure"] = headline(demo, result.metrics)
         except KeyboardInterrupt as interruption:
             stop = interruption
             row |= {"status": "stopped", "error": str(interruption)}

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, complaint, run_script
 
 import advanced_image_processing as driver
@@ -50,7 +52,7 @@ def test_a_failing_demo_does_not_stop_the_others(main_job, tmp_path):
 
 def test_list_and_choice(tmp_path):
     done = run_script("advanced_image_processing", "--list", "--output-dir", tmp_path)
-    assert all(name in done.stdout for name in driver.DEMOS)
+    assert all(name in done.stdout for name in driver.EVERYTHING)
     assert not list(tmp_path.iterdir())
     assert "leave no demo" in complaint(
         "advanced_image_processing", "--only", "fgsm", "--skip", "fgsm"
@@ -59,6 +61,38 @@ def test_list_and_choice(tmp_path):
         "diffusion_demo",
         "mlp_diffusion",
     ]
+
+
+def test_studies_run_when_they_are_asked_for():
+    assert driver.chosen(driver.Config()) == list(driver.DEMOS)
+    assert driver.chosen(driver.Config(all=True)) == list(driver.EVERYTHING)
+    assert driver.chosen(driver.Config(all=True, skip=("vae",))).count("vae") == 0
+    assert driver.chosen(driver.Config(only=("vae",))) == ["vae"]
+
+
+def test_a_study_is_reported_like_a_demo(tmp_path, monkeypatch):
+    """With a stand-in for the study's work: what it writes is found in its own folder."""
+    from imagelab.results import start_result
+    from studies import vae
+
+    def short(config):
+        result = start_result("vae", "A short VAE", "", config, vae.PICTURES, torch.device("cpu"))
+        result.add_metric("Fréchet distance", 12.5, 300)
+        return result.save()
+
+    monkeypatch.setattr(vae, "run", short)
+    outcome = driver.run(driver.Config(only=("vae",), output_dir=tmp_path))
+    assert outcome.exit_status == 0 and "12.5" in outcome.rows[0]["figure"]
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "A short VAE" in page and "12.5" in page
+
+
+@pytest.mark.parametrize("name", driver.STUDIES)
+def test_every_study_writes_where_the_driver_looks(name):
+    module = importlib.import_module(f"studies.{name}")
+    assert driver.STUDIES[name].folder == module.PICTURES
+    config = driver.demo_config(module, driver.Config(seed=3, quick=True), driver.STUDIES[name])
+    assert config.seed == 3 and config.quick
 
 
 def test_ctrl_c_writes_the_report_of_what_is_there(tmp_path, monkeypatch):
@@ -76,7 +110,7 @@ def test_ctrl_c_writes_the_report_of_what_is_there(tmp_path, monkeypatch):
     assert "stopped" in (tmp_path / "report.html").read_text("utf-8")
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [*SCRIPTS, ", ".join(f"studies.{n}" for n in driver.STUDIES)])
 def test_importing_a_script_is_light(script):
     """What costs start-up time is imported where it is used; nothing runs and nothing is written."""
     heavy = ["torchvision", "matplotlib", "sklearn", "skimage", "cv2", "torchmetrics", "tyro"]
@@ -87,10 +121,10 @@ def test_importing_a_script_is_light(script):
     assert done.stdout.strip() == "[]" and done.stderr == ""
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [*SCRIPTS, "studies.model_comparison"])
 def test_help_names_every_setting(script):
     shown = run_script(script, "--help").stdout
-    module = __import__(script)
+    module = importlib.import_module(script)
     for name in module.Config.__dataclass_fields__:
         assert "--" + name.replace("_", "-") in shown
     run_script(script, "--sede", 1, status=2)
