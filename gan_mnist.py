@@ -40,6 +40,7 @@ from imagelab.samples import (
     draw_tracked,
     judge_for,
     report_samples,
+    samples_to_draw,
     track,
     write_grid,
     write_samples,
@@ -120,6 +121,10 @@ class Discriminator(nn.Module):
         """Before the sigmoid, (B,): what the loss is computed on."""
         return self.layers(x).squeeze(1)
 
+    def compare(self, real: torch.Tensor, fake: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The logits of real and of generated images, in one pass."""
+        return self.logits(torch.cat([real, fake])).chunk(2)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(self.logits(x))
 
@@ -199,8 +204,7 @@ def train(
                 fake = G(z)
 
                 # The discriminator learns to tell the two apart; no gradient reaches the generator.
-                # It meets them in separate batches, so that batch normalisation would not mix them.
-                real_logits, fake_logits = D.logits(x), D.logits(fake.detach())
+                real_logits, fake_logits = D.compare(x, fake.detach())
                 d_loss = discriminator_loss(real_logits, fake_logits, config.label_smoothing)
                 adam_d.zero_grad()
                 d_loss.backward()
@@ -273,7 +277,7 @@ def evaluate(
     config: Config, data: Dataset, run: Training, watch: Judge | None, result: Result
 ) -> torch.Tensor:
     """Sample, score, and draw the figures of the whole run into `result`; returns the samples."""
-    samples = sample(run.networks["generator"], config.num_samples, config.seed)
+    samples = sample(run.networks["generator"], samples_to_draw(config, data), config.seed)
     report_samples(result, samples, watch and judge_for(config, data, len(samples)), data)
     draw_tracked(result, run, watch)
     steps = run.steps_per_epoch

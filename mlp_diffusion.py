@@ -57,6 +57,7 @@ from imagelab.samples import (
     draw_trajectory,
     judge_for,
     report_samples,
+    samples_to_draw,
     track,
     write_grid,
     write_samples,
@@ -66,7 +67,7 @@ from imagelab.training import Training
 
 SCRIPT = "mlp_diffusion"
 PICTURES, MODELS = "diffusion_samples", "diffusion_models"
-SCORE_EVERY = 4  # epochs
+SCORE_EVERY = 7  # epochs
 TITLE = "MLP diffusion: 50 steps, to the letter and corrected"
 SUMMARY = (
     "A dense network learns to remove noise step by step and so to draw digits. The widely copied "
@@ -349,7 +350,7 @@ def evaluate(
     result: Result,
 ) -> torch.Tensor:
     """Sample and score every trained recipe, draw the figures; returns the main one's samples."""
-    n, seed, main = config.num_samples, config.seed, config.recipe
+    n, seed, main = samples_to_draw(config, data), config.seed, config.recipe
     samples = {
         name: sample(runs[name].averaged, gaussians, n, data.shape, seed)
         for name in RECIPES

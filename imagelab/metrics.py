@@ -139,7 +139,7 @@ def kernel_distance(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
     size = min(len(x), len(y), 1000)
     with warnings.catch_warnings():  # it announces that it keeps the features: a few megabytes here
         warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save")
-        distance = KernelInceptionDistance(_AsTheyAre(x.shape[1]), subsets=50, subset_size=size)
+        distance = KernelInceptionDistance(_AsTheyAre(x.shape[1]), subsets=20, subset_size=size)
     distance = distance.to(x.device)
     distance.update(y, real=True)
     distance.update(x, real=False)

@@ -33,6 +33,13 @@ def write_grid(path: Path, images: torch.Tensor) -> None:
     write_png(path, figures.grid(images[:GRID], columns=10))
 
 
+def samples_to_draw(config, data: Dataset) -> int:
+    """--num-samples for --samples-file; without it, as many as can be scored and drawn."""
+    if config.samples_file is not None:
+        return config.num_samples
+    return min(config.num_samples, max(len(data.test_images), GRID))
+
+
 def judge_for(config, data: Dataset, n: int) -> Judge | None:
     """The judge of `n` samples; None, with a sentence, where the data cannot carry one.
 

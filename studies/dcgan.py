@@ -116,6 +116,10 @@ class Discriminator(nn.Module):
             x = self.layers(x.contiguous(memory_format=torch.channels_last))
         return x.squeeze(1).float()
 
+    def compare(self, real: torch.Tensor, fake: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The logits of both, in separate batches: batch normalisation must not mix them."""
+        return self.logits(real), self.logits(fake)
+
 
 def initialise(module: nn.Module) -> None:
     """Weights ~ N(0, 0.02²), those of batch normalisation ~ N(1, 0.02²) (Radford et al. section 4)."""

@@ -40,6 +40,7 @@ from imagelab.samples import (
     draw_only,
     judge_for,
     report_samples,
+    samples_to_draw,
     write_samples,
 )
 from imagelab.settings import Count, Rate, TrainingSettings
@@ -295,7 +296,7 @@ def run(config: Config) -> Result:
         runs[size] = train(config, size, data, checkpoint_path(config, size))
         models[size] = runs[size].networks["vae"]
         rows[size] = held_out(models[size], data.test_images, config.seed)
-        samples[size] = sample(models[size], config.num_samples, config.seed)
+        samples[size] = sample(models[size], samples_to_draw(config, data), config.seed)
     evaluate(config, data, models, runs, rows, samples, result)
     write_samples(config.samples_file, samples[max(samples)])
     return result.save()
