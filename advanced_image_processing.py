@@ -1,6 +1,6 @@
 """Runs the demos in sequence and writes what came out as a table, `results.json` and `report.html`.
 
-    python advanced_image_processing.py                 # everything, about three minutes on two CPU cores
+    python advanced_image_processing.py                 # everything, about four minutes on two CPU cores
     python advanced_image_processing.py --quick         # every step in half a minute
     python advanced_image_processing.py --only fgsm gan_mnist
     python advanced_image_processing.py --all           # the studies as well
@@ -49,10 +49,10 @@ class Demo:
 
 
 DEMOS: dict[str, Demo] = {
-    "fgsm": Demo("adversarial_images", 35, 10, "accuracy, FGSM, ε = 0.3"),
+    "fgsm": Demo("adversarial_images", 40, 10, "accuracy, FGSM, ε = 0.3"),
     "diffusion_demo": Demo("diffusion_images", 3, 3, "last step: PSNR after the blur"),
-    "gan_mnist": Demo("fake_images", 60, 6, "Fréchet distance"),
-    "mlp_diffusion": Demo("diffusion_samples", 95, 12, "Fréchet distance", {"compare": True}),
+    "gan_mnist": Demo("fake_images", 75, 8, "Fréchet distance"),
+    "mlp_diffusion": Demo("diffusion_samples", 120, 15, "Fréchet distance", {"compare": True}),
 }
 
 

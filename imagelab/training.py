@@ -149,7 +149,7 @@ class Training:
     def epochs(self) -> Iterator[int]:
         """The epochs still to do, counted from 1. The state is saved after each."""
         self._bar = tqdm(
-            total=self.total_steps,
+            total=None if self.time_limit else self.total_steps,
             initial=self.steps_done,
             desc=self.label,
             unit="step",
