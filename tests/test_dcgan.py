@@ -91,3 +91,12 @@ def test_drawing_leaves_the_running_statistics_alone():
 
 def latents(n: int) -> torch.Tensor:
     return torch.randn(n, 100, generator=dcgan.gan_mnist.generator(0, "samples"))
+
+
+def test_real_and_generated_images_are_normalised_apart():
+    _, D = dcgan.build(dcgan.Config(), (1, 28, 28), CPU)
+    real, fake, other = torch.rand(3, 8, 1, 28, 28)
+    first, second = D.compare(real, fake)[0], D.compare(real, other * 0)[0]
+    assert torch.equal(first, second)
+    together = D.logits(torch.cat([real, other * 0]))[:8]
+    assert not torch.allclose(first, together)

@@ -19,6 +19,8 @@ def test_networks_and_their_shapes():
     images = G(torch.randn(5, 100))
     assert images.shape == (5, 1, 28, 28) and images.abs().max() <= 1
     assert D(images).shape == (5,) and D(images).min() > 0 and D(images).max() < 1
+    for both, alone in zip(D.compare(images, -images), (images, -images), strict=True):
+        assert torch.allclose(both, D.logits(alone), atol=1e-6)
     assert [tuple(p.shape) for p in G.parameters() if p.dim() == 2] == [
         (128, 100), (256, 128), (784, 256),
     ]  # fmt: skip
