@@ -109,8 +109,9 @@ def train_classifier(model: DigitCNN, data: Dataset, config: ClassifierConfig, p
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     model.train()
     with Training(
-        path, SCRIPT, config, data, {"classifier": model}, {"adam": optimizer}, label="classifier"
-    ) as run:
+        path, SCRIPT, config, data, {"classifier": model}, {"adam": optimizer}, label="classifier",
+        go_on="the same command goes on",
+    ) as run:  # fmt: skip
         for _ in run.epochs():
             for batch in run.batches():
                 optimizer.param_groups[0]["lr"] = config.lr * one_cycle(run.progress)

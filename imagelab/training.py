@@ -59,7 +59,8 @@ class Training:
     `rng` is the run's random generator, on the data's device. `ema` names the network of which an
     exponential moving average is kept (`averaged`); its decay is min(decay, (1 + n)/(10 + n)) after
     n steps, because without the ramp a short run would average in its first random weights.
-    `free` names settings that may change on --resume besides those of FREE_SETTINGS.
+    `free` names settings that may change on --resume besides those of FREE_SETTINGS; `go_on` tells
+    whoever stopped the run how it goes on.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Training:
         ema_decay: float = 0.999,
         free: tuple[str, ...] = (),
         label: str = "",
+        go_on: str = "--resume goes on",
     ) -> None:
         self.path, self.script, self.config, self.data = Path(path), script, config, data
         self.networks, self.optimizers = networks, optimizers
@@ -86,6 +88,7 @@ class Training:
         self.time_limit = getattr(config, "time_limit", None)
         self._seconds_before: float = 0.0
         self._started: float | None = None
+        self.go_on = go_on
         self.free, self.label = FREE_SETTINGS | set(free), label or script
         self._stop: int | None = None
         self._handlers: dict = {}
@@ -231,7 +234,7 @@ class Training:
         if self._stop is None or self.epoch >= self.config.epochs:
             return
         done = f"{self.steps_done:,} of {self.total_steps:,} steps"
-        stop = Interrupted(f"stopped after {done} and saved in {self.path}; --resume goes on.")
+        stop = Interrupted(f"stopped after {done} and saved in {self.path}; {self.go_on}.")
         stop.terminated = self._stop == signal.SIGTERM
         raise stop
 

@@ -19,7 +19,7 @@ from imagelab.classifier import (
     trained_classifier,
 )
 from imagelab.datasets import unit
-from imagelab.runtime import UserError
+from imagelab.runtime import Interrupted, UserError
 from imagelab.training import Training
 
 
@@ -163,3 +163,16 @@ def test_accuracy_counts_the_right_ones(trained, stripes):
     assert accuracy(model, stripes.test_images, 1 - read) == 0
     half = torch.where(torch.arange(80) < 20, read, 1 - read)
     assert accuracy(model, stripes.test_images, half) == pytest.approx(0.25)
+
+
+def test_a_stopped_training_goes_on_with_the_same_command(stripes, tmp_path, monkeypatch):
+    def stop(progress):
+        signal.raise_signal(signal.SIGINT)
+        return 0.5
+
+    monkeypatch.setattr(classifier, "one_cycle", stop)
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        trained_classifier(stripes, tmp_path)
+    monkeypatch.undo()
+    model = trained_classifier(stripes, tmp_path)
+    assert accuracy(model, stripes.test_images, stripes.test_labels) > 0.95

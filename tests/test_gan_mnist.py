@@ -126,7 +126,7 @@ def test_your_own_folder_of_pictures(tmp_path):
     done = run_script("gan_mnist", "--epochs", 1, "--dataset", f"folder:{tmp_path / 'own'}",
                       "--output-dir", tmp_path, "--samples-file", tmp_path / "s.npz")  # fmt: skip
     assert "not scored" in done.stdout
-    assert np.load(tmp_path / "s.npz")["images"].shape == (2000, 32, 32, 3)
+    assert np.load(tmp_path / "s.npz")["images"].shape == (10_000, 32, 32, 3)
 
 
 def test_wrong_input(tmp_path):
