@@ -1,7 +1,7 @@
 """Runs the demos in sequence and writes what came out as a table, `results.json` and `report.html`.
 
     python advanced_image_processing.py                 # everything, about four minutes on two CPU cores
-    python advanced_image_processing.py --quick         # every step in half a minute
+    python advanced_image_processing.py --quick         # every step in forty seconds
     python advanced_image_processing.py --only fgsm gan_mnist
     python advanced_image_processing.py --all           # the studies as well
     python advanced_image_processing.py --list
