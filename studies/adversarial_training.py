@@ -156,7 +156,8 @@ def train(
         path, SCRIPT, recipe, data, {"classifier": model, "best": best}, {"adam": optimizer},
         ema="classifier", label=f"{recipe.method} training",
     ) as run:  # fmt: skip
-        found = run.extra.setdefault("found", torch.zeros_like(data.images, dtype=torch.int8))
+        if recipe.method == "PGD":  # what it found for each image, in grey levels of 255
+            found = run.extra.setdefault("found", torch.zeros_like(data.images, dtype=torch.int8))
         for epoch in run.epochs():
             if has_collapsed(run.curve("check")):
                 run.announce("The PGD check has collapsed: the best epoch before is kept.")
@@ -164,9 +165,7 @@ def train(
             for batch in run.batches():
                 epsilon = recipe.epsilon * min(run.progress / RAMP, 1)
                 x, y = unit(data.images[batch]), data.labels[batch]
-                if (
-                    recipe.method == "fast"
-                ):  # one step that may leave the ball and is projected back
+                if recipe.method == "fast":  # one step, which may leave the ball and is put back
                     x = pgd(model, x, y, epsilon, run.rng, 1, 1.25 * epsilon)
                 elif recipe.method == "PGD":
                     start = x + found[batch].float() / 255 if epoch > 1 else None

@@ -306,8 +306,12 @@ def evaluate(config: Config, data: Dataset, models, runs, rows, samples, result:
     """Score and draw what `run` gathered by latent size."""
     largest, n = max(models), len(data.test_images)
     judge = judge_for(config, data, config.num_samples)
-    report_samples(result, samples[largest], judge, data)
-    scores = {size: judge.scores(images) for size, images in samples.items()} if judge else {}
+    score = report_samples(result, samples[largest], judge, data)
+    scores = {
+        size: score if size == largest else judge.scores(images)
+        for size, images in samples.items()
+        if judge
+    }
     columns = list(next(iter(rows.values())))
     result.add_table(
         f"Held-out images (n = {n:,}; ELBO in nats per image), and samples"
