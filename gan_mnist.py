@@ -302,8 +302,8 @@ def draw_curves(path: Path, run: Training) -> None:
         "mean output of D": {"D(x), real": "d_real", "D(G(z)), generated": "d_fake"},
     }
     for axis, (ylabel, names) in zip(axes[0], panels.items(), strict=True):
-        lines = {label: figures.smooth(run.curve(name), window) for label, name in names.items()}
-        epochs = (torch.arange(len(next(iter(lines.values())))) + 1) * window / run.steps_per_epoch
+        lines = {label: run.smoothed(name, window)[1] for label, name in names.items()}
+        epochs, _ = run.smoothed("d_loss", window)
         figures.draw_lines(axis, epochs, lines, "epoch", ylabel, markers=False)
     axes[0, 1].set_ylim(0, 1)
     axes[0, 1].axhline(0.5, color="#888888", linewidth=1, linestyle="--")

@@ -388,9 +388,7 @@ def draw_losses(config: Config, runs: dict, images: torch.Tensor, result: Result
     """Training loss over the epochs, and the noise's error at every t on held-out images."""
     figure, axes = figures.new_figure(9, 3.4, columns=2)
     run = runs[config.recipe]
-    window = max(run.steps_per_epoch // 8, 1)
-    loss = figures.smooth(run.curve("loss"), window)
-    epochs = (torch.arange(len(loss)) + 1) * window / run.steps_per_epoch
+    epochs, loss = run.smoothed("loss", max(run.steps_per_epoch // 8, 1))
     figures.draw_lines(
         axes[0, 0], epochs, {"loss": loss}, "epoch", "training loss (weighted)", False
     )

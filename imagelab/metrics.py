@@ -52,7 +52,7 @@ class Judge:
     """
 
     def __init__(self, classifier: DigitCNN, data: Dataset, n: int) -> None:
-        self.classifier, self.data = classifier, data
+        self.classifier = classifier
         self.n = min(n, len(data.images), len(data.test_images))
         self.name = f"{data.name} CNN {digest(classifier)}"
         device = data.images.device

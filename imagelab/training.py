@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from imagelab.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from imagelab.datasets import Dataset, batch_indices
+from imagelab.figures import smooth
 from imagelab.runtime import Interrupted, UserError, generator
 from imagelab.settings import option, plain
 
@@ -196,6 +197,11 @@ class Training:
         """Everything logged under `name`, one value per step, (steps,) float32 on the CPU."""
         parts = [part.to("cpu", torch.float32) for part in self.history.get(name, [])]
         return torch.cat(parts) if parts else torch.zeros(0)
+
+    def smoothed(self, name: str, window: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Epochs and means of `window` steps each of what was logged under `name`, for a figure."""
+        values = smooth(self.curve(name), window)
+        return (torch.arange(len(values)) + 1) * window / self.steps_per_epoch, values
 
     def recent(self, name: str, steps: int) -> float:
         """The mean of the last `steps` values logged under `name`."""

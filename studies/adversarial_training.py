@@ -250,10 +250,10 @@ def draw_checks(path: Path, runs: dict[str, Training]) -> None:
     """The PGD check after each epoch, and the loss on the attacked images."""
     figure, axes = figures.new_figure(9, 3.2, columns=2)
     for k, (name, run) in enumerate(runs.items()):
-        for axis, values in zip(axes[0], (run.curve("loss"), run.curve("check")), strict=True):
-            shown = figures.smooth(values, len(values) // 150)
-            epochs = (torch.arange(len(shown)) + 1) * run.epoch / len(shown)
-            axis.plot(epochs, shown, label=name, color=figures.PALETTE[k], marker=".")
+        checks = run.curve("check")
+        loss = run.smoothed("loss", max(run.steps_done // 150, 1))
+        for axis, line in zip(axes[0], (loss, (range(1, len(checks) + 1), checks)), strict=True):
+            axis.plot(*line, label=name, color=figures.PALETTE[k], marker=".")
     axes[0, 0].set(xlabel="epoch", ylabel="training loss", yscale="log")
     axes[0, 1].set(xlabel="epoch", ylabel="accuracy, PGD-10", ylim=(-0.02, 1.02))
     axes[0, 1].legend()

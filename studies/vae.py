@@ -246,8 +246,7 @@ def draw_elbo(path: Path, runs: dict[int, Training], rows: dict[int, dict[str, f
     """The loss while training, and its two parts on held-out images."""
     figure, axes = figures.new_figure(9.5, 3.4, columns=2)
     for k, (size, run) in enumerate(runs.items()):
-        loss = figures.smooth(run.curve("loss"), len(run.curve("loss")) // 100)
-        epochs = (torch.arange(len(loss)) + 1) * run.epoch / len(loss)
+        epochs, loss = run.smoothed("loss", max(run.steps_done // 100, 1))
         axes[0, 0].plot(epochs, loss, label=f"{size} latents", color=figures.PALETTE[k])
     least = min(row["reconstruction"] for row in rows.values())
     axes[0, 0].set(
