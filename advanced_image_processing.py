@@ -33,6 +33,7 @@ from imagelab.settings import Settings
 Name = Literal[
     "fgsm", "diffusion_demo", "gan_mnist", "mlp_diffusion",
     "adversarial_training", "vae", "dcgan", "model_comparison",
+    "denoising_autoencoder", "denoising_gan",
 ]  # fmt: skip
 
 
@@ -50,7 +51,9 @@ class Demo:
 
 DEMOS: dict[str, Demo] = {
     "fgsm": Demo("adversarial_images", 40, 10, "accuracy, FGSM, ε = 0.3"),
-    "diffusion_demo": Demo("diffusion_images", 3, 3, "last step: PSNR after the blur"),
+    "diffusion_demo": Demo(
+        "diffusion_images", 6, 5, "last step: PSNR after the blur", {"compare": True}
+    ),
     "gan_mnist": Demo("fake_images", 75, 8, "Fréchet distance"),
     "mlp_diffusion": Demo("diffusion_samples", 120, 15, "Fréchet distance", {"compare": True}),
 }
@@ -63,6 +66,10 @@ STUDIES: dict[str, Demo] = {
     "vae": Demo("study_images/vae", 40, 15, "Fréchet distance"),
     "dcgan": Demo("study_images/dcgan", 180, 20, "Fréchet distance"),
     "model_comparison": Demo("study_images/model_comparison", 600, 30, "DCGAN: Fréchet distance"),
+    "denoising_autoencoder": Demo(
+        "study_images/denoising_autoencoder", 160, 15, "autoencoder: PSNR"
+    ),
+    "denoising_gan": Demo("study_images/denoising_gan", 200, 30, "GAN: PSNR"),
 }
 EVERYTHING = DEMOS | STUDIES
 

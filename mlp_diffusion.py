@@ -63,7 +63,7 @@ from imagelab.samples import (
     write_samples,
 )
 from imagelab.settings import Count, Fraction, Limits, Rate, TrainingSettings, plain
-from imagelab.training import Training
+from imagelab.training import Training, goes_on
 
 SCRIPT = "mlp_diffusion"
 PICTURES, MODELS = "diffusion_samples", "diffusion_models"
@@ -309,7 +309,7 @@ def train_others(config: Config, data: Dataset, gaussians: dict) -> dict[str, Tr
     others = {}
     for name in (n for n in RECIPES if n != config.recipe):
         path = config.output_dir / MODELS / f"compared_{name}.pth"
-        resume = config.resume and path.is_file()
+        resume = goes_on(config, path)
         other = replace(config, recipe=name, epochs=config.compare_epochs, resume=resume)
         others[name] = train(other, data, gaussians, path)
     return others

@@ -7,6 +7,7 @@ Ito's (2008), which colour-blind readers can tell apart; lines differ in marker 
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,9 @@ def show_image(axis, image: np.ndarray, title: str = "") -> None:
 
 
 def name_rows(axes: np.ndarray, names: Sequence[str]) -> None:
-    """Names, written upwards, to the left of rows of pictures that have no axes."""
+    """Names, written upwards, to the left of rows of pictures that have no axes; long ones in lines."""
     for axis, name in zip(axes[:, 0], names, strict=True):
+        name = textwrap.fill(name, 14)
         axis.text(-0.12, 0.5, name, transform=axis.transAxes, rotation=90, va="center", ha="right")
 
 

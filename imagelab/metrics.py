@@ -206,6 +206,12 @@ def ssim(original: np.ndarray, picture: np.ndarray) -> float:
     return float(structural_similarity(original, picture, data_range=1.0, channel_axis=channels))
 
 
+def mean_psnr(images: torch.Tensor, originals: torch.Tensor) -> float:
+    """The mean over images (N, C, H, W) in [0, 1] of each one's peak signal-to-noise ratio, in dB."""
+    mse = (images - originals).square().flatten(1).mean(dim=1)
+    return (-10 * mse.log10()).mean().item()
+
+
 @torch.no_grad()
 def mean_ssim(images: torch.Tensor, originals: torch.Tensor) -> float:
     """The mean structural similarity of many small images (N, C, H, W) in [0, 1].

@@ -126,6 +126,26 @@ def write_png(path: Path, image: np.ndarray) -> None:
         Image.fromarray(as_uint8(image)).save(temporary, format="PNG", optimize=True)
 
 
+def picture_format(path: Path) -> str:
+    """The format that the suffix of `path` asks for; UserError if pictures cannot be written so."""
+    from PIL import Image
+
+    Image.init()
+    name = Image.registered_extensions().get(path.suffix.lower())
+    if name not in Image.SAVE or name in ("PDF", "GIF"):
+        raise UserError(f"{path} must end in .png, .jpg, .webp, .tif or .bmp.")
+    return name
+
+
+def write_picture(path: Path, image: np.ndarray) -> None:
+    """Write (H, W) or (H, W, 3), uint8 or float in [0, 1], in the format of its suffix."""
+    from PIL import Image
+
+    name = picture_format(path)
+    with atomic_path(path) as temporary:
+        Image.fromarray(as_uint8(image)).save(temporary, format=name, quality=95)
+
+
 def read_png(path: Path) -> np.ndarray:
     """A picture that `write_png` wrote, uint8."""
     from PIL import Image

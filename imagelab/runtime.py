@@ -117,8 +117,16 @@ def explain(error: Exception) -> tuple[str, int]:
     return f"Unexpected {type(error).__name__}: {text[0]} (--debug shows where)", 1
 
 
-def command_line(config_class: type, run: Callable[[Any], Any], description: str) -> None:
+def command_line(
+    config_class: type,
+    run: Callable[[Any], Any],
+    description: str,
+    commands: dict[str, tuple[type, Callable[[Any], Any]]] | None = None,
+) -> None:
     """Parse the arguments into `config_class`, run, print the result's summary, exit.
+
+    `commands` are further things that a script does, each with settings of its own: a first argument
+    that names one takes its place. What they return is a Result, or None if they said all themselves.
 
     Exit status: 0 done, 1 a demo failed or a fault of ours, 2 wrong input, 130 Ctrl-C, 143 SIGTERM.
     """
@@ -127,12 +135,22 @@ def command_line(config_class: type, run: Callable[[Any], Any], description: str
     signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):  # where the terminal lacks a letter, print '?' instead
         stream.reconfigure(errors="replace")
-    script = Path(sys.argv[0]).name
+    script, arguments = Path(sys.argv[0]).name, sys.argv[1:]
+    if arguments and arguments[0] in (commands or {}):
+        config_class, run = commands[arguments[0]]
+        script, description = f"{script} {arguments[0]}", config_class.__doc__
+        arguments = arguments[1:]
     try:
         config = tyro.cli(
-            config_class, description=description, config=(tyro.conf.FlagCreatePairsOff,)
+            config_class,
+            prog=script,
+            args=arguments,
+            description=description,
+            config=(tyro.conf.FlagCreatePairsOff,),
         )
         result = run(config)
+        if result is None:
+            sys.exit(0)
         result.print_summary()
         if config.show:
             from imagelab.figures import show

@@ -1,6 +1,6 @@
 """The settings that scripts share, and the limits of a setting written beside its type.
 
-A script's `Config` is a frozen dataclass that inherits from one of the two classes here; tyro turns
+A script's `Config` is a frozen dataclass that inherits from one of the classes here; tyro turns
 its fields and the line below each of them into `--help`.
 """
 
@@ -33,7 +33,23 @@ Rate = Annotated[float, Limits(1e-12, 1e3)]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Checked:
+    """Settings that refuse, in a sentence, values outside the limits beside their types."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self), include_extras=True)
+        for name in (f.name for f in fields(self)):
+            given = getattr(self, name)
+            for value in given if isinstance(given, tuple) else (given,):
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise UserError(f"{option(name)} must be a finite number, not {value}.")
+                for limits in _limits(hints[name]) if value is not None else ():
+                    if not limits.low <= value <= limits.high:
+                        raise UserError(f"{option(name)} {limits.sentence()}, not {value}.")
+
+
+@dataclass(frozen=True)
+class Settings(Checked):
     """What every script understands."""
 
     output_dir: Path = Path(".")
@@ -49,17 +65,6 @@ class Settings:
     debug: bool = False
     """Show the traceback of an error."""
 
-    def __post_init__(self) -> None:
-        hints = get_type_hints(type(self), include_extras=True)
-        for name in (f.name for f in fields(self)):
-            given = getattr(self, name)
-            for value in given if isinstance(given, tuple) else (given,):
-                if isinstance(value, float) and not math.isfinite(value):
-                    raise UserError(f"{option(name)} must be a finite number, not {value}.")
-                for limits in _limits(hints[name]) if value is not None else ():
-                    if not limits.low <= value <= limits.high:
-                        raise UserError(f"{option(name)} {limits.sentence()}, not {value}.")
-
     def quickened(self, **changes) -> Self:
         """These settings, with `changes` where --quick was asked for and the user set nothing else."""
         if not self.quick:
@@ -70,23 +75,29 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class TrainingSettings(Settings):
-    """What every training script understands besides."""
+class ResumableSettings(Settings):
+    """What every training understands besides."""
+
+    resume: bool = False
+    """Go on from the checkpoint of a run that was stopped."""
+    time_limit: Annotated[float, Limits(1e-3)] | None = None
+    """End the training after so many seconds, and go on with what was learnt by then."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings(ResumableSettings):
+    """What every script that trains on a data set and draws samples understands besides."""
 
     dataset: str = "auto"
     """auto (MNIST if it is under --data-dir, else the embedded digits), digits, textures, mnist,
     fashion-mnist, cifar10, or folder:PATH for your own pictures."""
     data_dir: Path = Path("data")
     """Where downloaded data sets lie."""
-    resume: bool = False
-    """Go on from the checkpoint of a run that was stopped."""
     sample_only: bool = False
     """Load the checkpoint and draw samples; train nothing."""
     num_samples: Annotated[int, Limits(1, 1_000_000)] = 10_000
     """How many samples to draw for --samples-file and to score; as many are scored as there are
     held-out images to compare them with."""
-    time_limit: Annotated[float, Limits(1e-3)] | None = None
-    """End the training after so many seconds, and go on with what was learnt by then."""
     samples_file: Path | None = None
     """Also write the samples into this .npz file (array 'images', uint8, N×H×W or N×H×W×3)."""
 

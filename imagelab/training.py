@@ -54,6 +54,15 @@ def one_cycle(progress: float) -> float:
     return min(4 * progress, (1 - progress) * 4 / 3)
 
 
+def goes_on(config, path: Path, first: bool = False) -> bool:
+    """Whether one of several trainings of a run goes on with --resume: if it has a checkpoint.
+
+    A run that was stopped in its `first` training has none of the later ones; without the first's
+    there is nothing to go on with, which loading it says.
+    """
+    return config.resume and (first or Path(path).is_file())
+
+
 class Training:
     """See the module's docstring. `networks` and `optimizers` map names to objects.
 

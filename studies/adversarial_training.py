@@ -40,7 +40,7 @@ from imagelab.datasets import Dataset, load_for, random_subset, unit
 from imagelab.results import Result, start_result
 from imagelab.runtime import autocast, command_line, generator, prepare
 from imagelab.settings import Count, Limits, Rate, Settings
-from imagelab.training import Training, one_cycle
+from imagelab.training import Training, goes_on, one_cycle
 
 SCRIPT = "adversarial_training"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
@@ -124,7 +124,6 @@ class Recipe:
 
 
 def recipe(config: Config, method: str) -> Recipe:
-    path = checkpoint_path(config, method)
     return Recipe(
         method=method,
         epochs=getattr(config, f"{method.lower()}_epochs"),
@@ -133,8 +132,7 @@ def recipe(config: Config, method: str) -> Recipe:
         batch_size=config.batch_size,
         lr=config.lr,
         seed=config.seed,
-        # A run that was stopped in its first training has no checkpoint of the later ones.
-        resume=config.resume and (path.is_file() or method == METHODS[0]),
+        resume=goes_on(config, checkpoint_path(config, method), first=method == METHODS[0]),
     )
 
 

@@ -35,7 +35,7 @@ from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, command_line, generator, prepare
 from imagelab.samples import judge_for
 from imagelab.settings import Count, Limits, Settings
-from imagelab.training import Training
+from imagelab.training import Training, goes_on
 from studies import dcgan, vae
 
 SCRIPT = "model_comparison"
@@ -133,7 +133,7 @@ def shared(config: Config, path: Path) -> dict[str, Any]:
         "output_dir": config.output_dir,
         "seed": config.seed,
         "time_limit": config.budget,
-        "resume": config.resume and path.is_file(),
+        "resume": goes_on(config, path),
     }
 
 

@@ -44,7 +44,7 @@ from imagelab.samples import (
     write_samples,
 )
 from imagelab.settings import Count, Rate, TrainingSettings
-from imagelab.training import Training, one_cycle
+from imagelab.training import Training, goes_on, one_cycle
 
 SCRIPT = "vae"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
@@ -127,8 +127,7 @@ def train(config: Config, latent_size: int, data: Dataset, path: Path) -> Traini
     config = replace(
         config,
         epochs=config.epochs or (2 if data.name == "digits" else 10),
-        # A run that was stopped in its first training has no checkpoint of the later ones.
-        resume=config.resume and (path.is_file() or latent_size == config.latent_sizes[0]),
+        resume=goes_on(config, path, first=latent_size == config.latent_sizes[0]),
     )
     with Training(path, SCRIPT, config, data, {"vae": model}, {"adam": adam},
                   free=("latent_sizes",), label=f"VAE, {latent_size} latents") as run:  # fmt: skip

@@ -80,3 +80,18 @@ def test_wrong_input(tmp_path):
     assert "--steps" in complaint("diffusion_demo", *shared, "--steps", 0)
     Image.new("L", (1, 1)).save(tmp_path / "one.png")
     assert "1×1" in complaint("diffusion_demo", *shared, "--image", tmp_path / "one.png")
+
+
+def test_the_comparison(tmp_path):
+    run_script("diffusion_demo", "--compare", "--size", 96, "--steps", 2, "--output-dir", tmp_path)
+    folder = tmp_path / "diffusion_images"
+    result = json.loads((folder / "results.json").read_text("utf-8"))
+    psnr, ssim = (t for t in result["tables"] if "method" in t["columns"])
+    assert len(psnr["rows"]) == len(ssim["rows"]) == 8  # noise, six classical methods, the learned
+    for step in (1, 2):
+        for table, least in ((psnr, 2), (ssim, 0)):
+            quality = {row[0]: row[step] for row in table["rows"]}
+            assert all(quality[name] > quality["noisy"] + least for name in list(quality)[1:])
+        quality = {row[0]: row[step] for row in psnr["rows"]}
+        assert quality.pop("learned") > max(quality.values())
+    assert (folder / "compared.png").is_file()

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagelab.pictures import fit_to_frame, open_picture, read_grey, read_png, write_gif, write_png
+from imagelab.pictures import (
+    fit_to_frame,
+    open_picture,
+    read_grey,
+    read_png,
+    write_gif,
+    write_picture,
+    write_png,
+)
 from imagelab.runtime import UserError
 
 
@@ -213,3 +221,19 @@ def test_the_same_bytes_twice(tmp_path):
     for suffix in ("png", "gif"):
         a, b = (tmp_path / f"{name}.{suffix}" for name in ("a", "b"))
         assert a.read_bytes() == b.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", ["png", "PNG", "jpg", "webp", "tif", "bmp"])
+def test_the_suffix_decides_the_format(tmp_path, suffix):
+    for shape in ((20, 30), (20, 30, 3)):
+        write_picture(tmp_path / f"a.{suffix}", np.full(shape, 128, np.uint8))
+        with Image.open(tmp_path / f"a.{suffix}") as picture:
+            assert picture.size == (30, 20)
+            assert np.abs(np.asarray(picture).astype(int) - 128).max() <= 2
+
+
+@pytest.mark.parametrize("name", ["a", "a.txt", "a.pdf", "a.xyz"])
+def test_other_suffixes_are_refused(tmp_path, name):
+    with pytest.raises(UserError, match=r"must end in \.png"):
+        write_picture(tmp_path / name, np.zeros((8, 8), np.uint8))
+    assert not (tmp_path / name).exists()

@@ -12,7 +12,7 @@ from torch import nn
 from imagelab import training
 from imagelab.runtime import Interrupted, UserError
 from imagelab.settings import TrainingSettings
-from imagelab.training import Training, one_cycle
+from imagelab.training import Training, goes_on, one_cycle
 
 
 @dataclass(frozen=True)
@@ -127,3 +127,11 @@ def test_the_time_limit_ends_a_run_and_more_time_goes_on(stripes, tmp_path, monk
     assert over.steps_done == short.steps_done  # the time before counts
     longer = fit(Config(epochs=1000, time_limit=200.0, resume=True), stripes, path)
     assert longer.steps_done > 2 * short.steps_done
+
+
+def test_of_several_trainings_those_go_on_that_have_begun(tmp_path):
+    resumed, fresh = Config(resume=True), Config()
+    (tmp_path / "there.pth").touch()
+    assert goes_on(resumed, tmp_path / "there.pth") and not goes_on(resumed, tmp_path / "none.pth")
+    assert goes_on(resumed, tmp_path / "none.pth", first=True)  # it will say what is missing
+    assert not goes_on(fresh, tmp_path / "there.pth") and not goes_on(fresh, tmp_path, first=True)

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import complaint, run_script
+from PIL import Image
+
+from imagelab.checkpoints import load_checkpoint
+from imagelab.metrics import psnr
+from imagelab.photographs import photograph
+from studies import denoising_autoencoder as study
+
+SCRIPT = "studies.denoising_autoencoder"
+QUICK = (SCRIPT, "--quick", "--dataset", "digits", "--output-dir")
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("denoising")
+    run_script(*QUICK, folder)
+    return folder
+
+
+def results(folder: Path) -> dict:
+    text = (folder / "study_images/denoising_autoencoder/results.json").read_text("utf-8")
+    return json.loads(text)
+
+
+def test_the_autoencoder_beats_the_filters(quick):
+    result = results(quick)
+    folder = quick / "study_images" / "denoising_autoencoder"
+    assert all((folder / entry["path"]).is_file() for entry in result["files"])
+    quality = {row[0].split(",")[0]: row[1:] for row in result["tables"][0]["rows"]}
+    assert list(quality) == ["noisy", "Gaussian blur", "non-local means", "autoencoder"]
+    learned, blur, noisy = (quality[k] for k in ("autoencoder", "Gaussian blur", "noisy"))
+    assert learned[0] > blur[0] + 1 > noisy[0] + 1 and learned[1] > blur[1] + 0.1
+    assert result["metrics"]["σ = 25: learned less non-local means"]["value"] > 0
+
+
+def test_the_checkpoint_measures_the_same_again(quick):
+    before = results(quick)
+    run_script(*QUICK, quick, "--sample-only")
+    assert results(quick)["tables"][0] == before["tables"][0]
+
+
+def test_noisy_patches():
+    rng = torch.Generator().manual_seed(0)
+    colour = torch.rand(400, 3, 32, 32, generator=rng)
+    clean, noisy, sigma = study.noisy_patches(colour, 0.5, rng)
+    assert sigma.min() >= 0 and 0.45 < sigma.max() <= 0.5
+    assert sigma.mean().item() == pytest.approx(0.5 / 3, rel=0.15)  # of a squared uniform number
+    grey = (clean == clean[:, :1]).flatten(1).all(dim=1)
+    assert 150 < grey.sum() < 250
+    assert (clean[~grey] == colour[~grey]).all()
+    assert (noisy[grey] == noisy[grey][:, :1]).all()  # one noise for the three equal channels
+    assert not (noisy[~grey] == noisy[~grey][:, :1]).flatten(1).all(dim=1).any()
+    clipped = ((noisy >= 0) & (noisy <= 1)).flatten(1).all(dim=1) & (sigma > 0.1)
+    assert clipped.sum() == pytest.approx(0.25 * (sigma > 0.1).sum().item(), rel=0.3)
+    spread = (noisy - clean)[~clipped].flatten(1).std(dim=1)
+    assert torch.allclose(spread, sigma[~clipped], rtol=0.15, atol=0.002)
+
+
+def test_photographs_trains_weights_that_denoise_takes(tmp_path):
+    run_script(SCRIPT, "photographs", "--quick", "--output-dir", tmp_path)
+    weights = tmp_path / "study_models" / "denoising_autoencoder" / "denoiser.pth"
+    whole = load_checkpoint(weights.with_name("photographs.pth"), study.SCRIPT)
+    small = load_checkpoint(weights, study.SCRIPT)
+    assert not small["optimizer"] and weights.stat().st_size < 2_000_000
+    assert all((small["ema"][name] == value).all() for name, value in whole["ema"].items())
+    Image.fromarray(photograph("coins")[:50, :60]).save(tmp_path / "in.png")
+    run_script(SCRIPT, "denoise", "--image", tmp_path / "in.png", "--output", tmp_path / "out.png",
+               "--weights", weights, "--sigma", 0.1)  # fmt: skip
+    assert Image.open(tmp_path / "out.png").size == (60, 50)
+    before = (tmp_path / "study_images/denoising_autoencoder/photographs/results.json").read_text()
+    assert "Photographs, σ = 25 of 255" in json.loads(before)["tables"][0]["caption"]
+
+
+@pytest.mark.parametrize("name", ["coins", "astronaut"])
+def test_your_own_picture(tmp_path, name):
+    """Odd sides; grey stays grey and colour colour; σ is measured."""
+    clean = photograph(name)[100:261, 50:303]
+    noise = np.random.default_rng(0).normal(0, 25, clean.shape)
+    noisy = (clean + noise).clip(0, 255).round().astype(np.uint8)
+    Image.fromarray(noisy).save(tmp_path / "noisy picture.tif")
+    output = tmp_path / "new folder" / "clean.png"
+    done = run_script(
+        SCRIPT, "denoise", "--image", tmp_path / "noisy picture.tif", "--output", output
+    )
+    assert "253×161 pixels" in done.stdout and "measured" in done.stdout
+    restored = np.asarray(Image.open(output))
+    assert restored.shape == clean.shape
+    assert psnr(clean / 255, restored / 255) > psnr(clean / 255, noisy / 255) + 6
+
+
+def test_wrong_input(tmp_path):
+    picture, text, out = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "out.png"
+    Image.fromarray(photograph("coins")[:40, :40]).save(picture)
+    text.write_text("no picture")
+    denoise = (SCRIPT, "denoise", "--image")
+    assert "is not a picture" in complaint(*denoise, text, "--output", out)
+    assert "There is no picture" in complaint(*denoise, tmp_path / "none.png", "--output", out)
+    assert ".png, .jpg" in complaint(*denoise, picture, "--output", tmp_path / "out.xyz")
+    assert "not a checkpoint" in complaint(*denoise, picture, "--output", out, "--weights", text)
+    assert "--sigma" in complaint(*denoise, picture, "--output", out, "--sigma", -1)
+    assert not out.exists()
+    assert "--sigma" in complaint(SCRIPT, "--sigma", "nan", "--output-dir", tmp_path)

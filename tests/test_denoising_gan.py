@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import complaint, run_script
+from skimage.metrics import structural_similarity
+
+from imagelab.results import start_result
+from studies import denoising_gan as study
+
+QUICK = ("studies.denoising_gan", "--quick", "--dataset", "digits", "--output-dir")
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("denoising_gan")
+    run_script(*QUICK, folder, "--samples-file", folder / "s.npz")
+    return folder
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "study_images/denoising_gan/results.json").read_text("utf-8"))
+
+
+def test_a_run_leaves_what_was_promised(quick):
+    result, folder = results(quick), quick / "study_images" / "denoising_gan"
+    assert all((folder / entry["path"]).is_file() for entry in result["files"])
+    assert {"GAN_epoch_001.png", "L1_alone_epoch_001.png", "restored.png"} <= {
+        entry["path"] for entry in result["files"]
+    }
+    assert {p.name for p in (quick / "study_models/denoising_gan").iterdir()} == {
+        "GAN.pth", "L1_alone.pth",
+    }  # fmt: skip
+    columns, rows = result["tables"][0]["columns"], result["tables"][0]["rows"]
+    quality = {row[0].split(",")[0]: dict(zip(columns, row, strict=True)) for row in rows}
+    assert list(quality) == ["noisy", "Gaussian blur", "non-local means", "L1 alone", "GAN"]
+    for name in ("L1 alone", "GAN"):
+        assert quality[name]["PSNR (dB)"] > quality["Gaussian blur"]["PSNR (dB)"] + 2
+        assert quality[name]["SSIM"] > quality["Gaussian blur"]["SSIM"] + 0.25
+    assert result["metrics"]["GAN less blur: PSNR"]["value"] > 2
+    images = np.load(quick / "s.npz")["images"]
+    assert images.shape == (1000, 28, 28) and images.dtype == np.uint8
+
+
+def test_the_checkpoints_measure_the_same_again(quick):
+    before = results(quick)["tables"][0]
+    run_script(*QUICK, quick, "--sample-only")
+    assert results(quick)["tables"][0] == before
+
+
+def test_ssim_is_that_of_scikit_image():
+    rng = torch.Generator().manual_seed(0)
+    clean = torch.rand(3, 1, 28, 28, generator=rng) * 2 - 1
+    other = (clean + 0.4 * torch.randn(clean.shape, generator=rng)).clamp(-1, 1)
+    expected = [
+        structural_similarity(a[0].double().numpy(), b[0].double().numpy(), data_range=2.0,
+                              win_size=7, use_sample_covariance=False)
+        for a, b in zip(other, clean, strict=True)
+    ]  # fmt: skip
+    assert study.ssim_loss(other, clean).item() == pytest.approx(1 - np.mean(expected), abs=1e-4)
+    assert study.ssim_loss(clean, clean).item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.fixture
+def config(tmp_path) -> study.Config:
+    return study.Config(output_dir=tmp_path, epochs=1, batch_size=32, width=4)
+
+
+def trained(config, data, weights=None, **more):
+    result = start_result(study.SCRIPT, "", "", config, "pictures", torch.device("cpu"), data)
+    return study.train(replace(config, **(weights or {}), **more), data, config.output_dir / "x.pth",
+                       result, "x")  # fmt: skip
+
+
+def test_the_discriminator_learns_only_in_the_game(config, stripes):
+    first = study.build(config, stripes.shape, torch.device("cpu"))[1].state_dict()
+    gan = trained(config, stripes)
+    assert any((gan.networks["discriminator"].state_dict()[k] != v).any() for k, v in first.items())
+    assert len(gan.curve("d_loss")) == len(gan.curve("l1")) == 10
+    alone = study.contenders(config)["L1 alone"]
+    alone = trained(alone, stripes)
+    assert all(
+        (alone.networks["discriminator"].state_dict()[k] == v).all() for k, v in first.items()
+    )
+    assert len(alone.curve("d_loss")) == 0
+
+
+def test_both_see_the_same_images_under_the_same_noise(config, stripes):
+    """Then the first step's L1, before any update, is the same."""
+    gan = trained(config, stripes)
+    alone = trained(study.contenders(config)["L1 alone"], stripes)
+    assert gan.curve("l1")[0] == alone.curve("l1")[0]
+    assert gan.curve("l1")[-1] != alone.curve("l1")[-1]
+
+
+@pytest.mark.parametrize("name", ["adversarial_weight", "l1_weight", "ssim_weight"])
+def test_every_weight_counts(config, stripes, name):
+    full = trained(config, stripes).networks["generator"].state_dict()
+    without = trained(config, stripes, {name: 0.0}).networks["generator"].state_dict()
+    assert any((full[k] != without[k]).any() for k in full)
+
+
+def test_stopped_and_resumed_ends_at_the_same_weights(config, stripes):
+    once = trained(config, stripes, epochs=2).networks["generator"].state_dict()
+    trained(config, stripes)
+    again = trained(config, stripes, epochs=2, resume=True).networks["generator"].state_dict()
+    assert all((once[k] == again[k]).all() for k in once)
+
+
+def test_wrong_input(tmp_path):
+    shared = ("studies.denoising_gan", "--output-dir", tmp_path)
+    assert "--sigma" in complaint(*shared, "--sigma", -1)
+    assert "--l1-weight" in complaint(*shared, "--l1-weight", "nan")
+    assert "no checkpoint" in complaint(*shared, "--sample-only", "--dataset", "digits")

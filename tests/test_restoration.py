@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from imagelab.metrics import psnr
+from imagelab.photographs import photograph
+from imagelab.restoration import (
+    CLASSICAL,
+    add_noise,
+    best_blur,
+    blur_images,
+    by_filters,
+    compare,
+    estimated_sigma,
+    methods,
+    restore_images,
+)
+
+GREY = photograph("camera")[180:276, 180:276] / 255
+COLOUR = photograph("astronaut")[60:156, 180:276] / 255
+
+
+def with_noise(picture: np.ndarray, sigma: float) -> np.ndarray:
+    return picture + np.random.default_rng(0).normal(0, sigma, picture.shape)
+
+
+@pytest.mark.parametrize("clean", [GREY, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("name", CLASSICAL)
+@pytest.mark.parametrize("sigma", [0.1, 0.3])
+def test_every_method_takes_noise_out(name, clean, sigma):
+    noisy = with_noise(clean, sigma)
+    before = noisy.copy()
+    restored = CLASSICAL[name](noisy, sigma)
+    assert restored.shape == clean.shape
+    assert psnr(clean, restored) > psnr(clean, noisy) + 3
+    assert np.array_equal(noisy, before)  # the picture itself is not written into
+
+
+@pytest.mark.parametrize("clean", [GREY, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("name", sorted(CLASSICAL.keys() - {"median"}))
+def test_without_noise_little_is_done(name, clean):
+    assert psnr(clean, CLASSICAL[name](clean, 0.0)) > 40
+
+
+@pytest.mark.parametrize("name", CLASSICAL)
+def test_a_flat_picture_stays_flat(name):
+    flat = np.full((40, 40), 0.4)
+    assert CLASSICAL[name](flat, 0.1) == pytest.approx(flat, abs=0.5 / 255)
+
+
+def test_sigma_is_measured():
+    flat = np.full((200, 300), 0.5)
+    for sigma in (0.02, 0.1):
+        assert estimated_sigma(with_noise(flat, sigma)) == pytest.approx(sigma, rel=0.05)
+    colour = with_noise(np.full((200, 300, 3), 0.5), 0.1)
+    assert estimated_sigma(colour) == pytest.approx(0.1, rel=0.05)
+    as_bytes = (colour.clip(0, 1) * 255).round().astype(np.uint8)
+    assert estimated_sigma(as_bytes) == pytest.approx(0.1, rel=0.05)
+
+
+def test_a_large_picture_is_measured_in_parts():
+    """A corner without noise does not decide, and a thin strip is measured as well."""
+    large = with_noise(np.full((1800, 1800), 0.5), 0.1)
+    large[:600, :600] = 0.5
+    assert estimated_sigma(large) == pytest.approx(0.1, rel=0.05)
+    assert estimated_sigma(large[:, -20:]) == pytest.approx(0.1, rel=0.1)
+
+
+def test_a_comparison_holds_every_method_and_the_noise():
+    noisy = with_noise(GREY, 0.1)
+    found = compare(GREY, noisy, 0.1, CLASSICAL)
+    assert list(found) == ["noisy", *CLASSICAL]
+    assert found["noisy"].psnr == pytest.approx(20, abs=0.3) and found["noisy"].seconds == 0
+    for name, restored in list(found.items())[1:]:
+        assert restored.psnr == pytest.approx(psnr(GREY, CLASSICAL[name](noisy, 0.1).clip(0, 1)))
+        assert restored.ssim > found["noisy"].ssim and restored.seconds > 0
+        assert restored.picture.min() >= 0 and restored.picture.max() <= 1
+
+
+def test_the_learned_method_is_among_them():
+    by = methods()
+    assert list(by) == [*CLASSICAL, "learned"]
+    noisy = with_noise(GREY, 0.1)
+    assert psnr(GREY, by["learned"](noisy, 0.1)) > psnr(GREY, noisy) + 5
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_many_images_are_restored_one_by_one(channels):
+    images = torch.rand(4, channels, 20, 20, generator=torch.Generator().manual_seed(0))
+    together = restore_images(CLASSICAL["total variation"], images, 0.2)
+    assert together.shape == images.shape
+    alone = images[2].permute(1, 2, 0).double().numpy().squeeze()
+    alone = CLASSICAL["total variation"](alone, 0.2)
+    assert np.allclose(together[2].permute(1, 2, 0).squeeze().numpy(), alone, atol=1e-6)
+
+
+def test_blur_is_that_of_opencv():
+    images = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    blurred = blur_images(images, 1.0)
+    expected = cv2.GaussianBlur(
+        images[1, 0].numpy(), (7, 7), 1.0, borderType=cv2.BORDER_REFLECT_101
+    )
+    assert np.allclose(blurred[1, 0].numpy(), expected, atol=1e-5)
+
+
+def test_more_noise_wants_a_wider_blur():
+    clean = torch.from_numpy(GREY).float()[None, None]
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randn(clean.shape, generator=rng)
+    few, much = (best_blur(clean + sigma * noise, clean) for sigma in (0.05, 0.4))
+    assert few < much < 3
+
+
+def test_noise_is_that_of_a_file():
+    rng = torch.Generator().manual_seed(0)
+    grey = add_noise(torch.full((1, 1, 300, 300), 0.5), 0.1, rng)
+    assert grey.std().item() == pytest.approx(0.1, rel=0.02)
+    assert add_noise(torch.zeros(1, 1, 50, 50), 0.5, rng).min() == 0
+    assert add_noise(torch.zeros(1, 1, 50, 50), 2.0, rng, low=-1).min() == -1
+    assert add_noise(torch.ones(1, 1, 50, 50), 0.5, rng).max() == 1
+
+
+def test_the_filters_blur_is_chosen_on_other_images():
+    clean = torch.from_numpy(GREY[:28, :28]).float()[None, None].repeat(5, 1, 1, 1)
+    rng = torch.Generator().manual_seed(0)
+    noisy = add_noise(clean, 0.3, rng)
+    flat = by_filters(noisy, 0.3, torch.full((5, 1, 28, 28), 0.5), rng)
+    assert list(flat) == ["noisy", "Gaussian blur, 3.0 px", "non-local means"]  # the widest
+    fitting = by_filters(noisy, 0.3, clean, rng)
+    assert list(fitting)[1] != "Gaussian blur, 3.0 px"
+    assert (fitting["noisy"] == noisy).all() and fitting["non-local means"].shape == noisy.shape
