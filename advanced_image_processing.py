@@ -83,7 +83,7 @@ class Config(Settings):
     skip: tuple[Name, ...] = ()
     """Leave these out."""
     all: bool = False
-    """Run the studies as well: a quarter of an hour more."""
+    """Run the studies as well: twenty minutes more."""
     list: bool = False
     """List demos and studies with their times, and do nothing."""
     dataset: str = "auto"
