@@ -196,7 +196,7 @@ def draw_restored(
     for column, (name, restored) in zip(axes.T, pictures.items(), strict=True):
         for k, (axis, one) in enumerate(zip(column, restored, strict=True)):
             title = f"{one.psnr:.1f} dB"
-            figures.show_image(axis, np.clip(one.picture, 0, 1), title if k else f"{name}\n{title}")
+            figures.show_image(axis, one.picture, title if k else f"{name}\n{title}")
     figures.name_rows(axes, [f"σ = {row.sigma_added:.2f}" for row in rows])
     path = result.add_file(
         "compared.png",

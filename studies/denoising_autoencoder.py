@@ -46,6 +46,7 @@ from imagelab.restoration import (
 )
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, autocast, command_line, generator, in_eval_mode, prepare
+from imagelab.samples import write_samples
 from imagelab.settings import (
     Checked,
     Count,
@@ -175,8 +176,13 @@ def denoised(model: nn.Module, noisy: torch.Tensor) -> torch.Tensor:
         return torch.cat([model(part) for part in noisy.split(1000)])
 
 
-def evaluate_digits(config: Config, data: Dataset, model: nn.Module, result: Result) -> None:
-    """The table and the picture of held-out images: noisy, by two filters, by learning."""
+def evaluate_digits(
+    config: Config, data: Dataset, model: nn.Module, result: Result
+) -> torch.Tensor:
+    """The table and the picture of held-out images: noisy, by two filters, by learning.
+
+    Returns those that the autoencoder restored, uint8.
+    """
     rng = generator(config.seed, "held-out noise", data.images.device)
     clean = unit(data.test_images)
     noisy = add_noise(clean, config.sigma, rng)
@@ -190,10 +196,11 @@ def evaluate_digits(config: Config, data: Dataset, model: nn.Module, result: Res
     result.add_metric("autoencoder: PSNR", rows[-1][1], n, unit="dB", better="higher")
     result.add_metric("autoencoder: SSIM", rows[-1][2], n, better="higher")
     path = result.add_file(
-        "digits.png", "Held-out images, the same with noise, and four ways back."
+        "digits.png", "Held-out images, the same with noise, and three ways back."
     )
-    shown = {name: (x[:10] * 255).round().byte() for name, x in {"clean": clean, **ways}.items()}
-    figures.named_rows(path, shown)
+    images = {name: (x * 255).round().byte() for name, x in {"clean": clean, **ways}.items()}
+    figures.named_rows(path, {name: x[:10] for name, x in images.items()})
+    return images["autoencoder"]
 
 
 # --- photographs: the residual network ------------------------------------------------------------
@@ -296,6 +303,14 @@ def draw_photographs(result: Result, found: dict, noise: str) -> None:
 # --- the runs -------------------------------------------------------------------------------------
 
 
+def draw_loss(path: Path, training: Training, ylabel: str) -> None:
+    figure, axes = figures.new_figure(5, 3)
+    epochs, loss = training.smoothed("loss", max(training.steps_done // 150, 1))
+    figures.draw_lines(axes[0, 0], epochs, {"loss": loss}, "epoch", ylabel, markers=False)
+    axes[0, 0].set_yscale("log")
+    figures.save_figure(figure, path)
+
+
 def run(config: Config) -> Result:
     """Train the autoencoder and measure it; compare the trained denoiser on photographs."""
     device = prepare(config.seed, config.device)
@@ -312,12 +327,9 @@ def run(config: Config) -> Result:
     else:
         training = train(config, data, path)
         model = training.networks["autoencoder"]
-        figure, axes = figures.new_figure(5, 3)
-        epochs, loss = training.smoothed("loss", max(training.steps_done // 150, 1))
-        figures.draw_lines(axes[0, 0], epochs, {"loss": loss}, "epoch", "MSE", markers=False)
-        axes[0, 0].set_yscale("log")
-        figures.save_figure(figure, result.add_file("loss.png", "The autoencoder's loss."))
-    evaluate_digits(config, data, model, result)
+        draw_loss(result.add_file("loss.png", "The autoencoder's loss."), training, "MSE")
+    images = evaluate_digits(config, data, model, result)
+    write_samples(config.samples_file, images)
     names = HELD_OUT[1:2] if config.quick else HELD_OUT[:3]
     evaluate_photographs(names, (25 / 255,), methods(device), config.seed, result)
     return result.save()
@@ -341,11 +353,7 @@ def run_photographs(config: Photographs) -> Result:
         "step": training.step,
         "ema": training.averaged.state_dict(),
     } | unused)  # fmt: skip
-    figure, axes = figures.new_figure(5, 3)
-    epochs, loss = training.smoothed("loss", max(training.steps_done // 150, 1))
-    figures.draw_lines(axes[0, 0], epochs, {"loss": loss}, "epoch", "mean error", markers=False)
-    axes[0, 0].set_yscale("log")
-    figures.save_figure(figure, result.add_file("loss.png", "The residual network's loss."))
+    draw_loss(result.add_file("loss.png", "The residual network's loss."), training, "mean error")
     model = training.averaged.eval()
     by = CLASSICAL | {"learned": lambda picture, sigma: restore(model, picture, sigma)}
     names = HELD_OUT[1:2] if config.quick else HELD_OUT

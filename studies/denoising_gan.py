@@ -195,8 +195,7 @@ def train(config: Config, data: Dataset, path: Path, result: Result, label: str)
                 loss.backward()
                 adam_g.step()
                 run.log(l1=l1)
-            path = result.folder / f"{label.replace(' ', '_')}_epoch_{epoch:03d}.png"
-            draw_progress(path, G, data, config)
+            draw_progress(result.folder / epoch_picture(label, epoch), G, data, config)
     return run
 
 
@@ -204,6 +203,11 @@ def train(config: Config, data: Dataset, path: Path, result: Result, label: str)
 def restored(G: nn.Module, noisy: torch.Tensor) -> torch.Tensor:
     """Noisy images (N, C, H, W) in [-1, 1] through the U-Net, in portions."""
     return torch.cat([G(part) for part in noisy.split(500)])
+
+
+def epoch_picture(label: str, epoch: int) -> str:
+    """The name of the picture after an epoch of one of the two trainings."""
+    return f"{label.replace(' ', '_')}_epoch_{epoch:03d}.png"
 
 
 def draw_progress(path: Path, G: nn.Module, data: Dataset, config: Config) -> None:
@@ -328,8 +332,8 @@ def run(config: Config) -> Result:
         draw_curves(result.add_file("curves.png", "L1 while training, and the game."), runs)
         for name in runs:
             for epoch in range(1, runs[name].last_epoch + 1):
-                picture = f"{name.replace(' ', '_')}_epoch_{epoch:03d}.png"
-                result.add_file(picture, f"{name} after epoch {epoch}.", featured=False)
+                caption = f"{name} after epoch {epoch}."
+                result.add_file(epoch_picture(name, epoch), caption, featured=False)
     write_samples(config.samples_file, images)
     return result.save()
 

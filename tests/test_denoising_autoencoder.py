@@ -43,8 +43,10 @@ def test_the_autoencoder_beats_the_filters(quick):
 
 def test_the_checkpoint_measures_the_same_again(quick):
     before = results(quick)
-    run_script(*QUICK, quick, "--sample-only")
+    run_script(*QUICK, quick, "--sample-only", "--samples-file", quick / "s.npz")
     assert results(quick)["tables"][0] == before["tables"][0]
+    images = np.load(quick / "s.npz")["images"]
+    assert images.shape == (1000, 28, 28) and images.dtype == np.uint8 and images.std() > 10
 
 
 def test_noisy_patches():
