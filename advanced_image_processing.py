@@ -34,6 +34,7 @@ Name = Literal[
     "fgsm", "diffusion_demo", "gan_mnist", "mlp_diffusion",
     "adversarial_training", "vae", "dcgan", "model_comparison",
     "denoising_autoencoder", "denoising_gan",
+    "unet_diffusion", "diffusion_curves", "diffusion_restoration", "text_diffusion",
 ]  # fmt: skip
 
 
@@ -70,6 +71,14 @@ STUDIES: dict[str, Demo] = {
         "study_images/denoising_autoencoder", 160, 15, "autoencoder: PSNR"
     ),
     "denoising_gan": Demo("study_images/denoising_gan", 200, 30, "GAN: PSNR"),
+    "unet_diffusion": Demo("study_images/unet_diffusion", 830, 20, "read as the class asked for"),
+    "diffusion_curves": Demo(
+        "study_images/diffusion_curves", 1600, 20, "dpm-solver in 20 steps, share of ddpm's 1000"
+    ),
+    "diffusion_restoration": Demo(
+        "study_images/diffusion_restoration", 500, 15, "half: class kept by diffusion"
+    ),
+    "text_diffusion": Demo("study_images/text_diffusion", 700, 20, "never seen together: all four"),
 }
 EVERYTHING = DEMOS | STUDIES
 
@@ -83,7 +92,7 @@ class Config(Settings):
     skip: tuple[Name, ...] = ()
     """Leave these out."""
     all: bool = False
-    """Run the studies as well: twenty minutes more."""
+    """Run the studies as well: an hour and a half more on two CPU cores."""
     list: bool = False
     """List demos and studies with their times, and do nothing."""
     dataset: str = "auto"

@@ -123,7 +123,9 @@ def frechet_distance(x: torch.Tensor, y: torch.Tensor) -> float:
     if min(len(x), len(y)) < MIN_SAMPLES:
         raise UserError(f"A Fréchet distance needs at least {MIN_SAMPLES} images of each kind, not "
                         f"{min(len(x), len(y))}: raise --num-samples.")  # fmt: skip
-    distance = FrechetInceptionDistance(feature=_AsTheyAre(x.shape[1])).to(x.device)
+    network = _AsTheyAre(x.shape[1])
+    # Under torchrun one process scores alone: it must not wait for the others.
+    distance = FrechetInceptionDistance(feature=network, sync_on_compute=False).to(x.device)
     distance.update(y, real=True)
     distance.update(x, real=False)
     return distance.compute().item()
@@ -139,7 +141,9 @@ def kernel_distance(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
     size = min(len(x), len(y), 1000)
     with warnings.catch_warnings():  # it announces that it keeps the features: a few megabytes here
         warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save")
-        distance = KernelInceptionDistance(_AsTheyAre(x.shape[1]), subsets=20, subset_size=size)
+        distance = KernelInceptionDistance(
+            _AsTheyAre(x.shape[1]), subsets=20, subset_size=size, sync_on_compute=False
+        )
     distance = distance.to(x.device)
     distance.update(y, real=True)
     distance.update(x, real=False)

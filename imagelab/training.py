@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from imagelab import distributed
 from imagelab.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from imagelab.datasets import Dataset, batch_indices
 from imagelab.figures import smooth
@@ -70,7 +71,8 @@ class Training:
     exponential moving average is kept (`averaged`); its decay is min(decay, (1 + n)/(10 + n)) after
     n steps, because without the ramp a short run would average in its first random weights.
     `free` names settings that may change on --resume besides those of FREE_SETTINGS; `go_on` tells
-    whoever stopped the run how it goes on.
+    whoever stopped the run how it goes on. A `shared` training is that of all processes of torchrun
+    (imagelab/distributed.py): they stop after the same step, and one of them writes.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Training:
         free: tuple[str, ...] = (),
         label: str = "",
         go_on: str = "--resume goes on",
+        shared: bool = False,
     ) -> None:
         self.path, self.script, self.config, self.data = Path(path), script, config, data
         self.networks, self.optimizers = networks, optimizers
@@ -98,11 +101,13 @@ class Training:
         self.time_limit = getattr(config, "time_limit", None)
         self._seconds_before: float = 0.0
         self._started: float | None = None
-        self.go_on = go_on
+        self.go_on, self.shared = go_on, shared and distributed.world() > 1
         self.free, self.label = FREE_SETTINGS | set(free), label or script
         self._stop: int | None = None
         self._handlers: dict = {}
         self._bar: tqdm | None = None
+        if self.shared and self.time_limit is not None:
+            raise UserError("--time-limit needs a single process: their clocks would not agree.")
         if config.resume:
             self._load()
 
@@ -115,12 +120,18 @@ class Training:
                 self._handlers[number] = signal.signal(number, self._ask_to_stop)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, _kind, error: BaseException | None, _traceback) -> None:
         self._seconds_before, self._started = self.seconds, None
         if self._bar is not None:
             self._bar.close()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        if self.shared and isinstance(error, RuntimeError):  # torch.distributed's, as a rule
+            raise UserError(
+                f"the training ended because another of its {distributed.world()} processes did "
+                f"(or: {str(error).splitlines()[0]}); {self.path} holds the last epoch done, if "
+                f"there is one, and {self.go_on}."
+            ) from error
 
     @property
     def steps_per_epoch(self) -> int:
@@ -169,6 +180,7 @@ class Training:
             mininterval=0.5,
             file=sys.stderr,
             dynamic_ncols=True,
+            disable=self.shared and not distributed.writes(),
         )
         while self.epoch < self.config.epochs and not self.time_is_up:
             yield self.epoch + 1
@@ -187,7 +199,7 @@ class Training:
             yield indices.to(self.data.images.device)
             self._update_average()
             self._show_progress()
-            if self._stop is not None and self.step < len(order):
+            if self._asked_to_stop() and self.step < len(order):
                 self.save()
                 self._leave_if_asked()
             if self.time_is_up:
@@ -235,6 +247,8 @@ class Training:
 
     def _show_progress(self) -> None:
         bar = self._bar
+        if bar.disable:
+            return
         bar.update(1)
         if bar.n == bar.last_print_n:  # it has just been redrawn: the next redraw shows this
             losses = {k: f"{v[-1].item():.3f}" for k, v in self.history.items() if "loss" in k}
@@ -244,6 +258,11 @@ class Training:
         if self._stop is not None:  # asked twice: do not wait for the end of the step
             raise KeyboardInterrupt("stopped at once; the checkpoint of the last epoch stands.")
         self._stop = number
+
+    def _asked_to_stop(self) -> bool:
+        if self.shared and distributed.any_of(self._stop is not None, self.data.images.device):
+            self._stop = self._stop or signal.SIGINT
+        return self._stop is not None
 
     def _leave_if_asked(self) -> None:
         if self._stop is None or self.epoch >= self.config.epochs:
@@ -256,6 +275,8 @@ class Training:
     # --- checkpoints ------------------------------------------------------------------------------
 
     def save(self) -> None:
+        if self.shared and not distributed.writes():
+            return
         average = self.averaged.state_dict() if self.averaged is not None else {}
         self.history = {name: [self.curve(name)] for name in self.history}
         save_checkpoint(

@@ -72,6 +72,14 @@ def main_job(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def unet_run(tmp_path_factory) -> Path:
+    """The output folder of one quick run of the U-Net study, whose network others build on."""
+    folder = tmp_path_factory.mktemp("unet")
+    run_script("studies.unet_diffusion", "--quick", "--dataset", "digits", "--output-dir", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def stripes() -> Dataset:
     """A tiny data set: class 0 has a bright left half, class 1 a bright right half, plus noise."""
     rng = torch.Generator().manual_seed(0)

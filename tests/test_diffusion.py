@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -10,12 +12,18 @@ from imagelab.diffusion import (
     cosine_schedule,
     ddim,
     dpm_solver,
+    estimator,
     guided,
     image_noise,
+    last,
     linear_schedule,
+    noisy_pair,
+    repaint,
+    repaint_levels,
     target,
     to_x0,
     trailing_steps,
+    way_back,
     zero_terminal_snr,
 )
 from imagelab.runtime import UserError
@@ -168,12 +176,6 @@ def gaussian_estimate(schedule: Schedule, mean: float, std: float):
     return estimate
 
 
-def last(states) -> torch.Tensor:
-    *_, (left, x) = states
-    assert left == 0
-    return x
-
-
 @pytest.mark.parametrize("sampler", ["DDPM", "DDIM", "DPM-Solver++"])
 def test_a_gaussian_is_drawn_with_its_mean_and_spread(sampler):
     s = linear_schedule(1000)
@@ -288,3 +290,110 @@ def test_agreement_with_diffusers():
         for k in range(2000)
     ]  # fmt: skip
     assert sum(drawn) / 2000 == pytest.approx(mean.item(), abs=4 * (variance / 2000) ** 0.5)
+
+
+# --- the estimate of a network, and its ways back -------------------------------------------------
+
+
+class Teller:
+    """A 'network' whose answer shows what it was told: 1 for a class, 0 for none; it counts calls."""
+
+    def __init__(self) -> None:
+        self.images = 0
+
+    def __call__(self, x, t, label):
+        self.images += len(x)
+        assert (t >= 0).all() and (t < 1).all()
+        return label.float()[:, None].expand_as(x) / 10
+
+
+def test_guidance_of_0_and_1_are_identities_and_cost_what_they_should():
+    s = linear_schedule(50)
+    x, label, none = torch.zeros(3, 2), torch.full((3,), 4), torch.full((3,), 1)
+    for scale, answer, images in ((0.0, 0.1, 6), (1.0, 0.4, 3), (2.0, 0.7, 6), (9.0, 1.0, 6)):
+        network = Teller()
+        estimate = estimator(network, s, "x0", {"label": label}, {"label": none}, scale)
+        assert torch.allclose(estimate(x, 10), torch.full((3, 2), answer))  # clipped at 1
+        assert network.images == images
+
+
+def test_every_t_is_trained_and_the_targets_fit():
+    s = cosine_schedule(7)
+    rng = torch.Generator().manual_seed(0)
+    x0 = torch.rand(2000, 3) * 2 - 1
+    for kind in ("eps", "x0", "v"):
+        x_t, t, wanted = noisy_pair(s, kind, x0, rng)
+        assert t.unique().tolist() == list(range(7))  # T−1 as well
+        early = t < 6  # at the last t of the cosine nothing is left to read ε from
+        assert torch.allclose(to_x0(s, kind, wanted, x_t, t)[early], x0[early], atol=1e-3)
+
+
+def test_an_image_with_noise_enters_where_its_noise_belongs():
+    s = cosine_schedule(1000)
+    for sigma in (0.05, 0.5, 2.0):
+        part = s.until(sigma)
+        level = ((1 - part.alpha_bar[-1]) / part.alpha_bar[-1]).sqrt().item()
+        assert level == pytest.approx(sigma, rel=0.03)
+        assert torch.allclose(part.alpha_bar, s.alpha_bar[: len(part)])
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm-solver"])
+def test_samplers_by_name_reach_a_known_image(sampler):
+    """With a perfect estimate every way ends at the image, and starts from the noise."""
+    s = cosine_schedule(100)
+    image = torch.linspace(-1, 1, 12).reshape(3, 4)
+    noise = image_noise(0, 0, 3, (4,))
+    states = list(way_back(sampler, s, lambda x, t: image, 10, 0.0, noise))
+    assert states[0][0] == 100 and states[-1][0] == 0 and len(states) == 11
+    assert torch.equal(states[0][1], image_noise(0, 0, 3, (4,))())
+    assert torch.allclose(last(iter(states)), image, atol=1e-5)
+
+
+# --- RePaint --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "jump", "repeats", "calls"), [(250, 10, 10, 2410), (50, 5, 5, 230)]
+)
+def test_repaint_walks_as_often_as_the_paper_s(steps, jump, repeats, calls):
+    levels = repaint_levels(steps, jump, repeats)
+    moves = [b - a for a, b in pairwise(levels)]
+    assert levels[0] == steps and levels[-1] == 0 and set(moves) == {1, -1}
+    assert moves.count(-1) == calls and moves.count(-1) - moves.count(1) == steps
+    assert repaint_levels(7, 10, 5) == [7, 6, 5, 4, 3, 2, 1, 0]  # no room for a jump
+
+
+def test_repaint_leaves_the_known_alone_and_fills_the_rest_with_the_estimate():
+    s = cosine_schedule(100)
+    known = torch.rand(2, 1, 4, 4) * 2 - 1
+    hole = torch.zeros(2, 1, 4, 4, dtype=torch.bool)
+    hole[..., 2:, :] = True
+    calls = []
+
+    def estimate(x, t):
+        calls.append(t)
+        return torch.full_like(x, 0.25)
+
+    out = repaint(s, estimate, known, hole, image_noise(0, 0, 2, (1, 4, 4)), 20, 5, 3)
+    assert torch.equal(out[~hole], known[~hole])
+    assert torch.allclose(out[hole], torch.tensor(0.25), atol=1e-5)
+    assert len(calls) == 20 + 3 * 2 * 5 and max(calls) == 99
+
+
+def test_repaint_s_states_have_the_noise_of_their_level():
+    """With a model that knows N(0, 1) images, every state is N(0, 1): up, down, inside and outside."""
+    s = cosine_schedule(100)
+    rng = torch.Generator().manual_seed(0)
+    known = torch.randn(20_000, 2, generator=rng)
+    hole = torch.tensor([True, False]).expand(20_000, 2)
+    seen = []
+
+    def estimate(x, t):
+        seen.append(x.std(dim=0))
+        alpha_bar = s.alpha_bar[t].item()
+        exact = alpha_bar**0.5 * x  # E[x₀ | x_t]
+        spread = (1 - alpha_bar) ** 0.5
+        return exact + spread * torch.randn(x.shape, generator=rng)  # a draw of x₀ | x_t
+
+    repaint(s, estimate, known, hole, lambda: torch.randn(20_000, 2, generator=rng), 20, 5, 3)
+    assert torch.allclose(torch.stack(seen), torch.ones(len(seen), 2), atol=0.05)

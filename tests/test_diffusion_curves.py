@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import json
+
+from conftest import complaint, run_script
+
+
+def test_curves_come_from_the_checkpoint(unet_run):
+    run_script(
+        "studies.diffusion_curves", "--quick", "--dataset", "digits", "--output-dir", unet_run
+    )
+    folder = unet_run / "study_images" / "diffusion_curves"
+    assert all((folder / n).is_file() for n in ("steps.png", "guidance_curve.png", "lengths.png"))
+    tables = json.loads((folder / "results.json").read_text("utf-8"))["tables"]
+    assert [row[0] for row in tables[0]["rows"]] == [0, 1, 3]
+    assert {row[0] for row in tables[1]["rows"]} == {"ddpm", "ddim", "dpm-solver"}
+
+
+def test_without_a_network_one_sentence(tmp_path):
+    assert "train first" in complaint("studies.diffusion_curves", "--output-dir", tmp_path)

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import complaint, run_script
+
+from imagelab.datasets import load_dataset
+from studies.text_diffusion import (
+    Captioner,
+    caption,
+    encode,
+    keep_out,
+    measure,
+    prompts,
+    unseen,
+    words_of,
+)
+
+
+def bar(width: float = 3, lean: float = 0.0, height: int = 18) -> torch.Tensor:
+    """A bar of a digit, drawn large and scaled down: (1, 1, 28, 28) uint8."""
+    large = np.zeros((280, 280), np.uint8)
+    half = height * 5
+    start, end = (round(140 - lean * half), 140 + half), (round(140 + lean * half), 140 - half)
+    cv2.line(large, start, end, 255, round(width * 10))
+    return torch.from_numpy(cv2.resize(large, (28, 28), interpolation=cv2.INTER_AREA))[None, None]
+
+
+def test_measuring_bars_of_known_shape():
+    for width in (2, 3, 5):
+        assert measure(bar(width))[0, 1].item() == pytest.approx(width, abs=0.7)
+    leans = [measure(bar(lean=lean))[0, 2].item() for lean in (-0.4, -0.2, 0.0, 0.2, 0.4)]
+    assert leans == pytest.approx([-0.4, -0.2, 0.0, 0.2, 0.4], abs=0.06)  # positive to the right
+    sizes = [measure(bar(height=height))[0, 0].item() for height in (10, 14, 18)]
+    assert sizes[2] - sizes[0] == pytest.approx(8, abs=1)
+    assert measure(torch.zeros(1, 1, 28, 28, dtype=torch.uint8)).tolist() == [[0, 0, 0]]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits", "data").shortened(3000, 10)
+
+
+def test_thirds_are_thirds_of_each_class(digits):
+    captioner = Captioner.of(digits.images, digits.labels)
+    thirds = captioner.thirds(digits.images, digits.labels)
+    for label in (1, 8):
+        own = thirds[digits.labels == label]
+        for column in own.T:
+            shares = torch.bincount(column, minlength=3) / len(own)
+            assert shares.tolist() == pytest.approx([1 / 3] * 3, abs=0.03)
+    words = words_of(thirds, digits.labels)
+    assert words.shape == (3000, 4) and words.min() > 0
+
+
+def test_unseen_combinations_are_not_trained_on_but_their_parts_are(digits):
+    captioner = Captioner.of(digits.images, digits.labels)
+    thirds = captioner.thirds(digits.images, digits.labels)
+    kept = keep_out(digits, thirds)
+    assert 0.8 < kept.float().mean() < 0.97
+    for label in range(10):
+        own = thirds[kept & (digits.labels == label)][:, 1:]
+        stroke, slant = unseen(label)
+        assert not ((own[:, 0] == stroke) & (own[:, 1] == slant)).any()
+        assert (own[:, 0] == stroke).any() and (own[:, 1] == slant).any()
+
+
+def test_prompts_are_read_and_written():
+    words = encode("a thin upright three")
+    assert caption(words[0]) == "a thin upright three"
+    assert encode("Three")[0].count_nonzero() == 1
+    for together in (True, False):
+        thirds, labels = prompts(200, together)
+        pairs = [tuple(third.tolist()) == unseen(k) for third, k in
+                 zip(thirds[:, 1:], labels.tolist(), strict=True)]  # fmt: skip
+        assert set(pairs) == {not together}
+
+
+def test_mistakes_are_told_in_a_sentence(tmp_path):
+    assert "not 'purple'" in complaint("studies.text_diffusion", "--prompt", "a purple three")
+    assert "take digits or mnist" in complaint(
+        "studies.text_diffusion", "--dataset", "textures", "--quick", "--output-dir", tmp_path
+    )
+
+
+def test_a_run_leaves_what_was_promised(tmp_path):
+    run_script("studies.text_diffusion", "--quick", "--dataset", "digits", "--output-dir", tmp_path)
+    folder = tmp_path / "study_images" / "text_diffusion"
+    result = json.loads((folder / "results.json").read_text("utf-8"))
+    assert all((folder / entry["path"]).is_file() for entry in result["files"])
+    assert [row[0] for row in result["tables"][0]["rows"]] == [
+        "seen together in training", "never seen together",
+    ]  # fmt: skip
+    run_script("studies.text_diffusion", "--prompt", "a bold slanted seven", "--quick", "--output-dir",
+               tmp_path, "--samples-file", tmp_path / "s.npz")  # fmt: skip
+    assert np.load(tmp_path / "s.npz")["images"].shape == (50, 28, 28)
