@@ -75,6 +75,17 @@ class Settings(Checked):
 
 
 @dataclass(frozen=True)
+class DataSettings(Settings):
+    """What every script that takes a data set understands besides."""
+
+    dataset: str = "auto"
+    """auto (MNIST if it is under --data-dir, else the embedded digits), digits, textures, mnist,
+    fashion-mnist, cifar10, or folder:PATH for your own pictures."""
+    data_dir: Path = Path("data")
+    """Where downloaded data sets lie."""
+
+
+@dataclass(frozen=True)
 class ResumableSettings(Settings):
     """What every training understands besides."""
 
@@ -85,14 +96,9 @@ class ResumableSettings(Settings):
 
 
 @dataclass(frozen=True)
-class TrainingSettings(ResumableSettings):
+class TrainingSettings(ResumableSettings, DataSettings):
     """What every script that trains on a data set and draws samples understands besides."""
 
-    dataset: str = "auto"
-    """auto (MNIST if it is under --data-dir, else the embedded digits), digits, textures, mnist,
-    fashion-mnist, cifar10, or folder:PATH for your own pictures."""
-    data_dir: Path = Path("data")
-    """Where downloaded data sets lie."""
     sample_only: bool = False
     """Load the checkpoint and draw samples; train nothing."""
     num_samples: Annotated[int, Limits(1, 1_000_000)] = 10_000

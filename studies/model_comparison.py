@@ -34,7 +34,7 @@ from imagelab.mixture import fit_gaussians
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, command_line, generator, prepare
 from imagelab.samples import judge_for
-from imagelab.settings import Count, Limits, Settings
+from imagelab.settings import Count, DataSettings, Limits
 from imagelab.training import Training, goes_on
 from studies import dcgan, vae
 
@@ -47,13 +47,9 @@ STEPS = 10  # columns of the picture of what can be looked at
 
 
 @dataclass(frozen=True)
-class Config(Settings):
+class Config(DataSettings):
     """Settings of the comparison."""
 
-    dataset: str = "auto"
-    """auto, digits, textures, mnist, fashion-mnist, cifar10, or folder:PATH."""
-    data_dir: Path = Path("data")
-    """Where downloaded data sets lie."""
     resume: bool = False
     """Go on with a comparison that was stopped: what is trained is not trained again."""
     models: tuple[Literal["vae", "gan", "dcgan", "ddpm"], ...] = ("vae", "gan", "dcgan", "ddpm")

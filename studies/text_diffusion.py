@@ -24,7 +24,6 @@ import numpy as np
 import torch
 
 from imagelab import figures
-from imagelab.checkpoints import load_checkpoint
 from imagelab.classifier import DigitCNN, predict, trained_classifier
 from imagelab.datasets import Dataset, load_for, to_uint8
 from imagelab.diffusion import image_noise, last, way_back
@@ -269,12 +268,13 @@ def run(config: Config) -> Result:
     config = config.quickened(widths=(16, 32), epochs=1, num_samples=50, steps=5)
     path = config.output_dir / MODELS / "text.pth"
     if config.prompt is not None or config.sample_only:
-        words = encode("a seven" if config.prompt is None else config.prompt)
-        load_checkpoint(path, SCRIPT, device)
         model = load_model(path, device, SCRIPT, vocabulary=len(VOCABULARY))
-        samples = draw(model, words.expand(config.num_samples, -1), config)
-        result = draw_only(SCRIPT, TITLE, PICTURES, config, device, samples)
-        return result
+        if config.prompt is None:
+            words = words_of(*prompts(config.num_samples, together=True))
+        else:
+            words = encode(config.prompt).expand(config.num_samples, -1)
+        samples = draw(model, words, config)
+        return draw_only(SCRIPT, TITLE, PICTURES, config, device, samples)
     data = load_for(config, device)
     if data.name not in ("digits", "mnist"):
         raise UserError(f"The captions are about digits: take digits or mnist, not {data.name}.")

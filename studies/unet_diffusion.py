@@ -3,8 +3,8 @@
 A U-Net (imagelab/unet.py) learns to take noise out of images of a known class, which one time in ten it
 is not told (Ho et al. 2020; Ho and Salimans 2022), and so to draw images of the class that is asked for.
 One trained network is sampled by DDPM, DDIM and DPM-Solver++ (imagelab/diffusion.py), in any number of
-steps. studies/diffusion_curves.py measures what steps and guidance buy, studies/diffusion_restoration.py
-puts the same network to other uses, studies/text_diffusion.py has it read.
+steps; diffusion_curves.py measures what they and guidance buy. inpainting.py, diffusion_restoration.py
+and text_diffusion.py build on this file.
 
     python -m studies.unet_diffusion                               # the embedded digits: ten minutes
     python -m studies.unet_diffusion --dataset mnist
@@ -142,9 +142,10 @@ class Config(NetworkSettings):
 
 
 def make_schedule(kind: str, T: int) -> Schedule:
+    """The schedule of that name; the linear one's betas are those of T = 1000, scaled to this T."""
     if kind == "cosine":
         return cosine_schedule(T)
-    linear = linear_schedule(T, rescaled=T != 1000) if T >= 25 else cosine_schedule(T)
+    linear = linear_schedule(T, rescaled=True)
     return linear if kind == "linear" else zero_terminal_snr(linear)
 
 
@@ -208,6 +209,18 @@ def load_model(path: Path, device: torch.device, script: str = SCRIPT, **told: i
     load_weights(model.network, saved["ema"], path)
     model.network.to(device, memory_format=torch.channels_last).eval()
     return model
+
+
+def load_with_data(config, device: torch.device) -> tuple[Model, Dataset]:
+    """The network under --output-dir, for other uses, and the data that it was trained for."""
+    model = load_model(checkpoint_path(config), device)
+    data = load_for(config, device)
+    if model.shape != data.shape or model.network.classes != len(data.classes):
+        raise UserError(
+            f"The network draws {model.network.classes} classes of {model.shape}; {data.name} has "
+            f"{len(data.classes)} of {data.shape}: train studies.unet_diffusion on it first."
+        )
+    return model, data
 
 
 Tell = Callable[[torch.Tensor, torch.Tensor, torch.Generator], dict[str, torch.Tensor]]

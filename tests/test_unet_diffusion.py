@@ -80,7 +80,7 @@ def test_resume_ends_at_the_same_weights(stripes, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "zero-terminal-snr"])
-@pytest.mark.parametrize("T", [2, 50, 500, 1000])
+@pytest.mark.parametrize("T", [50, 500, 1000])
 def test_every_schedule_ends_in_noise(kind, T):
     schedule = make_schedule(kind, T)
     assert len(schedule) == T and schedule.alpha_bar[-1] < 1e-3

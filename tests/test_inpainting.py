@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import complaint, run_script
+from PIL import Image
+
+from imagelab.diffusion import cosine_schedule
+from studies.inpainting import MASKS, guess_class, hole_psnr, make_holes, old_fillings
+from studies.unet_diffusion import Model
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_holes(kind):
+    holes = make_holes(kind, 5, (1, 28, 28), 0)
+    assert holes.shape == (5, 1, 28, 28) and holes.dtype == torch.bool
+    share = holes.float().mean().item()
+    assert {"box": share == 0.25, "half": share == 0.5, "strokes": 0.1 < share < 0.6}[kind]
+    assert torch.equal(holes, make_holes(kind, 5, (1, 28, 28), 0))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_old_methods_fill_the_hole_and_nothing_else(channels):
+    images = torch.full((2, channels, 28, 28), 200, dtype=torch.uint8)
+    images[:, :, 14:] = 40
+    holes = make_holes("half", 2, (channels, 28, 28), 0)
+    for name, filled in old_fillings(images, holes).items():
+        outside = ~holes.expand_as(images)
+        assert filled.shape == images.shape, name
+        assert torch.equal(filled[outside], images[outside]), name
+        assert (filled[~outside].int() - 200).abs().max() < 10, name  # all that is seen is 200
+
+
+def test_psnr_counts_the_hole_alone():
+    images = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+    holes = make_holes("half", 1, (1, 28, 28), 0)
+    filled = images.clone()
+    filled[:, :, 14:] = 51  # 0.2 of 255: 14 dB
+    filled[:, :, :14] = 255
+    assert hole_psnr(filled, images, holes) == pytest.approx(13.98, abs=0.01)
+
+
+def test_the_class_is_guessed_whose_estimate_finds_the_seen_part(monkeypatch):
+    """A 'model' that draws one grey per class: the image's own grey must be found, with noise."""
+    network = torch.nn.Linear(1, 1)
+    network.classes = 4
+    model = Model(network, cosine_schedule(100), "v", (1, 8, 8))
+    greys = torch.tensor([-0.9, -0.3, 0.3, 0.9])
+
+    def estimate(self, labels, guidance=1, rescale=0):
+        return lambda x, t: greys[labels][:, None, None, None].expand_as(x)
+
+    monkeypatch.setattr(Model, "of_classes", estimate)
+    wanted = torch.tensor([2, 0, 3, 1])
+    images = ((greys[wanted] + 1) * 127.5).byte()[:, None, None, None].repeat(1, 1, 8, 8)
+    images[:, :, 4:] = 77  # hidden: must not count
+    assert torch.equal(guess_class(model, images, make_holes("half", 4, (1, 8, 8), 0)), wanted)
+
+
+def test_a_run_leaves_what_was_promised(unet_run):
+    run_script("studies.inpainting", "--quick", "--dataset", "digits", "--output-dir", unet_run)
+    folder = unet_run / "study_images" / "inpainting"
+    result = json.loads((folder / "results.json").read_text("utf-8"))
+    names = {entry["path"] for entry in result["files"]}
+    assert names == {"box.png", "half.png", "strokes.png", "several.png"}
+    assert all((folder / name).is_file() for name in names)
+    for table in result["tables"]:
+        assert {"Telea", "Navier-Stokes", "diffusion"} < {row[0] for row in table["rows"]}
+
+
+def test_a_picture_of_one_s_own(unet_run, tmp_path):
+    digit = np.zeros((40, 40), np.uint8)
+    digit[5:35, 15:22] = 255
+    Image.fromarray(digit).save(tmp_path / "one.png")
+    hole = np.zeros((40, 40), np.uint8)
+    hole[20:] = 255
+    Image.fromarray(hole).save(tmp_path / "hole.png")
+    model = unet_run / "study_models" / "unet_diffusion" / "unet.pth"
+    run_script("studies.inpainting", "inpaint", "--image", tmp_path / "one.png", "--mask",
+               tmp_path / "hole.png", "--output", tmp_path / "out.png", "--model", model,
+               "--samples", 2, "--label", 1)  # fmt: skip
+    out = np.asarray(Image.open(tmp_path / "out.png"))
+    assert out.shape == (112, 232)
+    seen = np.asarray(Image.fromarray(digit).resize((28, 28), Image.Resampling.LANCZOS))[:14]
+    assert (out[: 14 * 4 : 4, : 28 * 4 : 4] == seen).all()  # the known part is as it was
+
+
+def test_mistakes_are_told_in_a_sentence(unet_run, tmp_path):
+    def said(*arguments):
+        model = unet_run / "study_models" / "unet_diffusion" / "unet.pth"
+        return complaint("studies.inpainting", "inpaint", "--model", model, *arguments)
+
+    assert "no picture" in said("--image", "none.png", "--output", tmp_path / "o.png")
+    assert "must end in" in said("--image", "none.png", "--output", tmp_path / "o.txt")
+    assert "train first" in complaint("studies.inpainting", "--output-dir", tmp_path)
