@@ -91,10 +91,13 @@ def show_image(axis, image: np.ndarray, title: str = "") -> None:
 
 
 def name_rows(axes: np.ndarray, names: Sequence[str]) -> None:
-    """Names, written upwards, to the left of rows of pictures that have no axes; long ones in lines."""
+    """Names to the left of rows of pictures that have no axes: upwards, or in lines where one is long."""
+    upwards = max(map(len, names)) <= 25  # longer ones would meet the next row's
     for axis, name in zip(axes[:, 0], names, strict=True):
-        name = textwrap.fill(name, 14)
-        axis.text(-0.12, 0.5, name, transform=axis.transAxes, rotation=90, va="center", ha="right")
+        axis.text(
+            -0.12, 0.5, textwrap.fill(name, 14 if upwards else 16), transform=axis.transAxes,
+            rotation=90 if upwards else 0, va="center", ha="right", multialignment="center",
+        )  # fmt: skip
 
 
 def named_rows(path: Path, rows: Mapping[str, torch.Tensor]) -> None:

@@ -104,6 +104,7 @@ class Training:
         self.go_on, self.shared = go_on, shared and distributed.world() > 1
         self.free, self.label = FREE_SETTINGS | set(free), label or script
         self._stop: int | None = None
+        self._asked = 0.0  # when
         self._handlers: dict = {}
         self._bar: tqdm | None = None
         if self.shared and self.time_limit is not None:
@@ -255,9 +256,11 @@ class Training:
             bar.set_postfix(losses, refresh=False)
 
     def _ask_to_stop(self, number: int, _frame) -> None:
-        if self._stop is not None:  # asked twice: do not wait for the end of the step
+        # Asked twice: do not wait for the end of the step. torchrun hands on the Ctrl-C that the
+        # processes have had already, which does not count.
+        if self._stop is not None and not (self.shared and time.perf_counter() - self._asked < 10):
             raise KeyboardInterrupt("stopped at once; the checkpoint of the last epoch stands.")
-        self._stop = number
+        self._stop, self._asked = number, time.perf_counter()
 
     def _asked_to_stop(self) -> bool:
         if self.shared and distributed.any_of(self._stop is not None, self.data.images.device):

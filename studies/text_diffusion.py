@@ -249,13 +249,13 @@ def evaluate(
 
 def draw_words(result: Result, model: Model, config: Config) -> None:
     """One word changed at a time, with the same noise."""
-    asked = [f"{word} {number}" for number in ("three", "seven") for words in ATTRIBUTES.values()
-             for word in words]  # fmt: skip
     rows = {}
-    for prompt in asked:
+    for prompt in (f"{word} three" for words in ATTRIBUTES.values() for word in words):
         words = encode(prompt).expand(8, -1)
         rows[prompt] = draw(model, words, replace(config, seed=config.seed + 1))
-    path = result.add_file("words.png", "The same noise in each row, one word changed.")
+    path = result.add_file(
+        "words.png", "The same noise in each row, one word changed: size, stroke, slant."
+    )
     figures.named_rows(path, rows)
 
 
@@ -288,9 +288,8 @@ def run(config: Config) -> Result:
     result.add_metric("training images left out", 1 - kept.float().mean().item(), len(kept))
     images = evaluate(config, model, captioner, classifier, result)
     result.add_metric("seconds of training", training.seconds, training.steps_done, unit="s")
-    write_grid(
-        result.add_file("samples.png", "The last of the table's images.", False), images[-GRID:]
-    )
+    path = result.add_file("samples.png", "The last hundred of the table.", featured=False)
+    write_grid(path, images[-GRID:])
     write_samples(config.samples_file, images)
     return result.save()
 

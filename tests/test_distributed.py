@@ -52,7 +52,7 @@ def test_a_batch_is_split_without_a_rest(monkeypatch):
 
 @pytest.fixture
 def folder(unet_run, tmp_path) -> Path:
-    """An output folder with a trained classifier in it."""
+    """Holds two output folders with a trained classifier."""
     for name in ("one", "two"):
         shutil.copytree(unet_run / "classifier_models", tmp_path / name / "classifier_models")
     return tmp_path
@@ -73,12 +73,37 @@ def test_two_processes_take_the_steps_of_one(folder):
     assert (pictures / "results.json").is_file()
 
 
-def test_a_killed_process_ends_the_run_with_a_sentence_and_a_checkpoint(folder):
+WORKER = """
+import sys
+from pathlib import Path
+import torch
+from imagelab import distributed
+from imagelab.datasets import Dataset
+from imagelab.runtime import command_line, prepare
+from studies.unet_diffusion import Config, train
+
+def run(config):
+    distributed.join(prepare(config.seed, "cpu"))
+    images = torch.arange(64 * 784).reshape(64, 1, 28, 28).to(torch.uint8)
+    labels = torch.arange(64) % 2
+    data = Dataset("made", "by a test", ("a", "b"), images, labels, images, labels)
+    train(config, data, config.output_dir / "unet.pth")
+
+command_line(Config, run, "")
+"""
+
+
+def test_a_killed_process_ends_the_run_with_a_sentence_and_a_checkpoint(tmp_path):
     """The checkpoint of the last epoch can be continued, by one process as well."""
-    folder = folder / "one"
-    process = subprocess.Popen(torchrun(folder, "--epochs", 50), env=environment(),
-                               stderr=subprocess.PIPE, text=True, encoding="utf-8")  # fmt: skip
-    path = folder / "study_models" / "unet_diffusion" / "unet.pth"
+    (tmp_path / "worker.py").write_text(WORKER, encoding="utf-8")
+    arguments = [str(tmp_path / "worker.py"), "--output-dir", str(tmp_path), "--widths", "8", "16",
+                 "--batch-size", "32"]  # fmt: skip
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = subprocess.Popen(
+        [sys.executable, *launch, *arguments, "--epochs", "100000"], env=environment(),
+        stderr=subprocess.PIPE, text=True, encoding="utf-8",
+    )  # fmt: skip
+    path = tmp_path / "unet.pth"
     deadline = time.monotonic() + 120
     while not path.is_file() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.2)
@@ -87,10 +112,9 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_a_checkpoint(folder):
                               capture_output=True, text=True, check=True)  # fmt: skip
     os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
     _, said = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert "--resume goes on" in said
-    saved = checkpoint(folder)
-    assert saved["epoch"] >= 1
-    run_script("studies.unet_diffusion", *SETTINGS, "--output-dir", folder, "--resume",
-               "--epochs", saved["epoch"] + 1)  # fmt: skip
-    assert checkpoint(folder)["epoch"] == saved["epoch"] + 1
+    assert process.returncode != 0 and "--resume goes on" in said
+    done = torch.load(path, weights_only=True)["epoch"]
+    assert done >= 1
+    subprocess.run([sys.executable, *arguments, "--epochs", str(done + 1), "--resume"],
+                   env=environment(), check=True, capture_output=True, timeout=120)  # fmt: skip
+    assert torch.load(path, weights_only=True)["epoch"] == done + 1
