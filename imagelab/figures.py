@@ -94,19 +94,19 @@ def name_rows(axes: np.ndarray, names: Sequence[str]) -> None:
     """Names to the left of rows of pictures that have no axes: upwards, or in lines where one is long."""
     upwards = max(map(len, names)) <= 25  # longer ones would meet the next row's
     for axis, name in zip(axes[:, 0], names, strict=True):
-        axis.text(
-            -0.12, 0.5, textwrap.fill(name, 14 if upwards else 16), transform=axis.transAxes,
-            rotation=90 if upwards else 0, va="center", ha="right", multialignment="center",
+        axis.annotate(
+            textwrap.fill(name, 14 if upwards else 16), (0, 0.5), (-8, 0), "axes fraction",
+            "offset points", rotation=90 if upwards else 0, va="center", ha="right",
+            multialignment="center",
         )  # fmt: skip
 
 
 def named_rows(path: Path, rows: Mapping[str, torch.Tensor]) -> None:
     """Rows of equally many pictures (N, C, H, W) uint8, each row with its name at the left."""
     width = max(len(pictures) for pictures in rows.values())
-    figure, axes = new_figure(0.9 * width, 0.98 * len(rows), len(rows), width)
-    for line, pictures in zip(axes, rows.values(), strict=True):
-        for axis, picture in zip(line, pictures, strict=True):
-            show_image(axis, as_picture(picture.float() / 255))
+    figure, axes = new_figure(0.9 * width, 0.98 * len(rows), len(rows))
+    for axis, pictures in zip(axes[:, 0], rows.values(), strict=True):
+        show_image(axis, grid(pictures, columns=width))
     name_rows(axes, list(rows))
     save_figure(figure, path)
 
@@ -155,6 +155,16 @@ def draw_lines(
     axis.set_ylabel(ylabel)
     if len(lines) > 1:
         axis.legend()
+
+
+def log_scale(axis) -> None:
+    """A logarithmic y axis with plain numbers at 1, 2 and 5 times the powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def smooth(values: torch.Tensor, window: int) -> torch.Tensor:

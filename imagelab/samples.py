@@ -77,8 +77,9 @@ def draw_tracked(result: Result, run: Training, judge: Judge | None) -> None:
         figures.draw_lines(axis, epochs, {"samples": run.curve(name)}, "epoch", what)
         label = "held-out real images"
         axis.axhline(least, color="#666666", linewidth=1, linestyle="--", label=label)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend()
-    axes[0, 0].set_yscale("log")
+    figures.log_scale(axes[0, 0])
     axes[0, 1].set_ylim(0, 1)
     caption = f"Quality along the training: distance and coverage of {judge.n:,} samples."
     figures.save_figure(figure, result.add_file("quality.png", caption))

@@ -99,8 +99,9 @@ def curve_by_steps(result: Result, model: Model, judge: Judge, config: Config) -
         axis.set_xscale("log")
         axis.set_xlabel("steps of sampling")
         axis.set_ylabel(columns[column])
-        axis.legend()
-    axes[0, 0].set_yscale("log")
+    axes[0, 0].set_ylim(bottom=0)
+    axes[0, 1].set_ylim(0, 1.02)
+    axes[0, 1].legend(loc="lower right")
     path = result.add_file("steps.png", f"Quality by the number of steps, n = {n:,} a point.")
     figures.save_figure(figure, path)
     most = max(steps for name, steps in found if name == "ddpm")
@@ -122,6 +123,7 @@ def curve_by_guidance(result: Result, model: Model, judge: Judge, config: Config
     lines = {name: [f[what] for f in found] for name, what in lines.items()}
     figures.draw_lines(axes[0, 0], config.scales, lines, "scale of the guidance", "share")
     axes[0, 0].set_ylim(0, 1.02)
+    axes[0, 0].legend(loc="lower right")
     distances = {"distance": [f["distance"] for f in found]}
     figures.draw_lines(axes[0, 1], config.scales, distances, "scale of the guidance",
                        "Fréchet distance")  # fmt: skip

@@ -268,11 +268,10 @@ def run(config: Config) -> Result:
     config = config.quickened(widths=(16, 32), epochs=1, num_samples=50, steps=5)
     path = config.output_dir / MODELS / "text.pth"
     if config.prompt is not None or config.sample_only:
-        model = load_model(path, device, SCRIPT, vocabulary=len(VOCABULARY))
-        if config.prompt is None:
-            words = words_of(*prompts(config.num_samples, together=True))
-        else:
+        words = words_of(*prompts(config.num_samples, together=True))
+        if config.prompt is not None:
             words = encode(config.prompt).expand(config.num_samples, -1)
+        model = load_model(path, device, SCRIPT, vocabulary=len(VOCABULARY))
         samples = draw(model, words, config)
         return draw_only(SCRIPT, TITLE, PICTURES, config, device, samples)
     data = load_for(config, device)

@@ -127,7 +127,7 @@ class Config(NetworkSettings):
     """Steps of sampling, each one call of the network (two with guidance)."""
     eta: Fraction = 0.0
     """Noise that DDIM adds on its way: 0 none, 1 as much as DDPM."""
-    guidance: Annotated[float, Limits(0, 100)] = 2.0
+    guidance: Annotated[float, Limits(0, 100)] = 1.5
     """Scale of the guidance: 0 ignores the class, 1 is the conditional model, more exaggerates."""
     rescale: Fraction = 0.0
     """How far guided estimates are drawn back to the conditional one's contrast."""

@@ -37,28 +37,33 @@ def run_script(script: str, *arguments: object, status: int = 0) -> subprocess.C
     return done
 
 
-def complaint(script: str, *arguments: object) -> str:
-    """The one sentence with which a script refuses bad input (exit status 2).
-
-    In this process: a process for each would take minutes.
-    """
+def run_here(script: str, *arguments: object, status: int = 0) -> tuple[str, str]:
+    """The same in this process, which spares the imports; what was printed and what complained."""
     main = importlib.import_module(script).main
-    stderr = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
     handler = signal.getsignal(signal.SIGTERM)
     try:
         with (
             mock.patch.object(sys, "argv", [f"{script}.py", *map(str, arguments)]),
-            contextlib.redirect_stderr(stderr),
+            contextlib.redirect_stdout(streams[0]),
+            contextlib.redirect_stderr(streams[1]),
             pytest.raises(SystemExit) as stop,
         ):
             main()
     finally:
         signal.signal(signal.SIGTERM, handler)
-    stderr.seek(0)
-    said = stderr.read()
-    assert stop.value.code == 2, said[-3000:]
-    assert "Traceback" not in said
-    return said.strip().splitlines()[-1]
+    for stream in streams:
+        stream.seek(0)
+    shown, complained = (stream.read() for stream in streams)
+    assert (stop.value.code or 0) == status, complained[-3000:]
+    assert "Traceback" not in complained
+    return shown, complained
+
+
+def complaint(script: str, *arguments: object) -> str:
+    """The one sentence with which a script refuses bad input (exit status 2)."""
+    _, complained = run_here(script, *arguments, status=2)
+    return complained.strip().splitlines()[-1]
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +80,7 @@ def main_job(tmp_path_factory) -> Path:
 def unet_run(tmp_path_factory) -> Path:
     """The output folder of one quick run of the U-Net study, whose network others build on."""
     folder = tmp_path_factory.mktemp("unet")
-    run_script("studies.unet_diffusion", "--quick", "--dataset", "digits", "--output-dir", folder)
+    run_here("studies.unet_diffusion", "--quick", "--dataset", "digits", "--output-dir", folder)
     return folder
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, complaint, run_script
+from conftest import ROOT, complaint, run_here, run_script
 
 import advanced_image_processing as driver
 
@@ -123,8 +123,8 @@ def test_importing_a_script_is_light(script):
 
 @pytest.mark.parametrize("script", [*SCRIPTS, "studies.model_comparison"])
 def test_help_names_every_setting(script):
-    shown = run_script(script, "--help").stdout
+    shown, _ = run_here(script, "--help")
     module = importlib.import_module(script)
     for name in module.Config.__dataclass_fields__:
         assert "--" + name.replace("_", "-") in shown
-    run_script(script, "--sede", 1, status=2)
+    run_here(script, "--sede", 1, status=2)

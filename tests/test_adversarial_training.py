@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import complaint, run_script
+from conftest import complaint, run_here
 from PIL import Image
 
 from imagelab.attacks import pgd
@@ -29,7 +29,7 @@ QUICK = ("studies.adversarial_training", "--quick", "--dataset", "digits", "--ou
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("study")
-    run_script(*QUICK, folder)
+    run_here(*QUICK, folder)
     return folder
 
 
@@ -85,8 +85,8 @@ def test_the_table(quick):
 
 def test_resuming_a_finished_run_trains_nothing_and_measures_the_same(quick):
     tables, written = result_of(quick)["tables"], checkpoints(quick)
-    done = run_script(*QUICK, quick, "--resume")
-    assert checkpoints(quick) == written and "stand against" not in done.stderr
+    _, complained = run_here(*QUICK, quick, "--resume")
+    assert checkpoints(quick) == written and "stand against" not in complained
     again = result_of(quick)["tables"]
     seconds = tables[0]["columns"].index("seconds")
     for row in [*tables[0]["rows"], *again[0]["rows"]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run_script
+from conftest import run_here
 from torch import nn
 
 from studies import dcgan
@@ -55,7 +55,7 @@ def test_other_sizes_get_more_stages(shape, start):
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("dcgan")
-    run_script(
+    run_here(
         "studies.dcgan", "--quick", "--dataset", "digits", "--output-dir", folder,
         "--samples-file", folder / "s.npz",
     )  # fmt: skip
@@ -73,7 +73,7 @@ def test_a_run_leaves_what_was_promised(quick):
 
 
 def test_samples_come_again_from_the_checkpoint(quick):
-    run_script("studies.dcgan", "--quick", "--sample-only", "--output-dir", quick,
+    run_here("studies.dcgan", "--quick", "--sample-only", "--output-dir", quick,
                "--samples-file", quick / "again.npz")  # fmt: skip
     first, again = (np.load(quick / name)["images"] for name in ("s.npz", "again.npz"))
     assert first.shape == (500, 28, 28) and (first == again).all()

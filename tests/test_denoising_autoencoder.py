@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_script
+from conftest import complaint, run_here
 from PIL import Image
 
 from imagelab.checkpoints import load_checkpoint
@@ -21,7 +21,7 @@ QUICK = (SCRIPT, "--quick", "--dataset", "digits", "--output-dir")
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("denoising")
-    run_script(*QUICK, folder)
+    run_here(*QUICK, folder)
     return folder
 
 
@@ -43,7 +43,7 @@ def test_the_autoencoder_beats_the_filters(quick):
 
 def test_the_checkpoint_measures_the_same_again(quick):
     before = results(quick)
-    run_script(*QUICK, quick, "--sample-only", "--samples-file", quick / "s.npz")
+    run_here(*QUICK, quick, "--sample-only", "--samples-file", quick / "s.npz")
     assert results(quick)["tables"][0] == before["tables"][0]
     images = np.load(quick / "s.npz")["images"]
     assert images.shape == (1000, 28, 28) and images.dtype == np.uint8 and images.std() > 10
@@ -67,14 +67,14 @@ def test_noisy_patches():
 
 
 def test_photographs_trains_weights_that_denoise_takes(tmp_path):
-    run_script(SCRIPT, "photographs", "--quick", "--output-dir", tmp_path)
+    run_here(SCRIPT, "photographs", "--quick", "--output-dir", tmp_path)
     weights = tmp_path / "study_models" / "denoising_autoencoder" / "denoiser.pth"
     whole = load_checkpoint(weights.with_name("photographs.pth"), study.SCRIPT)
     small = load_checkpoint(weights, study.SCRIPT)
     assert not small["optimizer"] and weights.stat().st_size < 2_000_000
     assert all((small["ema"][name] == value).all() for name, value in whole["ema"].items())
     Image.fromarray(photograph("coins")[:50, :60]).save(tmp_path / "in.png")
-    run_script(SCRIPT, "denoise", "--image", tmp_path / "in.png", "--output", tmp_path / "out.png",
+    run_here(SCRIPT, "denoise", "--image", tmp_path / "in.png", "--output", tmp_path / "out.png",
                "--weights", weights, "--sigma", 0.1)  # fmt: skip
     assert Image.open(tmp_path / "out.png").size == (60, 50)
     before = (tmp_path / "study_images/denoising_autoencoder/photographs/results.json").read_text()
@@ -89,10 +89,10 @@ def test_your_own_picture(tmp_path, name):
     noisy = (clean + noise).clip(0, 255).round().astype(np.uint8)
     Image.fromarray(noisy).save(tmp_path / "noisy picture.tif")
     output = tmp_path / "new folder" / "clean.png"
-    done = run_script(
+    shown, _ = run_here(
         SCRIPT, "denoise", "--image", tmp_path / "noisy picture.tif", "--output", output
     )
-    assert "253×161 pixels" in done.stdout and "measured" in done.stdout
+    assert "253×161 pixels" in shown and "measured" in shown
     restored = np.asarray(Image.open(output))
     assert restored.shape == clean.shape
     assert psnr(clean / 255, restored / 255) > psnr(clean / 255, noisy / 255) + 6

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_script
+from conftest import complaint, run_here
 from skimage.metrics import structural_similarity
 
 from imagelab.results import start_result
@@ -19,7 +19,7 @@ QUICK = ("studies.denoising_gan", "--quick", "--dataset", "digits", "--output-di
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("denoising_gan")
-    run_script(*QUICK, folder, "--samples-file", folder / "s.npz")
+    run_here(*QUICK, folder, "--samples-file", folder / "s.npz")
     return folder
 
 
@@ -49,7 +49,7 @@ def test_a_run_leaves_what_was_promised(quick):
 
 def test_the_checkpoints_measure_the_same_again(quick):
     before = results(quick)["tables"][0]
-    run_script(*QUICK, quick, "--sample-only")
+    run_here(*QUICK, quick, "--sample-only")
     assert results(quick)["tables"][0] == before
 
 

@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import json
 
-from conftest import complaint, run_script
+from conftest import complaint, run_here
 
 
 def test_curves_come_from_the_checkpoint(unet_run):
-    run_script(
-        "studies.diffusion_curves", "--quick", "--dataset", "digits", "--output-dir", unet_run
-    )
+    run_here("studies.diffusion_curves", "--quick", "--dataset", "digits", "--output-dir", unet_run)
     folder = unet_run / "study_images" / "diffusion_curves"
     assert all((folder / n).is_file() for n in ("steps.png", "guidance_curve.png", "lengths.png"))
     tables = json.loads((folder / "results.json").read_text("utf-8"))["tables"]

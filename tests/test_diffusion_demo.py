@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import complaint, run_script
+from conftest import complaint, run_here
 from PIL import Image
 
 import diffusion_demo as demo
@@ -69,7 +69,7 @@ def test_the_lesson(main_job):
 
 def test_own_picture_and_process(tmp_path):
     Image.effect_noise((500, 300), 50).convert("RGBA").save(tmp_path / "own.png")
-    run_script("diffusion_demo", "--image", tmp_path / "own.png", "--size", 64, "--steps", 3,
+    run_here("diffusion_demo", "--image", tmp_path / "own.png", "--size", 64, "--steps", 3,
                "--process", "variance-preserving", "--kernel", 3, "--output-dir", tmp_path)  # fmt: skip
     assert Image.open(tmp_path / "diffusion_images/step_3.png").size == (64, 38)
 
@@ -83,7 +83,7 @@ def test_wrong_input(tmp_path):
 
 
 def test_the_comparison(tmp_path):
-    run_script("diffusion_demo", "--compare", "--size", 96, "--steps", 2, "--output-dir", tmp_path)
+    run_here("diffusion_demo", "--compare", "--size", 96, "--steps", 2, "--output-dir", tmp_path)
     folder = tmp_path / "diffusion_images"
     result = json.loads((folder / "results.json").read_text("utf-8"))
     psnr, ssim = (t for t in result["tables"] if "method" in t["columns"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_script
+from conftest import complaint, run_here
 
 from imagelab.diffusion import cosine_schedule
 from studies.diffusion_restoration import (
@@ -52,7 +52,7 @@ def test_denoising_with_a_perfect_estimate_ends_at_the_image(monkeypatch):
 
 @pytest.fixture(scope="module")
 def quick(unet_run) -> Path:
-    run_script("studies.diffusion_restoration", "--quick", "--dataset", "digits", "--output-dir",
+    run_here("studies.diffusion_restoration", "--quick", "--dataset", "digits", "--output-dir",
                unet_run, "--samples-file", unet_run / "large.npz")  # fmt: skip
     return unet_run
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_script
+from conftest import complaint, run_here
 from PIL import Image
 
 import fgsm
@@ -52,9 +52,9 @@ def test_a_picture_of_a_digit_is_attacked(main_job, tmp_path):
         right = 240 if y < 110 else left + 45
         seven.paste(20, (left, y, right, y + 1))
     seven.save(tmp_path / "seven.png")
-    done = run_script("fgsm", "--quick", "--dataset", "digits", "--output-dir", main_job,
+    shown, _ = run_here("fgsm", "--quick", "--dataset", "digits", "--output-dir", main_job,
                       "--image", tmp_path / "seven.png", "--targeted", 3)  # fmt: skip
-    assert "your_picture.png" in done.stdout or "does not fool" in done.stdout
+    assert "your_picture.png" in shown or "does not fool" in shown
 
 
 def test_resnet18_on_a_photograph(main_job, tmp_path):
@@ -64,7 +64,7 @@ def test_resnet18_on_a_photograph(main_job, tmp_path):
     torch.save(resnet18().state_dict(), tmp_path / "weights.pth")
     Image.effect_noise((300, 200), 60).convert("RGB").save(tmp_path / "photo.jpg")
     shared = ("--quick", "--dataset", "digits", "--output-dir", main_job, "--victim", "resnet18")
-    run_script("fgsm", *shared, "--image", tmp_path / "photo.jpg",
+    run_here("fgsm", *shared, "--image", tmp_path / "photo.jpg",
                "--weights", tmp_path / "weights.pth")  # fmt: skip
     (tmp_path / "broken.pth").write_bytes(b"no weights")
     for weights in ("broken.pth", "missing.pth"):
@@ -82,4 +82,4 @@ def test_wrong_input(tmp_path):
     assert "--noise-sigma" in complaint("fgsm", *shared, "--noise-sigma", "nan")
     assert "Unknown --dataset" in complaint("fgsm", *shared, "--dataset", "mnits")
     assert "cannot be used" in complaint("fgsm", *shared, "--device", "gpu")
-    run_script("fgsm", "--epsilon", 1, status=2)
+    run_here("fgsm", "--epsilon", 1, status=2)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_script
+from conftest import complaint, run_here
 from PIL import Image
 
 from imagelab.diffusion import cosine_schedule
@@ -61,7 +61,7 @@ def test_the_class_is_guessed_whose_estimate_finds_the_seen_part(monkeypatch):
 
 
 def test_a_run_leaves_what_was_promised(unet_run):
-    run_script("studies.inpainting", "--quick", "--dataset", "digits", "--output-dir", unet_run)
+    run_here("studies.inpainting", "--quick", "--dataset", "digits", "--output-dir", unet_run)
     folder = unet_run / "study_images" / "inpainting"
     result = json.loads((folder / "results.json").read_text("utf-8"))
     names = {entry["path"] for entry in result["files"]}
@@ -79,7 +79,7 @@ def test_a_picture_of_one_s_own(unet_run, tmp_path):
     hole[20:] = 255
     Image.fromarray(hole).save(tmp_path / "hole.png")
     model = unet_run / "study_models" / "unet_diffusion" / "unet.pth"
-    run_script("studies.inpainting", "inpaint", "--image", tmp_path / "one.png", "--mask",
+    run_here("studies.inpainting", "inpaint", "--image", tmp_path / "one.png", "--mask",
                tmp_path / "hole.png", "--output", tmp_path / "out.png", "--model", model,
                "--samples", 2, "--label", 1)  # fmt: skip
     out = np.asarray(Image.open(tmp_path / "out.png"))

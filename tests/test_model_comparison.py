@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import complaint, run_script
+from conftest import complaint, run_here
 
 from imagelab.metrics import Scores
 from studies import model_comparison as study
@@ -59,7 +59,7 @@ def test_the_paragraph_says_where_they_differ():
 
 
 def test_a_quick_comparison(tmp_path):
-    run_script("studies.model_comparison", "--quick", "--budget", 1, "--dataset", "digits",
+    run_here("studies.model_comparison", "--quick", "--budget", 1, "--dataset", "digits",
                "--output-dir", tmp_path)  # fmt: skip
     folder = tmp_path / "study_images" / "model_comparison"
     result = json.loads((folder / "results.json").read_text("utf-8"))

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_script
+from conftest import complaint, run_here
 
 from imagelab.datasets import load_dataset
 from studies.text_diffusion import (
@@ -88,13 +88,13 @@ def test_mistakes_are_told_in_a_sentence(tmp_path):
 
 
 def test_a_run_leaves_what_was_promised(tmp_path):
-    run_script("studies.text_diffusion", "--quick", "--dataset", "digits", "--output-dir", tmp_path)
+    run_here("studies.text_diffusion", "--quick", "--dataset", "digits", "--output-dir", tmp_path)
     folder = tmp_path / "study_images" / "text_diffusion"
     result = json.loads((folder / "results.json").read_text("utf-8"))
     assert all((folder / entry["path"]).is_file() for entry in result["files"])
     assert [row[0] for row in result["tables"][0]["rows"]] == [
         "seen together in training", "never seen together",
     ]  # fmt: skip
-    run_script("studies.text_diffusion", "--prompt", "a bold slanted seven", "--quick", "--output-dir",
+    run_here("studies.text_diffusion", "--prompt", "a bold slanted seven", "--quick", "--output-dir",
                tmp_path, "--samples-file", tmp_path / "s.npz")  # fmt: skip
     assert np.load(tmp_path / "s.npz")["images"].shape == (50, 28, 28)

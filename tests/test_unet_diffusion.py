@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_script
+from conftest import complaint, run_here
 
 from imagelab.runtime import Interrupted, prepare
 from studies import unet_diffusion
@@ -111,7 +111,7 @@ def test_a_run_leaves_what_was_promised(unet_run):
 
 def test_samples_come_again_from_the_checkpoint(unet_run, tmp_path):
     for name, extra in (("a.npz", ()), ("b.npz", ()), ("c.npz", ("--labels", 7))):
-        run_script("studies.unet_diffusion", "--sample-only", "--quick", "--num-samples", 12,
+        run_here("studies.unet_diffusion", "--sample-only", "--quick", "--num-samples", 12,
                    "--output-dir", unet_run, "--samples-file", tmp_path / name, *extra)  # fmt: skip
     a, b, c = (np.load(tmp_path / f"{name}.npz")["images"] for name in "abc")
     assert a.shape == (12, 28, 28) and (a == b).all() and (a != c).any()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_script
+from conftest import complaint, run_here
 
 from studies import vae
 
@@ -16,7 +16,7 @@ QUICK = ("studies.vae", "--quick", "--dataset", "digits", "--output-dir")
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("vae")
-    run_script(*QUICK, folder, "--samples-file", folder / "s.npz")
+    run_here(*QUICK, folder, "--samples-file", folder / "s.npz")
     return folder
 
 
@@ -40,7 +40,7 @@ def test_a_run_leaves_pictures_and_figures_for_every_size(quick):
 
 
 def test_samples_come_again_from_the_checkpoint(quick):
-    run_script(*QUICK, quick, "--sample-only", "--samples-file", quick / "again.npz")
+    run_here(*QUICK, quick, "--sample-only", "--samples-file", quick / "again.npz")
     first, again = (np.load(quick / name)["images"] for name in ("s.npz", "again.npz"))
     assert first.shape == (500, 28, 28) and first.dtype == np.uint8
     assert (first == again).all()
