@@ -30,7 +30,6 @@ The README states the figures to expect.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +42,7 @@ from torch import nn
 from imagelab import figures
 from imagelab.checkpoints import load_checkpoint, load_weights
 from imagelab.datasets import Dataset, load_for, signed, to_uint8
-from imagelab.diffusion import Schedule, linear_schedule
+from imagelab.diffusion import Schedule, last, linear_schedule
 from imagelab.metrics import Judge
 from imagelab.mixture import draw_gaussians, fit_gaussians
 from imagelab.results import Result, start_result
@@ -218,8 +217,8 @@ def start_of_sampling(
     if model.recipe.start == "noise":
         return eps
     x0 = draw_gaussians(gaussians, n, rng)
-    last = torch.full((n,), len(model.schedule) - 1, device=x0.device)
-    return model.schedule.q_sample(x0, last, eps)
+    end = torch.full((n,), len(model.schedule) - 1, device=x0.device)
+    return model.schedule.q_sample(x0, end, eps)
 
 
 # --- the reverse process --------------------------------------------------------------------------
@@ -252,8 +251,7 @@ def sample(
     parts = []
     for size in [1000] * (n // 1000) + [n % 1000] * (n % 1000 > 0):
         x_T = start_of_sampling(model, gaussians, size, rng)
-        _, x = deque(reverse_process(model, x_T, rng), maxlen=1).pop()
-        parts.append(to_uint8(x.reshape(-1, *shape)))
+        parts.append(to_uint8(last(reverse_process(model, x_T, rng)).reshape(-1, *shape)))
     return torch.cat(parts)
 
 

@@ -85,6 +85,15 @@ def draw_tracked(result: Result, run: Training, judge: Judge | None) -> None:
     figures.save_figure(figure, result.add_file("quality.png", caption))
 
 
+def draw_loss(path: Path, run: Training, ylabel: str) -> None:
+    """The loss of a training over its epochs, in 150 means."""
+    figure, axes = figures.new_figure(5, 3)
+    epochs, loss = run.smoothed("loss", max(run.steps_done // 150, 1))
+    figures.draw_lines(axes[0, 0], epochs, {"loss": loss}, "epoch", ylabel, markers=False)
+    axes[0, 0].set_yscale("log")
+    figures.save_figure(figure, path)
+
+
 def report_samples(
     result: Result, samples: torch.Tensor, judge: Judge | None, data: Dataset
 ) -> Scores | None:

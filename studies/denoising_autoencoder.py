@@ -46,7 +46,7 @@ from imagelab.restoration import (
 )
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, autocast, command_line, generator, in_eval_mode, prepare
-from imagelab.samples import write_samples
+from imagelab.samples import draw_loss, write_samples
 from imagelab.settings import (
     Checked,
     Count,
@@ -301,14 +301,6 @@ def draw_photographs(result: Result, found: dict, noise: str) -> None:
 
 
 # --- the runs -------------------------------------------------------------------------------------
-
-
-def draw_loss(path: Path, training: Training, ylabel: str) -> None:
-    figure, axes = figures.new_figure(5, 3)
-    epochs, loss = training.smoothed("loss", max(training.steps_done // 150, 1))
-    figures.draw_lines(axes[0, 0], epochs, {"loss": loss}, "epoch", ylabel, markers=False)
-    axes[0, 0].set_yscale("log")
-    figures.save_figure(figure, path)
 
 
 def run(config: Config) -> Result:

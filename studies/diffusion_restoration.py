@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from imagelab import figures
 from imagelab.classifier import DigitCNN, predict, trained_classifier
-from imagelab.datasets import Dataset, random_subset, unit
+from imagelab.datasets import Dataset, random_subset, to_uint8, unit
 from imagelab.diffusion import image_noise, last, way_back
 from imagelab.metrics import mean_psnr, mean_ssim
 from imagelab.restoration import methods, restore_images
@@ -100,7 +100,7 @@ def compare_denoisers(config: Config, model: Model, clean: torch.Tensor, result:
              "diffusion, drawn")  # fmt: skip
     rows = {"clean": clean} | {name: ways[name] for name in shown}
     path = result.add_file("denoising.png", f"Noise of σ = {sigma:g} and ways out of it.")
-    figures.named_rows(path, {name: as_bytes(x[:10]) for name, x in rows.items()})
+    figures.named_rows(path, {name: to_uint8(2 * x[:10] - 1) for name, x in rows.items()})
 
 
 # --- resolution -----------------------------------------------------------------------------------
@@ -125,22 +125,19 @@ def train_enlarger(config: Config, data: Dataset) -> Model:
     def tell(x0: torch.Tensor, _batch, _rng) -> dict[str, torch.Tensor]:
         return {"beside": enlarge(shrink(x0, config.factor), config.factor)}
 
-    return unet_diffusion.train(config, data, path, tell=tell, script=SCRIPT, beside=data.shape[0])[
-        1
-    ]
+    channels = data.shape[0]
+    _, model = unet_diffusion.train(config, data, path, tell=tell, script=SCRIPT, beside=channels)
+    return model
 
 
 def super_resolve(
     model: Model, small: torch.Tensor, factor: int, steps: int, seed: int
 ) -> torch.Tensor:
     """Small pictures (N, C, h, w) in [-1, 1] to large ones, drawn."""
-    large = []
-    for first in range(0, len(small), unet_diffusion.PORTION):
-        beside = enlarge(small[first : first + unet_diffusion.PORTION], factor)
-        noise = image_noise(seed, first, len(beside), model.shape, small.device)
-        estimate = model.given({"beside": beside})
-        large.append(last(way_back("dpm-solver", model.schedule, estimate, steps, 0, noise)))
-    return torch.cat(large)
+    beside = enlarge(small, factor)
+    return unet_diffusion.draw(
+        model, lambda rows: model.given({"beside": beside[rows]}), len(small), steps, seed
+    )
 
 
 def compare_enlargements(
@@ -180,14 +177,9 @@ def compare_enlargements(
     result.add_metric("super-resolution: accuracy less bicubic's", lead, n, better="higher")
     path = result.add_file("super_resolution.png", f"{caption[: caption.index(',')]}: what is given "
                            "(nearest), and ways to enlarge it.")  # fmt: skip
-    shown = {"original": images} | {name: as_bytes((x + 1) / 2) for name, x in ways.items()}
+    shown = {"original": images} | {name: to_uint8(x) for name, x in ways.items()}
     figures.named_rows(path, {name: x[:10] for name, x in shown.items()})
-    return as_bytes((draws[0] + 1) / 2)
-
-
-def as_bytes(x: torch.Tensor) -> torch.Tensor:
-    """[0, 1] to uint8."""
-    return x.clamp(0, 1).mul(255).round().byte()
+    return to_uint8(draws[0])
 
 
 # --- the runs -------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ import torch
 from imagelab import figures
 from imagelab.classifier import DigitCNN, predict, trained_classifier
 from imagelab.datasets import Dataset, load_for, to_uint8
-from imagelab.diffusion import image_noise, last, way_back
+from imagelab.diffusion import Estimate
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, command_line, prepare
 from imagelab.samples import GRID, draw_only, write_grid, write_samples
@@ -174,16 +174,14 @@ def train(config: Config, data: Dataset, words: torch.Tensor, path: Path):
 
 def draw(model: Model, words: torch.Tensor, config: Config) -> torch.Tensor:
     """Images (n, C, H, W) uint8 of the captions (n, 4)."""
-    images = []
-    for first in range(0, len(words), unet_diffusion.PORTION):
-        asked = words[first : first + unet_diffusion.PORTION].to(model.device)
-        noise = image_noise(config.seed, first, len(asked), model.shape, model.device)
-        estimate = model.given(
-            {"words": asked}, {"words": torch.zeros_like(asked)}, config.guidance
-        )
-        states = way_back("dpm-solver", model.schedule, estimate, config.steps, 0, noise)
-        images.append(to_uint8(last(states)))
-    return torch.cat(images)
+    words = words.to(model.device)
+
+    def estimate(rows: slice) -> Estimate:
+        silence = torch.zeros_like(words[rows])
+        return model.given({"words": words[rows]}, {"words": silence}, config.guidance)
+
+    images = unet_diffusion.draw(model, estimate, len(words), config.steps, config.seed)
+    return to_uint8(images)
 
 
 # --- measuring ------------------------------------------------------------------------------------

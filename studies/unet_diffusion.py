@@ -55,6 +55,7 @@ from imagelab.metrics import Judge
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, command_line, prepare
 from imagelab.samples import (
+    draw_loss,
     draw_only,
     draw_tracked,
     draw_trajectory,
@@ -293,28 +294,44 @@ def asked_classes(config: Config, classes: int, n: int) -> torch.Tensor:
     return chosen[torch.arange(n) // 10 % len(chosen)]
 
 
+def draw(
+    model: Model,
+    estimate: Callable[[slice], Estimate],
+    n: int,
+    steps: int,
+    seed: int,
+    sampler: Sampler = "dpm-solver",
+    eta: float = 0.0,
+    portion: int = PORTION,
+) -> torch.Tensor:
+    """`n` images (n, C, H, W) in [-1, 1], drawn in portions; `estimate` gives that of their rows."""
+    images = []
+    for first in range(0, n, portion):
+        rows = slice(first, min(first + portion, n))
+        noise = image_noise(seed, first, rows.stop - first, model.shape, model.device)
+        images.append(last(way_back(sampler, model.schedule, estimate(rows), steps, eta, noise)))
+    return torch.cat(images)
+
+
 def sample(
     model: Model, config: Config, n: int, portion: int = PORTION
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`n` images (n, C, H, W) uint8 and the classes (n,) that were asked for, as `config` says."""
-    device = model.device
-    asked = asked_classes(config, model.network.classes, n).to(device)
-    images = []
-    for first in range(0, n, portion):
-        labels = asked[first : first + portion]
-        noise = image_noise(config.seed, first, len(labels), model.shape, device)
-        estimate = model.of_classes(labels, config.guidance, config.rescale)
-        states = way_back(config.sampler, model.schedule, estimate, config.steps, config.eta, noise)
-        images.append(to_uint8(last(states)))
-    return torch.cat(images), asked
+    asked = asked_classes(config, model.network.classes, n).to(model.device)
+
+    def estimate(rows: slice) -> Estimate:
+        return model.of_classes(asked[rows], config.guidance, config.rescale)
+
+    images = draw(
+        model, estimate, n, config.steps, config.seed, config.sampler, config.eta, portion
+    )
+    return to_uint8(images), asked
 
 
 def draw_guidance(result: Result, model: Model, config: Config, scales: tuple[float, ...]) -> None:
     """The same noise under growing guidance, a row per scale, a column per class."""
     rows = {}
-    labels = torch.arange(
-        min(model.network.classes, 10), device=next(model.network.parameters()).device
-    )
+    labels = torch.arange(min(model.network.classes, 10), device=model.device)
     for scale in scales:
         noise = image_noise(config.seed, 1_000, len(labels), model.shape, labels.device)
         states = way_back(config.sampler, model.schedule, model.of_classes(labels, scale),
@@ -388,11 +405,7 @@ def evaluate(
     draw_tracked(result, training, watch)
     draw_guidance(result, model, config, (0, 1, 2, 4, 8))
     draw_way(result, model, config)
-    figure, axes = figures.new_figure(5, 3)
-    epochs, loss = training.smoothed("loss", max(training.steps_done // 150, 1))
-    figures.draw_lines(axes[0, 0], epochs, {"loss": loss}, "epoch", "MSE", markers=False)
-    axes[0, 0].set_yscale("log")
-    figures.save_figure(figure, result.add_file("loss.png", "The loss along the training."))
+    draw_loss(result.add_file("loss.png", "The loss along the training."), training, "MSE")
     write_samples(config.samples_file, samples)
 
 
