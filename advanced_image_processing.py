@@ -33,7 +33,7 @@ from imagelab.settings import Settings
 Name = Literal[
     "fgsm", "diffusion_demo", "gan_mnist", "mlp_diffusion",
     "adversarial_training", "vae", "dcgan", "model_comparison",
-    "denoising_autoencoder", "denoising_gan",
+    "denoising_autoencoder", "denoising_gan", "cnn_classifier", "segmentation", "detection",
     "unet_diffusion", "diffusion_curves", "inpainting", "diffusion_restoration", "text_diffusion",
 ]  # fmt: skip
 
@@ -48,6 +48,7 @@ class Demo:
     headline: str
     """The figure that the table shows."""
     extra: dict[str, Any] = field(default_factory=dict)
+    """Settings of the demo that replace the driver's, such as data of another kind than --dataset."""
 
 
 DEMOS: dict[str, Demo] = {
@@ -71,6 +72,9 @@ STUDIES: dict[str, Demo] = {
         "study_images/denoising_autoencoder", 160, 15, "autoencoder: PSNR"
     ),
     "denoising_gan": Demo("study_images/denoising_gan", 200, 30, "GAN: PSNR"),
+    "cnn_classifier": Demo("study_images/cnn_classifier", 25, 10, "accuracy"),
+    "segmentation": Demo("study_images/segmentation", 300, 15, "mean IoU", {"dataset": "scenes"}),
+    "detection": Demo("study_images/detection", 420, 15, "mAP at 0.5", {"dataset": "digit-scenes"}),
     "unet_diffusion": Demo("study_images/unet_diffusion", 830, 20, "read as the class asked for"),
     "diffusion_curves": Demo(
         "study_images/diffusion_curves", 1600, 20, "dpm-solver in 20 steps, share of ddpm's 1000"
@@ -135,7 +139,7 @@ def demo_config(module, config: Config, demo: Demo):
     fields = module.Config.__dataclass_fields__
     shared = ("output_dir", "seed", "device", "quick", "dataset", "data_dir", "debug")
     passed = {name: getattr(config, name) for name in shared if name in fields}
-    return module.Config(**passed, **demo.extra)
+    return module.Config(**{**passed, **demo.extra})
 
 
 def run(config: Config) -> Outcome:

@@ -90,7 +90,8 @@ def trained_classifier(
     state = _cached(path, config, data)
     if state is None or state["epoch"] < config.epochs:
         resume = state is not None
-        train_classifier(model, data, ClassifierConfig(**{**vars(config), "resume": resume}), path)
+        config = ClassifierConfig(**{**vars(config), "resume": resume})
+        train_classifier(model, data, config, path, go_on="the same command goes on")
     else:
         load_weights(model, state["model"]["classifier"], path)
     return model.eval().requires_grad_(False)
@@ -103,25 +104,40 @@ def new_classifier(data: Dataset, seed: int) -> DigitCNN:
     return model.to(data.images.device, memory_format=torch.channels_last)
 
 
-def train_classifier(model: DigitCNN, data: Dataset, config: ClassifierConfig, path: Path) -> None:
-    """Cross-entropy, Adam, a learning rate that rises and falls once."""
+def train_classifier(
+    model: nn.Module,
+    data: Dataset,
+    config,
+    path: Path,
+    script: str = SCRIPT,
+    optimizer: torch.optim.Optimizer | None = None,
+    mirror: bool = False,
+    **more,
+) -> Training:
+    """Cross-entropy under a learning rate that rises to `config.lr` and falls; Adam unless told.
+
+    `mirror` shows half of the images of each batch left to right; `more` goes to Training.
+    """
     device = data.images.device
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     model.train()
-    with Training(
-        path, SCRIPT, config, data, {"classifier": model}, {"adam": optimizer}, label="classifier",
-        go_on="the same command goes on",
-    ) as run:  # fmt: skip
+    run = Training(path, script, config, data, {"classifier": model}, {"adam": optimizer},
+                   label="classifier", **more)  # fmt: skip
+    with run:
         for _ in run.epochs():
             for batch in run.batches():
                 optimizer.param_groups[0]["lr"] = config.lr * one_cycle(run.progress)
                 images = unit(data.images[batch]).contiguous(memory_format=torch.channels_last)
+                if mirror:
+                    turned = torch.rand(len(images), generator=run.rng, device=device) < 0.5
+                    images = torch.where(turned[:, None, None, None], images.flip(3), images)
                 with autocast(device):
                     loss = F.cross_entropy(model(images), data.labels[batch])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 run.log(loss=loss)
+    return run
 
 
 def _cached(path: Path, config: ClassifierConfig, data: Dataset) -> dict | None:

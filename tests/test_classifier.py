@@ -32,7 +32,7 @@ def trained(stripes, tmp_path_factory) -> tuple[DigitCNN, Path]:
 
 @pytest.fixture
 def no_training(monkeypatch):
-    monkeypatch.setattr(classifier, "train_classifier", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr(classifier, "train_classifier", lambda *_, **__: pytest.fail("it trains"))
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 30, 41)])

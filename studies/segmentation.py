@@ -1,0 +1,412 @@
+"""Segmentation: what every pixel of a road scene is, by a U-Net.
+
+A U-Net (Ronneberger et al. 2015) halves the picture on the way down, to see far, doubles it on the way
+up, and is handed at each size what it saw there on the way down, to stay sharp. It learns from drawn
+scenes with exact masks (imagelab/road_scenes.py), embedded and unlimited, or from real ones.
+
+    python -m studies.segmentation                                  # drawn scenes, six minutes
+    python -m studies.segmentation --dataset camvid                 # real ones, of data/CamVid/
+    python -m studies.segmentation --dataset camvid --pretrained    # from the network of the drawn ones
+    python -m studies.segmentation --dataset folder:IMAGES:MASKS    # yours; masks hold class numbers
+    python -m studies.segmentation predict --image street.jpg --output seen.png
+    python -m studies.segmentation predict --video drive.mp4 --output seen.mp4
+
+What to look at: in `overlays.png`, the edges of thin things; in `iou.png`, how much harder the small and
+rare classes are, which an accuracy over all pixels hides.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from imagelab import figures
+from imagelab.checkpoints import load_checkpoint, load_weights
+from imagelab.datasets import unit
+from imagelab.masks import IGNORE, TEST_SCENES, MaskedPictures, load_masked
+from imagelab.results import Result, start_result
+from imagelab.runtime import UserError, autocast, command_line, in_eval_mode, prepare
+from imagelab.samples import draw_loss
+from imagelab.settings import Checked, Count, Limits, Rate, ResumableSettings
+from imagelab.training import Training, one_cycle
+from imagelab.video import change
+
+SCRIPT = "segmentation"
+PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
+TITLE = "Segmentation: what every pixel is"
+SUMMARY = (
+    "A U-Net names every pixel of a street: sky, road, markings, cars, people. It learns from drawn "
+    "scenes whose masks are exact, and is judged by the overlap of what it says with what is there, "
+    "class by class, because most pixels are road and sky and those are easy."
+)
+STEPS = 1200  # of a training whose --epochs are not given
+COLOURS = {
+    "sky": "#56B4E9", "road": "#999999", "marking": "#F0E442", "building": "#D55E00",
+    "vegetation": "#009E73", "tree": "#009E73", "car": "#0072B2", "pedestrian": "#CC79A7",
+    "pole": "#000000", "pavement": "#E69F00", "sign": "#F0E442", "fence": "#882255",
+    "bicyclist": "#DDDDDD",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Config(ResumableSettings):
+    """Settings of the segmentation."""
+
+    dataset: str = "scenes"
+    """scenes (drawn, embedded), camvid or cityscapes (files placed under --data-dir), or
+    folder:IMAGES:MASKS for your own pictures and masks of class numbers, 255 for none."""
+    data_dir: Path = Path("data")
+    """Where CamVid/ and cityscapes/ lie."""
+    height: Annotated[int, Limits(16, 4096)] | None = None
+    """Pixels to which pictures are scaled, in their own proportions. Default: scenes 128, camvid 180."""
+    scenes: Count = 1500
+    """Scenes to draw for training."""
+    test_scenes: Count = TEST_SCENES
+    """Scenes to draw for the measurement."""
+    pretrained: bool = False
+    """Start from the network that was trained on the drawn scenes, all but its last layer."""
+    widths: tuple[Count, ...] = (64, 128, 256)
+    """Channels at full, half, quarter, ... size."""
+    fold: Count = 4
+    """Pixels of a square folded into the channels before the first layer: its speed is the square."""
+    loss: Literal["cross-entropy", "dice", "both"] = "both"
+    """What is made small: surprise per pixel, lack of overlap per class, or their sum."""
+    epochs: Count | None = None
+    """Passes over the training pictures, each turned, scaled and lit anew. Default: 1,200 steps."""
+    batch_size: Count = 8
+    """Pictures per step."""
+    lr: Rate = 3e-3
+    """Peak of Adam's learning rate: it climbs over the first quarter of the steps, then falls to 0."""
+
+
+@dataclass(frozen=True)
+class Predict(Checked):
+    """Lay what the network sees over a picture or a video of your own."""
+
+    output: Path
+    """Where to write: .png, .jpg, ... for a picture, .mp4 or .avi for a video."""
+    image: Path | None = None
+    """A picture of any size."""
+    video: Path | None = None
+    """A video file."""
+    model: Path = Path(MODELS) / "scenes.pth"
+    """The checkpoint of a training."""
+    strength: Annotated[float, Limits(0, 1)] = 0.5
+    """How strongly the colours cover the picture."""
+    device: str = "auto"
+    """auto (the accelerator if there is one, else the CPU), cpu, cuda, cuda:1, mps, ..."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+# --- the network ----------------------------------------------------------------------------------
+
+
+class Double(nn.Sequential):
+    """Two 3×3 convolutions, each with batch normalisation and ReLU."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        layers = []
+        for before in (channels, out_channels):
+            layers += [nn.Conv2d(before, out_channels, 3, padding=1, bias=False),
+                       nn.BatchNorm2d(out_channels), nn.ReLU()]  # fmt: skip
+        super().__init__(*layers)
+
+
+class UNet(nn.Module):
+    """Pictures (B, 3, H, W) in [0, 1], of any size, to logits (B, classes, H, W)."""
+
+    def __init__(self, classes: int, widths: tuple[int, ...], fold: int) -> None:
+        super().__init__()
+        self.fold = fold
+        before = [3 * fold**2, *widths]
+        self.down = nn.ModuleList(Double(a, b) for a, b in zip(before, widths, strict=False))
+        pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))  # (256, 128), (128, 64)
+        self.grow = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in pairs)
+        self.up = nn.ModuleList(Double(2 * b, b) for _, b in pairs)
+        self.last = nn.Conv2d(widths[0], classes * fold**2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[2:]
+        step = self.fold * 2 ** len(self.grow)
+        x = F.pad(2 * x - 1, (0, -width % step, 0, -height % step), mode="replicate")
+        with autocast(x.device):
+            h = F.pixel_unshuffle(x, self.fold).contiguous(memory_format=torch.channels_last)
+            seen = []
+            for level, stage in enumerate(self.down):
+                h = stage(F.max_pool2d(h, 2) if level else h)
+                seen.append(h)
+            seen.pop()
+            for grow, stage in zip(self.grow, self.up, strict=True):
+                h = stage(torch.cat([grow(h), seen.pop()], dim=1))
+            return F.pixel_shuffle(self.last(h), self.fold)[:, :, :height, :width].float()
+
+
+# --- learning -------------------------------------------------------------------------------------
+
+
+def dice_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """1 − the mean over classes of 2·|A∩B| / (|A| + |B|), soft (Milletari et al. 2016).
+
+    Logits (B, classes, H, W), target (B, H, W); over the classes that the batch holds.
+    """
+    known = (target != IGNORE)[:, None]
+    p = logits.softmax(dim=1) * known
+    truth = F.one_hot(target.where(known[:, 0], 0), logits.shape[1]).permute(0, 3, 1, 2) * known
+    common, total = (p * truth).sum((0, 2, 3)), (p + truth).sum((0, 2, 3))
+    present = truth.sum((0, 2, 3)) > 0
+    return 1 - (2 * common[present] / total[present]).mean()
+
+
+def segmentation_loss(logits: torch.Tensor, target: torch.Tensor, kind: str) -> torch.Tensor:
+    """The loss of --loss; pixels of no class count nowhere."""
+    loss = torch.zeros((), device=logits.device)
+    if kind != "dice":
+        loss = loss + F.cross_entropy(logits, target, ignore_index=IGNORE)
+    if kind != "cross-entropy":
+        loss = loss + dice_loss(logits, target)
+    return loss
+
+
+def augment(
+    images: torch.Tensor, masks: torch.Tensor, rng: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each picture flipped or not, turned (±10°), scaled (0.8 to 1.4), shifted, lit anew.
+
+    Pictures (B, 3, H, W) in [0, 1] and masks (B, H, W) uint8 go through the same change; what comes
+    from outside the picture has no class. Returns the masks as int64.
+    """
+    n, _, height, width = images.shape
+
+    def uniform(low: float, high: float) -> torch.Tensor:
+        return torch.rand(n, generator=rng, device=images.device) * (high - low) + low
+
+    angle, scale = uniform(-1, 1) * math.pi / 18, 1 / uniform(0.8, 1.4)
+    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    cos, sin, ratio = angle.cos() * scale, angle.sin() * scale, width / height
+    rows = [
+        cos * flip,
+        -sin / ratio,
+        uniform(-0.15, 0.15),
+        sin * ratio * flip,
+        cos,
+        uniform(-0.1, 0.1),
+    ]
+    theta = torch.stack(rows, dim=1).reshape(n, 2, 3)
+    grid = F.affine_grid(theta, [n, 3, height, width], align_corners=False)
+    x = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    # One more than the class, so that the zeros from outside become −1, which is IGNORE.
+    y = F.grid_sample((masks[:, None].float() + 1) % 256, grid, mode="nearest", align_corners=False)
+    light, contrast = uniform(-0.1, 0.1), uniform(0.75, 1.25)
+    x = (x - 0.5) * contrast[:, None, None, None] + 0.5 + light[:, None, None, None]
+    return x.clamp(0, 1), (y[:, 0].long() - 1) % 256
+
+
+def new_model(config: Config, data: MaskedPictures) -> UNet:
+    """A U-Net with its first weights: random, or those learnt from the drawn scenes."""
+    torch.manual_seed(config.seed)
+    model = UNet(len(data.classes), config.widths, config.fold)
+    if config.pretrained:
+        path = checkpoint_path(config, "scenes")
+        learnt = load_checkpoint(path, SCRIPT)["model"].get("unet", {})
+        fresh = {name: value for name, value in model.state_dict().items() if "last" in name}
+        load_weights(model, learnt | fresh, path)
+    return model.to(data.images.device, memory_format=torch.channels_last)
+
+
+def train(config: Config, data: MaskedPictures) -> Training:
+    """Train the U-Net, or go on with --resume."""
+    model = new_model(config, data)
+    adam = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2, fused=True)
+    name = data.name.replace(":", "_") + ("_pretrained" if config.pretrained else "")
+    run = Training(checkpoint_path(config, name), SCRIPT, config, data, {"unet": model},
+                   {"adam": adam})  # fmt: skip
+    run.extra["classes"] = list(data.classes)
+    with run:
+        for _ in run.epochs():
+            for batch in run.batches():
+                adam.param_groups[0]["lr"] = config.lr * one_cycle(run.progress)
+                x, y = augment(unit(data.images[batch]), data.masks[batch], run.rng)
+                loss = segmentation_loss(model(x), y, config.loss)
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+                run.log(loss=loss)
+    return run
+
+
+# --- judging --------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def predict(model: UNet, images: torch.Tensor) -> torch.Tensor:
+    """The class of every pixel, (N, H, W) uint8, for pictures (N, 3, H, W) uint8."""
+    with in_eval_mode(model):
+        parts = [model(unit(part)).argmax(dim=1).to(torch.uint8) for part in images.split(8)]
+    return torch.cat(parts)
+
+
+def scores(found: torch.Tensor, masks: torch.Tensor, classes: int) -> tuple[torch.Tensor, float]:
+    """IoU of each class (NaN for one that is in neither), and the share of pixels that are right.
+
+    Over the pixels of all pictures (N, H, W) together, those of no class left out.
+    """
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    known = masks != IGNORE
+    table = multiclass_confusion_matrix(found[known].long(), masks[known].long(), classes).double()
+    right = table.diag()
+    return right / (table.sum(0) + table.sum(1) - right), (right.sum() / table.sum()).item()
+
+
+def evaluate(config: Config, data: MaskedPictures, model: UNet, result: Result) -> None:
+    """IoU per class as table and bars, pictures with what was seen laid over them."""
+    found = predict(model, data.test_images)
+    iou, accuracy = scores(found, data.test_masks, len(data.classes))
+    known = iou.isfinite()
+    n = len(data.test_images)
+    result.add_metric("mean IoU", iou[known].mean(), n, better="higher")
+    result.add_metric("pixel accuracy", accuracy, n, better="higher")
+    share = [(data.test_masks == k).float().mean().item() for k in range(len(data.classes))]
+    rows = [[name, f"{part:.1%}", value.item() if value.isfinite() else "absent"]
+            for name, part, value in zip(data.classes, share, iou, strict=True)]  # fmt: skip
+    result.add_table(f"{n} held-out pictures", ["class", "share of the pixels", "IoU"], rows)
+    figure, axes = figures.new_figure(6, 0.3 * len(data.classes) + 1)
+    axes[0, 0].barh(data.classes, iou.nan_to_num().cpu().numpy(), color=colours(data.classes) / 255,
+                    edgecolor="#444444")  # fmt: skip
+    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_xlim(0, 1)
+    axes[0, 0].set_xlabel(f"IoU on {n} held-out pictures")
+    path = result.add_file("iou.png", "Overlap of what was said with what is there, by class.")
+    figures.save_figure(figure, path)
+    path = result.add_file(
+        "overlays.png", "Held-out pictures, not picked; what is there; what was seen."
+    )
+    draw_overlays(path, data.test_images[:4], data.test_masks[:4], found[:4], data.classes)
+
+
+def colours(classes: tuple[str, ...]) -> np.ndarray:
+    """An RGB colour (classes, 3) of 0 to 255 for each class."""
+    spare = figures.CLASS_COLOURS
+    names = [COLOURS.get(name, spare[k % len(spare)]) for k, name in enumerate(classes)]
+    return np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in names], np.float64)
+
+
+def overlay(picture: np.ndarray, mask: np.ndarray, palette: np.ndarray, strength: float = 0.5):
+    """Picture (H, W, 3) uint8 with its classes (H, W) laid over it; IGNORE stays as it is."""
+    known = (mask != IGNORE)[..., None]
+    covered = (1 - strength) * picture + strength * palette[np.where(known[..., 0], mask, 0)]
+    return np.where(known, covered, picture).round().astype(np.uint8)
+
+
+def draw_overlays(path: Path, images, masks, found, classes: tuple[str, ...]) -> None:
+    """Columns of picture, truth and prediction, with a legend."""
+    palette = colours(classes)
+    figure, axes = figures.new_figure(3 * len(images), 6.8, 3, len(images))
+    for column, image, mask, seen in zip(axes.T, images, masks, found, strict=True):
+        picture = image.permute(1, 2, 0).cpu().numpy()
+        figures.show_image(column[0], picture)
+        figures.show_image(column[1], overlay(picture, mask.cpu().numpy(), palette, 0.6))
+        figures.show_image(column[2], overlay(picture, seen.cpu().numpy(), palette, 0.6))
+    figures.name_rows(axes, ("picture", "what is there", "what was seen"))
+    from matplotlib.patches import Patch
+
+    patches = [Patch(facecolor=c / 255, edgecolor="#444444", label=name)
+               for c, name in zip(palette, classes, strict=True)]  # fmt: skip
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(classes), 7))
+    figures.save_figure(figure, path)
+
+
+def draw_augmented(path: Path, data: MaskedPictures, seed: int) -> None:
+    """One training picture and its mask, changed together."""
+    rng = torch.Generator(data.images.device).manual_seed(seed)
+    x, y = augment(
+        unit(data.images[:1]).expand(6, -1, -1, -1), data.masks[:1].expand(6, -1, -1), rng
+    )
+    figure, axes = figures.new_figure(13, 3.2, 2, 6)
+    for column, image, mask in zip(axes.T, x.cpu(), y.cpu().numpy(), strict=True):
+        figures.show_image(column[0], figures.as_picture(image))
+        white = np.full((*mask.shape, 3), 255, np.uint8)
+        figures.show_image(column[1], overlay(white, mask, colours(data.classes), 1.0))
+    figures.name_rows(axes, ("picture", "mask"))
+    figures.save_figure(figure, path)
+
+
+# --- the runs -------------------------------------------------------------------------------------
+
+
+def checkpoint_path(config: Config, name: str) -> Path:
+    return config.output_dir / MODELS / f"{name}.pth"
+
+
+def run(config: Config) -> Result:
+    """Train on pictures and masks, judge on those held out."""
+    device = prepare(config.seed, config.device)
+    config = config.quickened(scenes=96, test_scenes=24, epochs=2, widths=(16, 32))
+    data = load_masked(config.dataset, config.data_dir, config.height, config.scenes,
+                       config.test_scenes).to(device)  # fmt: skip
+    if config.epochs is None:
+        config = replace(config, epochs=max(round(STEPS * config.batch_size / len(data.images)), 1))
+    folder = PICTURES if data.name == "scenes" else f"{PICTURES}/{data.name.replace(':', '_')}"
+    result = start_result(SCRIPT, TITLE, SUMMARY, config, folder, device, data)
+    path = result.add_file("augmented.png", "One training picture, changed six times: what is learnt "
+                           "must not depend on this. White: no class.")  # fmt: skip
+    draw_augmented(path, data, config.seed)
+    training = train(config, data)
+    result.add_metric("seconds of training", training.seconds, training.steps_done, unit="s")
+    draw_loss(result.add_file("loss.png", f"The loss ({config.loss})."), training, "loss")
+    evaluate(config, data, training.networks["unet"].eval(), result)
+    return result.save()
+
+
+def run_predict(config: Predict) -> None:
+    """Read, name every pixel, write, and say how much of the picture each class covers."""
+    if (config.image is None) == (config.video is None):
+        raise UserError("Give either --image or --video.")
+    device = prepare(0, config.device)
+    saved = load_checkpoint(config.model, SCRIPT, device)
+    try:
+        classes = tuple(saved["extra"]["classes"])
+        settings = saved["config"]
+        model = UNet(len(classes), tuple(settings["widths"]), settings["fold"])
+        height = saved["dataset"]["shape"][1]
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{config.model} does not say how its network was built.") from error
+    load_weights(model, saved["model"].get("unet"), config.model)
+    model = model.to(device, memory_format=torch.channels_last).eval()
+    palette, covered = colours(classes), np.zeros(len(classes))
+
+    def see(picture: np.ndarray) -> np.ndarray:
+        mask = name_pixels(model, picture, height)
+        covered[:] += np.bincount(mask.ravel(), minlength=len(classes))
+        return overlay(picture, mask, palette, config.strength)
+
+    print(change(config.image or config.video, config.output, lambda: see))
+    for k in np.argsort(-covered):
+        red, green, blue = palette[k].astype(int)
+        print(f"{covered[k] / covered.sum():6.1%}  {classes[k]}  #{red:02x}{green:02x}{blue:02x}")
+
+
+@torch.no_grad()
+def name_pixels(model: UNet, picture: np.ndarray, height: int) -> np.ndarray:
+    """The classes (H, W) of a picture (H, W, 3) uint8 of any size, seen `height` pixels high."""
+    x = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].to(model.last.weight.device)
+    width = max(round(picture.shape[1] * height / picture.shape[0]), 1)
+    small = F.interpolate(unit(x), (height, width), mode="bilinear", antialias=True)
+    logits = F.interpolate(model(small), picture.shape[:2], mode="bilinear")
+    return logits.argmax(dim=1)[0].cpu().numpy()
+
+
+def main() -> None:
+    command_line(Config, run, __doc__, {"predict": (Predict, run_predict)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import complaint, run_here
+from PIL import Image
+
+from imagelab.classifier import DigitCNN
+from studies import cnn_classifier
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("network", [DigitCNN, cnn_classifier.FastCNN])
+def test_the_journey_ends_at_what_the_network_says(network):
+    """The maps that are drawn are those that the network works with."""
+    torch.manual_seed(0)
+    model = network((1, 28, 28), 10).eval()
+    image = torch.rand(1, 28, 28)
+    seen = cnn_classifier.journey(model, image)
+    with torch.no_grad():
+        assert torch.allclose(seen["scores"], model(image[None]).softmax(dim=1)[0], atol=1e-6)
+        assert torch.allclose(seen["features"], model.features(image[None])[0], atol=1e-6)
+    assert seen["pooled"].shape[1] == seen["first convolution"].shape[1] // 2
+    assert torch.equal(F.max_pool2d(seen["first convolution"], 2), seen["pooled"])
+
+
+def test_the_fast_network_works_less():
+    def work(model: DigitCNN) -> int:
+        seen = cnn_classifier.journey(model, torch.zeros(1, 28, 28))
+        maps = (seen["first convolution"], seen["second convolution"])
+        layers = (model.conv1, model.conv2)
+        return sum(m[0].numel() * c.weight.numel() for m, c in zip(maps, layers, strict=True))
+
+    fast = cnn_classifier.FastCNN((1, 28, 28), 10)
+    assert work(fast) < 0.5 * work(DigitCNN((1, 28, 28), 10))
+
+
+def test_settings_that_depend_on_others():
+    assert cnn_classifier.complete(cnn_classifier.Config(dataset="mnist")).epochs == 5
+    fast = cnn_classifier.complete(cnn_classifier.Config(dataset="mnist", fast=True))
+    assert (fast.epochs, fast.lr) == (1, 1e-2)
+    chosen = cnn_classifier.Config(dataset="mnist", fast=True, epochs=3, lr=1e-4)
+    assert (cnn_classifier.complete(chosen).epochs, cnn_classifier.complete(chosen).lr) == (3, 1e-4)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cnn")
+    run_here("studies.cnn_classifier", "--quick", "--fast", "--runs", 2, "--dataset", "digits",
+             "--output-dir", folder)  # fmt: skip
+    return folder
+
+
+def test_a_run_leaves_what_was_promised(quick):
+    folder = quick / "study_images" / "cnn_classifier"
+    result = json.loads((folder / "results.json").read_text("utf-8"))
+    names = {entry["path"] for entry in result["files"]}
+    assert {"journey.png", "convolutions.png", "confusion.png", "mistakes.png"} <= names
+    assert all((folder / name).is_file() for name in names)
+    assert 0.75 < result["metrics"]["accuracy"]["value"] <= 1
+    assert result["metrics"]["accuracy"]["n"] == 1000
+    several = next(t for t in result["tables"] if "several seeds" in t["caption"])["rows"]
+    shares = [float(row[1].rstrip("%")) for row in several]
+    assert shares[2] == pytest.approx(np.mean(shares[:2]), abs=0.02)
+    assert shares[0] != shares[1]  # two seeds, two networks
+
+
+def test_resume_goes_on_with_a_longer_training(quick, tmp_path):
+    run_here("studies.cnn_classifier", "--quick", "--fast", "--dataset", "digits", "--resume",
+             "--epochs", 2, "--output-dir", quick)  # fmt: skip
+    result = json.loads((quick / "study_images/cnn_classifier/results.json").read_text("utf-8"))
+    assert result["config"]["epochs"] == 2
+    sentence = complaint("studies.cnn_classifier", "--quick", "--fast", "--dataset", "digits",
+                         "--resume", "--batch-size", 64, "--output-dir", quick)  # fmt: skip
+    assert "--batch-size" in sentence
+
+
+@pytest.fixture
+def pets(tmp_path) -> Path:
+    """Two classes of pictures in colour: reddish and bluish ones."""
+    rng = np.random.default_rng(0)
+    for name, colour in (("cats", (180, 60, 60)), ("dogs", (60, 60, 180))):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for k in range(10):
+            pixels = rng.integers(0, 60, (40, 50, 3)) + colour
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "pets" / name / f"{k}.png")
+    return tmp_path / "pets"
+
+
+def test_transfer_learning_changes_the_last_layer_only(pets, tmp_path):
+    from torchvision.models import resnet18
+
+    torch.manual_seed(1)
+    trained = resnet18().state_dict()
+    torch.save(trained, tmp_path / "weights.pth")
+    run_here("studies.cnn_classifier", "--dataset", f"folder:{pets}", "--backbone", "resnet18",
+             "--weights", tmp_path / "weights.pth", "--image-size", 64, "--batch-size", 6,
+             "--epochs", 2, "--output-dir", tmp_path)  # fmt: skip
+    saved = torch.load(tmp_path / "study_models/cnn_classifier/resnet18.pth", weights_only=True)
+    learnt = saved["model"]["classifier"]
+    for name in ("conv1.weight", "bn1.running_mean", "layer4.1.conv2.weight"):
+        assert torch.equal(learnt[f"body.network.{name}"], trained[name])
+    assert learnt["last.weight"].shape == (2, 512)
+
+
+def test_without_weights_a_sentence_and_all_layers_learn(pets, tmp_path, monkeypatch):
+    from imagelab import pretrained
+    from imagelab.runtime import UserError
+
+    def unreachable(*_):
+        raise UserError("The weights of resnet18 could not be downloaded.")
+
+    monkeypatch.setattr(pretrained, "trained", unreachable)
+    shown, _ = run_here(
+        "studies.cnn_classifier", "--dataset", f"folder:{pets}", "--backbone", "resnet18",
+        "--image-size", 32, "--batch-size", 6, "--epochs", 1, "--output-dir", tmp_path,
+    )  # fmt: skip
+    assert "from scratch" in shown
+    saved = torch.load(tmp_path / "study_models/cnn_classifier/resnet18.pth", weights_only=True)
+    assert saved["model"]["classifier"]["body.network.bn1.running_mean"].abs().sum() > 0
+
+
+def test_wrong_input(tmp_path):
+    shared = ("studies.cnn_classifier", "--quick", "--dataset", "digits", "--output-dir", tmp_path)
+    assert "colour" in complaint(*shared, "--backbone", "resnet18")
+    assert "--runs" in complaint(*shared, "--runs", 0)

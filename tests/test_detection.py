@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import complaint, run_here
+from PIL import Image
+
+from imagelab.runtime import UserError, generator
+from studies import detection
+
+BOXES = [torch.tensor([[10.0, 12.0, 50.0, 60.0], [70.0, 70.0, 90.0, 120.0]]), torch.zeros(0, 4),
+         torch.tensor([[0.0, 0.0, 128.0, 128.0]])]  # fmt: skip
+LABELS = [torch.tensor([3, 1]), torch.zeros(0, dtype=torch.long), torch.tensor([0])]
+
+
+def perfect_answers() -> torch.Tensor:
+    """What a network would say that knows BOXES and LABELS."""
+    answers = torch.zeros(3, 8, 8, 5 + 4)
+    answers[..., 0] = -20
+    for k, row, column in zip(*detection.cells_of(BOXES, answers.shape), strict=True):
+        for box, label in zip(BOXES[k], LABELS[k], strict=True):
+            middle, sides = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
+            if (middle / detection.CELL).long().tolist() == [column, row]:
+                inside = (middle / detection.CELL - torch.stack([column, row]) + 0.5) / 2
+                answers[k, row, column, 0] = 20
+                answers[k, row, column, 1:3] = inside.logit()
+                answers[k, row, column, 3:5] = (sides / 32).log()
+                answers[k, row, column, 5:] = torch.eye(4)[label] * 30
+    return answers
+
+
+def test_a_grid_of_cells():
+    model = detection.Detector(10)
+    assert model(torch.rand(2, 3, 64, 96)).shape == (2, 4, 6, 15)
+    size = sum(p.numel() for p in model.parameters()) * 4
+    assert size < 5e6
+
+
+def test_answers_and_boxes_are_each_others_inverse():
+    answers = perfect_answers()
+    found = detection.boxes_of(answers)[detection.cells_of(BOXES, answers.shape)]
+    assert torch.allclose(found, torch.cat(BOXES), atol=1e-3)
+
+
+def test_the_loss_is_zero_for_the_truth_alone():
+    answers = perfect_answers()
+    assert detection.detection_loss(answers, BOXES, LABELS).item() == pytest.approx(0, abs=1e-4)
+    shifted = [box + 6 for box in BOXES]
+    swapped = [LABELS[0].flip(0), LABELS[1], LABELS[2]]
+    assert detection.detection_loss(answers, shifted, LABELS) > 0.1
+    assert detection.detection_loss(answers, BOXES, swapped) > 1
+    blind = answers.clone()
+    blind[..., 0] = -20
+    assert detection.detection_loss(blind, BOXES, LABELS) > 10
+
+
+def test_a_batch_without_things_has_a_loss():
+    answers = torch.zeros(2, 4, 4, 9, requires_grad=True)
+    empty = [torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.long)] * 2
+    detection.detection_loss(answers, *empty).backward()
+    assert (answers.grad[..., 0] > 0).all()  # every cell is pushed towards 'nothing here'
+
+
+class Says(torch.nn.Module):
+    def __init__(self, answers: torch.Tensor) -> None:
+        super().__init__()
+        self.answers = answers
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.answers
+
+
+def test_the_truth_is_detected_once_each():
+    found = detection.detect(Says(perfect_answers()), torch.zeros(3, 3, 128, 128), 0.5)
+    for one, boxes, labels in zip(found, BOXES, LABELS, strict=True):
+        assert len(one["boxes"]) == len(boxes)
+        order = one["labels"].argsort()
+        assert one["labels"][order].tolist() == sorted(labels.tolist())
+        assert torch.allclose(one["boxes"][order], boxes[labels.argsort()], atol=1e-2)
+
+
+def test_what_is_found_twice_is_kept_once():
+    answers = perfect_answers()
+    row, column = detection.cells_of(BOXES, answers.shape)[1][0], 1
+    # The neighbour to the right says the same box, less sure.
+    answers[0, row, column + 1] = answers[0, row, column]
+    answers[0, row, column + 1, 0] = 1
+    middle = (10 + 50) / 2 / detection.CELL
+    answers[0, row, column + 1, 1] = torch.tensor((middle - (column + 1) + 0.5) / 2).logit()
+    x = torch.zeros(3, 3, 128, 128)
+    assert len(detection.detect(Says(answers), x, 0.5, overlap=1.0)[0]["boxes"]) == 3
+    kept = detection.detect(Says(answers), x, 0.5)[0]
+    assert len(kept["boxes"]) == 2 and kept["scores"].min() > 0.99
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_pictures_and_boxes_move_together(flip):
+    """A bright rectangle is still where its box says after every change."""
+    images = torch.full((16, 3, 64, 64), 0.2)
+    images[:, :, 20:34, 30:50] = 0.9
+    boxes, labels = [torch.tensor([[30.0, 20.0, 50.0, 34.0]])] * 16, [torch.tensor([7])] * 16
+    x, moved, kinds = detection.augment(images, boxes, labels, generator(0, "test"), flip)
+    for k in range(16):
+        middle = (x[k].amin() + x[k].amax()) / 2
+        rows, columns = (x[k, 0] > middle).nonzero().float().T
+        seen = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        assert torch.allclose(seen, moved[k][0], atol=1.5)
+        assert kinds[k].tolist() == [7]
+    left = [float(own[0, 0] + own[0, 2]) < 64 for own in moved]
+    assert any(left) == flip
+
+
+def test_things_that_leave_the_picture_are_dropped():
+    images = torch.rand(40, 3, 64, 64)
+    boxes, labels = [torch.tensor([[0.0, 0.0, 6.0, 6.0]])] * 40, [torch.tensor([0])] * 40
+    _, moved, kinds = detection.augment(images, boxes, labels, generator(0, "test"), False)
+    counts = [len(own) for own in moved]
+    assert 0 < sum(counts) < 40 and counts == [len(own) for own in kinds]
+    assert all((own >= 0).all() and (own <= 64).all() for own in moved)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("detection")
+    run_here("studies.detection", "--quick", "--output-dir", folder)
+    return folder
+
+
+def test_a_run_leaves_what_was_promised(quick):
+    folder = quick / "study_images" / "detection"
+    result = json.loads((folder / "results.json").read_text("utf-8"))
+    names = {entry["path"] for entry in result["files"]}
+    assert {"detections.png", "steps.png", "found.gif"} <= names
+    assert all((folder / name).is_file() for name in [*names, "moving.mp4", "found.mp4"])
+    assert result["metrics"]["mAP at 0.5"]["n"] == 32
+    assert result["metrics"]["size of the detector"]["value"] < 5
+
+
+def test_a_small_training_finds_squares(tmp_path):
+    """The whole way, on the user's own files: bright squares over grey, learnt in seconds."""
+    rng = np.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (tmp_path / "own" / folder).mkdir(parents=True)
+    for k in range(40):
+        pixels = rng.integers(60, 90, (64, 64, 3)).astype(np.uint8)
+        x, y = rng.integers(0, 40, 2)
+        pixels[y : y + 24, x : x + 24] = 240
+        Image.fromarray(pixels).save(tmp_path / "own" / "images" / f"{k:02}.png")
+        line = f"0 {(x + 12) / 64} {(y + 12) / 64} {24 / 64} {24 / 64}\n"
+        (tmp_path / "own" / "labels" / f"{k:02}.txt").write_text(line)
+    run_here("studies.detection", "--dataset", f"yolo:{tmp_path / 'own'}", "--size", 64,
+             "--epochs", 40, "--batch-size", 12, "--width", 8, "--output-dir", tmp_path)  # fmt: skip
+    result = json.loads(
+        (tmp_path / "study_images/detection/yolo_own/results.json").read_text("utf-8")
+    )
+    assert result["metrics"]["mAP at 0.5"]["value"] > 0.9
+    model = tmp_path / "study_models" / "detection" / "yolo_own.pth"
+    shown, _ = run_here(
+        "studies.detection", "predict", "--source", tmp_path / "own" / "images",
+        "--output", tmp_path / "out", "--model", model,
+    )  # fmt: skip
+    assert "40 pictures" in shown
+    drawn = np.asarray(Image.open(tmp_path / "out" / "00.png")).astype(int)
+    original = np.asarray(Image.open(tmp_path / "own" / "images" / "00.png")).astype(int)
+    assert (drawn != original).any(axis=2).sum() > 60  # a box
+
+
+def test_ssdlite_with_weights_from_a_file_or_a_sentence(tmp_path):
+    from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+
+    torch.manual_seed(0)
+    network = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    Image.effect_noise((200, 150), 60).convert("RGB").save(tmp_path / "photo.png")
+    shared = ("studies.detection", "predict", "--coco", "--source", tmp_path / "photo.png",
+              "--output", tmp_path / "found.png")  # fmt: skip
+    run_here(*shared, "--weights", tmp_path / "weights.pth")
+    assert Image.open(tmp_path / "found.png").size == (200, 150)
+    (tmp_path / "broken.pth").write_bytes(b"no weights")
+    for weights in ("broken.pth", "missing.pth"):
+        sentence = complaint(*shared, "--weights", tmp_path / weights)
+        assert "--weights FILE" in sentence
+
+
+def test_wrong_input(quick, tmp_path):
+    model = quick / "study_models" / "detection" / "digit-scenes.pth"
+    shared = ("studies.detection", "predict", "--model", model, "--output", tmp_path / "out.png")
+    assert "There is no picture" in complaint(*shared, "--source", "none.png")
+    assert "--least" in complaint(*shared, "--source", "none.png", "--least", 2)
+    assert "multiple of 16" in complaint(
+        "studies.detection", "--size", 100, "--output-dir", tmp_path
+    )
+    with pytest.raises(UserError, match="does not say"):
+        saved = torch.load(model, weights_only=True)
+        torch.save(saved | {"extra": {}}, tmp_path / "other.pth")
+        detection.looking(detection.Predict("a.png", tmp_path, tmp_path / "other.pth"),
+                          torch.device("cpu"))  # fmt: skip

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from imagelab import digit_scenes
+from imagelab.datasets import load_dataset
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits", Path())
+
+
+def test_one_seed_one_set_of_scenes(digits):
+    first = digit_scenes.draw_scenes(digits.images, digits.labels, 8, 5, False, 128)
+    again = digit_scenes.draw_scenes(digits.images, digits.labels, 8, 5, False, 128)
+    assert first[0].shape == (8, 3, 128, 128) and first[0].dtype == torch.uint8
+    assert torch.equal(first[0], again[0])
+    assert all(torch.equal(a, b) for a, b in zip(first[1], again[1], strict=True))
+    other = digit_scenes.draw_scenes(digits.images, digits.labels, 8, 6, False, 128)
+    assert not torch.equal(first[0], other[0])
+
+
+def test_boxes_lie_inside_and_overlap_a_little(digits):
+    _, boxes, labels = digit_scenes.draw_scenes(digits.images, digits.labels, 60, 0, True, 256)
+    for own, kinds in zip(boxes, labels, strict=True):
+        assert 1 <= len(own) == len(kinds) <= digit_scenes.MOST
+        assert (own >= 0).all() and (own <= 256).all()
+        sides = own[:, 2:] - own[:, :2]
+        assert (sides > 3).all() and (sides.amax(dim=1) > 15).all() and (sides < 140).all()
+        for i in range(len(own)):
+            for j in range(i):
+                overlap = digit_scenes.iou(own[i].numpy(), own[j].numpy())
+                assert overlap <= digit_scenes.MAX_OVERLAP
+    assert set(torch.cat(labels).tolist()) == set(range(10))
+
+
+def test_the_box_is_that_of_the_ink():
+    """A digit that is a full square fills its box, and nothing lies outside it."""
+    block = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+    block[..., 4:24, 4:24] = 255
+    ink = digit_scenes.turned(block[0, 0].numpy(), 40, 0)
+    assert ink.shape == pytest.approx((40, 40), abs=1) and (ink > 100).mean() > 0.95
+    tilted = digit_scenes.turned(block[0, 0].numpy(), 40, 45)
+    assert tilted.shape[0] == pytest.approx(40 * 2**0.5, abs=3)
+    scene = np.zeros((100, 100, 3), np.float32)
+    digit_scenes.lay(scene, ink, 10, 20, np.array([255, 0, 0]), 1.0)
+    rows, columns = np.nonzero(scene[..., 0])
+    assert (rows.min(), columns.min()) == (20, 10)
+    assert (rows.max() + 1, columns.max() + 1) == (20 + ink.shape[0], 10 + ink.shape[1])
+    digit_scenes.lay(scene, ink, 90, 90, np.array([0, 255, 0]), 1.0)  # what sticks out is cut
+
+
+def test_digits_move(digits):
+    frames = list(digit_scenes.moving_scene(digits.test_images, 4, 0, 128))
+    assert len(frames) == 4 and frames[0].shape == (128, 128, 3) and frames[0].dtype == np.uint8
+    changed = (frames[0] != frames[3]).any(axis=2).mean()
+    assert 0.005 < changed < 0.6  # the digits, not the photograph
+    again = list(digit_scenes.moving_scene(digits.test_images, 2, 0, 128))
+    assert (again[1] == frames[1]).all()

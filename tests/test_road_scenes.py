@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from imagelab import road_scenes
+
+
+def scene(seed: int, height: int = 96, width: int = 144):
+    return road_scenes.draw_scene(np.random.default_rng(seed), height, width)
+
+
+def test_one_seed_one_scene():
+    picture, mask = scene(3)
+    assert picture.shape == (96, 144, 3) and mask.shape == (96, 144)
+    assert picture.dtype == mask.dtype == np.uint8
+    again = scene(3)
+    assert (picture == again[0]).all() and (mask == again[1]).all()
+    assert (picture != scene(4)[0]).any()
+
+
+def test_every_class_occurs_and_things_are_where_they_belong():
+    masks = np.stack([scene(seed)[1] for seed in range(20)])
+    assert set(np.unique(masks)) == set(range(len(road_scenes.CLASSES)))
+    top, bottom = masks[:, :10], masks[:, -10:]
+    assert (top == road_scenes.SKY).mean() > 0.3 and (bottom == road_scenes.SKY).mean() == 0
+    assert (bottom == road_scenes.ROAD).mean() > 0.4 and (top == road_scenes.ROAD).mean() == 0
+
+
+def test_the_mask_is_of_the_very_picture():
+    """Sky and road differ in brightness or colour along the border that the mask says is there."""
+    for seed in range(5):
+        picture, mask = scene(seed)
+        lines, road = mask == road_scenes.MARKING, mask == road_scenes.ROAD
+        near = lines.copy()
+        near[:60] = False  # near ones, which haze does not reach
+        if near.any():
+            assert picture[near].mean() > picture[road][:, :].mean() + 25
+
+
+def test_perspective():
+    """What is twice as far is half as large, and its foot is half as far under the horizon."""
+    view = road_scenes._Scene(np.random.default_rng(0), 96, 144)
+    view.bend = 0
+    for z in (5.0, 12.0):
+        heights = [view.point(0, d)[1] - view.point(0, d, up=2)[1] for d in (z, 2 * z)]
+        feet = [view.point(0, d)[1] - view.horizon for d in (z, 2 * z)]
+        assert heights[0] == pytest.approx(2 * heights[1])
+        assert feet[0] == pytest.approx(2 * feet[1])
+
+
+@pytest.mark.parametrize("size", [(32, 48), (200, 420)])
+def test_any_size(size):
+    picture, mask = scene(0, *size)
+    assert picture.shape[:2] == mask.shape == size

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import complaint, run_here
+from PIL import Image
+from test_masks import write_pair
+
+from imagelab.masks import IGNORE
+from imagelab.runtime import generator
+from studies import segmentation
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (37, 51), (8, 8)])
+@pytest.mark.parametrize("fold", [1, 2, 4])
+def test_any_size_comes_back(height, width, fold):
+    model = segmentation.UNet(5, (8, 16, 24), fold).eval()
+    logits = model(torch.rand(2, 3, height, width))
+    assert logits.shape == (2, 5, height, width)
+
+
+def test_skip_connections_carry_detail():
+    """Without what was seen on the way down, neighbouring pixels could hardly differ."""
+    torch.manual_seed(0)
+    model = segmentation.UNet(2, (8, 16, 24), 1).eval()
+    x = torch.rand(1, 3, 32, 32)
+    changed = x.clone()
+    changed[0, :, 16, 16] = 1 - changed[0, :, 16, 16]
+    with torch.no_grad():
+        effect = (model(changed) - model(x)).abs().sum(dim=1)[0]
+    assert effect.flatten().topk(9).indices.tolist()
+    near = effect[13:20, 13:20].sum() / effect.sum()
+    assert near > 0.2
+
+
+def one_hot_logits(mask: torch.Tensor, classes: int, sure: float = 50.0) -> torch.Tensor:
+    return sure * F.one_hot(mask, classes).permute(0, 3, 1, 2).float()
+
+
+def test_dice_loss_against_its_definition():
+    torch.manual_seed(0)
+    truth, said = torch.randint(0, 3, (2, 2, 8, 8))
+    loss = segmentation.dice_loss(one_hot_logits(said, 3), truth).item()
+    dice = [2 * ((truth == k) & (said == k)).sum() / ((truth == k).sum() + (said == k).sum())
+            for k in range(3)]  # fmt: skip
+    assert loss == pytest.approx(1 - float(sum(dice)) / 3, abs=1e-5)
+    assert segmentation.dice_loss(one_hot_logits(truth, 3), truth).item() == pytest.approx(
+        0, abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", ["cross-entropy", "dice", "both"])
+def test_pixels_of_no_class_count_nowhere(kind):
+    torch.manual_seed(0)
+    logits, truth = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
+    truth[:, :4] = IGNORE
+    other = logits.clone()
+    other[:, :, :4] += 10 * torch.randn(2, 3, 4, 8)
+    a, b = (segmentation.segmentation_loss(x, truth, kind) for x in (logits, other))
+    assert a.item() == pytest.approx(b.item(), rel=1e-5)
+    parts = [segmentation.segmentation_loss(logits, truth, k).item()
+             for k in ("cross-entropy", "dice", "both")]  # fmt: skip
+    assert parts[2] == pytest.approx(parts[0] + parts[1])
+
+
+def test_picture_and_mask_are_changed_together():
+    """A picture that is painted by its mask is still painted by it after every change."""
+    mask = torch.zeros(12, 64, 96, dtype=torch.uint8)
+    mask[:, 20:50, 10:60], mask[:, 30:40, 30:90] = 1, 2
+    images = (mask.float() / 2)[:, None].repeat(1, 3, 1, 1)
+    x, y = segmentation.augment(images, mask, generator(0, "test"))
+    inside = y != IGNORE
+    assert 0.5 < inside.float().mean() < 1  # something came from outside
+    assert set(y.unique().tolist()) == {0, 1, 2, IGNORE}
+    for k in range(12):
+        means = [x[k, 0][y[k] == c].mean().item() for c in range(3)]
+        assert means[0] + 0.15 < means[1] and means[1] + 0.15 < means[2]
+    assert any(not torch.equal(y[0], y[k]) for k in range(1, 12))
+    flipped = [(y[k][:, :48] == 2).sum() > (y[k][:, 48:] == 2).sum() for k in range(12)]
+    assert any(flipped) and not all(flipped)
+
+
+def test_a_straight_line_stays_straight():
+    """Rotation, not shear: in a picture that is not square, too, right angles stay right."""
+    mask = torch.zeros(40, 60, 120, dtype=torch.uint8)
+    mask[:, 20:40, 50:70] = 1  # a square
+    _, y = segmentation.augment(
+        mask[:, None].float().repeat(1, 3, 1, 1), mask, generator(1, "test")
+    )
+    for k in range(40):
+        rows, columns = (y[k] == 1).nonzero().float().T
+        if len(rows) < 100 or min(rows.min(), columns.min()) < 1 or rows.max() > 58:
+            continue
+        # A turned square has the same spread in every direction; a sheared one has not.
+        spread = torch.cov(torch.stack([rows, columns]))
+        assert spread[0, 0] / spread[1, 1] == pytest.approx(1, abs=0.15)
+        assert abs(spread[0, 1]) / spread[0, 0] < 0.12
+
+
+def test_scores_against_torchmetrics():
+    from torchmetrics.functional.classification import multiclass_jaccard_index
+
+    torch.manual_seed(0)
+    found = torch.randint(0, 4, (3, 16, 16), dtype=torch.uint8)
+    truth = torch.randint(0, 4, (3, 16, 16), dtype=torch.uint8)
+    truth[:, :3] = IGNORE
+    iou, accuracy = segmentation.scores(found, truth, 5)
+    theirs = multiclass_jaccard_index(
+        found.long(), truth.long(), 4, average="none", ignore_index=IGNORE
+    )
+    assert torch.allclose(iou[:4].float(), theirs)
+    assert iou[4].isnan()  # neither said nor there
+    assert accuracy == pytest.approx((found == truth)[:, 3:].float().mean().item())
+
+
+def test_overlay_leaves_what_has_no_class():
+    picture = np.full((4, 4, 3), 100, np.uint8)
+    mask = np.array([[0, 1, IGNORE, 1]] * 4, np.uint8)
+    palette = np.array([[0, 0, 0], [200, 100, 0]], float)
+    seen = segmentation.overlay(picture, mask, palette, 0.5)
+    assert seen[0].tolist() == [[50] * 3, [150, 100, 50], [100] * 3, [150, 100, 50]]
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("segmentation")
+    run_here("studies.segmentation", "--quick", "--epochs", 6, "--output-dir", folder)
+    return folder
+
+
+def test_a_run_leaves_what_was_promised(quick):
+    folder = quick / "study_images" / "segmentation"
+    result = json.loads((folder / "results.json").read_text("utf-8"))
+    names = {entry["path"] for entry in result["files"]}
+    assert {"overlays.png", "iou.png", "augmented.png", "loss.png"} <= names
+    assert all((folder / name).is_file() for name in names)
+    assert result["metrics"]["mean IoU"]["n"] == 24
+    # More than always saying 'road', the commonest class, even in a few seconds.
+    assert result["metrics"]["pixel accuracy"]["value"] > 0.5
+
+
+def test_pretraining_and_resuming_and_predicting_on_real_folders(quick, tmp_path):
+    for k in range(20):
+        write_pair(tmp_path / "images", tmp_path / "masks", f"{k:02}", size=(96, 64))
+    data = f"folder:{tmp_path / 'images'}:{tmp_path / 'masks'}"
+    shared = (
+        "studies.segmentation",
+        "--quick",
+        "--dataset",
+        data,
+        "--height",
+        64,
+        "--output-dir",
+        quick,
+    )
+    run_here(*shared, "--pretrained", "--epochs", 20, "--batch-size", 6)
+    path = quick / "study_models/segmentation/folder_images_pretrained.pth"
+    saved = torch.load(path, weights_only=True)
+    assert saved["extra"]["classes"] == ["class 0", "class 1", "class 2"]
+    run_here(*shared, "--pretrained", "--epochs", 21, "--batch-size", 6, "--resume")
+    image = tmp_path / "images" / "00.jpg"
+    shown, _ = run_here("studies.segmentation", "predict", "--image", image, "--model", path,
+                        "--output", tmp_path / "seen.png", "--strength", 1)  # fmt: skip
+    seen = np.asarray(Image.open(tmp_path / "seen.png")).astype(int)
+    assert seen.shape == (64, 96, 3) and "class 2" in shown
+    # The two halves have their own colours.
+    left, right = seen[20:44, 8:40].reshape(-1, 3), seen[20:44, 56:88].reshape(-1, 3)
+    assert abs(np.median(left, axis=0) - np.median(right, axis=0)).sum() > 100
+
+
+def test_wrong_input(quick, tmp_path):
+    model = quick / "study_models" / "segmentation" / "scenes.pth"
+    shared = ("studies.segmentation", "predict", "--output", tmp_path / "seen.png")
+    assert "either --image or --video" in complaint(*shared, "--model", model)
+    sentence = complaint(*shared, "--image", "none.png", "--model", model)
+    assert "no picture none.png" in sentence
+    assert "no checkpoint" in complaint(*shared, "--image", "none.png", "--model", "none.pth")
+    (tmp_path / "bad.pth").write_bytes(b"no checkpoint")
+    assert "checkpoint" in complaint(*shared, "--image", "a.png", "--model", tmp_path / "bad.pth")
+    run = ("studies.segmentation", "--quick", "--output-dir", tmp_path)
+    assert "no checkpoint" in complaint(*run, "--pretrained")
+    assert "Unknown --dataset" in complaint(*run, "--dataset", "digits")

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagelab.runtime import UserError
+from imagelab.video import change, open_video, write_video
+
+
+def frames(count: int):
+    """A bright square that moves to the right over grey."""
+    for k in range(count):
+        frame = np.full((48, 64, 3), 60, np.uint8)
+        frame[16:32, 4 * k : 4 * k + 16] = (250, 200, 40)
+        yield frame
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
+def test_what_is_written_is_read(tmp_path, suffix):
+    path = tmp_path / f"film{suffix}"
+    assert write_video(path, frames(8), rate=10) == 8
+    with open_video(path) as video:
+        read = list(video.frames)
+        assert video.rate == pytest.approx(10) and video.length == 8
+    assert len(read) == 8
+    for frame, original in zip(read, frames(8), strict=True):
+        assert abs(frame.astype(int) - original).mean() < 8  # colours in the right order
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no half of a file is left
+
+
+def darker(picture: np.ndarray) -> np.ndarray:
+    return picture // 2
+
+
+def test_pictures_folders_and_films(tmp_path):
+    write_video(tmp_path / "film.mp4", frames(5))
+    said = change(str(tmp_path / "film.mp4"), tmp_path / "dark.mp4", lambda: darker)
+    assert said.startswith("5 frames")
+    with open_video(tmp_path / "dark.mp4") as video:
+        assert max(frame.max() for frame in video.frames) < 150
+    for k in range(2):
+        Image.new("L", (20, 30), 200).save(tmp_path / f"{k}.jpg")
+    assert "1 pictures" in change(tmp_path / "0.jpg", tmp_path / "0.png", lambda: darker)
+    assert np.asarray(Image.open(tmp_path / "0.png")).max() == 100
+    (tmp_path / "0.png").unlink()
+    assert "2 pictures" in change(tmp_path, tmp_path / "out", lambda: darker)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0.png", "1.png"]
+
+
+def never():
+    raise AssertionError("the work must not begin")
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "says"),
+    [
+        ("no.mp4", "out.mp4", "There is no video"),
+        ("no.png", "out.png", "There is no picture"),
+        ("text.png", "out.png", "not a picture"),
+        ("empty", "out", "no pictures"),
+        ("film.avi", "out.txt", "must end in"),
+        ("text.png", "out.mp4", "must end in"),
+    ],
+)
+def test_what_cannot_be_is_said_before_the_work(tmp_path, source, output, says):
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty").mkdir()
+    write_video(tmp_path / "film.avi", frames(2))
+    with pytest.raises(UserError, match=says):
+        change(str(tmp_path / source), tmp_path / output, never)
+
+
+def test_a_film_that_is_none_and_a_camera_that_is_not_there(tmp_path, capfd):
+    (tmp_path / "film.mp4").write_bytes(b"no film at all" * 50)
+    with pytest.raises(UserError, match="cannot be read as a video"):
+        change(str(tmp_path / "film.mp4"), tmp_path / "out.mp4", lambda: darker)
+    with pytest.raises(UserError, match="Camera 97 cannot be read"):
+        change("97", tmp_path / "out.mp4", lambda: darker)
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_ctrl_c_keeps_the_film_so_far(tmp_path):
+    def stopped():
+        yield from frames(3)
+        raise KeyboardInterrupt
+
+    assert write_video(tmp_path / "film.mp4", stopped()) == 3
+    with open_video(tmp_path / "film.mp4") as video:
+        assert len(list(video.frames)) == 3
