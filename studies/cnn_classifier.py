@@ -139,9 +139,9 @@ def train(config: Config, data: Dataset, model: nn.Module, path: Path):
     # A short run wants an optimizer that forgets quickly what it saw under the small rates.
     betas = (0.7, 0.9) if config.fast else (0.9, 0.999)
     adam = torch.optim.Adam(learning, lr=config.lr, betas=betas, fused=True)
-    return train_classifier(
-        model, data, config, path, SCRIPT, adam, mirror=config.backbone != "cnn"
-    )
+    photographs = config.backbone != "cnn"
+    return train_classifier(model, data, config, path, SCRIPT, adam, mirror=photographs,
+                            free=("runs", "weights"))  # fmt: skip
 
 
 def complete(config: Config) -> Config:
