@@ -47,7 +47,16 @@ def test_a_claim_is_judged_by_what_was_measured():
     ]  # fmt: skip
     mixed = textbook | {"gan": other["gan"]}
     assert study.claims(mixed)[3][2] == "in part"  # the MLP GAN covers, the DCGAN does not
-    assert len(study.claims({"gan": textbook["gan"], "ddpm": textbook["ddpm"]})) == 0
+    assert study.claims({name: textbook[name] for name in ("gan", "dcgan")}) == []
+    two = {name: textbook[name] for name in ("gan", "ddpm")}
+    assert len(study.claims(two)) == 4 and all(
+        "VAE" not in said for _, said, _ in study.claims(two)
+    )
+    slow = textbook | {
+        "unet": study.table_row("unet", [measured("unet", 10, 0.9, ms=20.0)] * 2, 10.0)
+    }
+    assert [verdict for *_, verdict in study.claims(slow)] == ["agrees"] * 5
+    assert "U-Net DDPM 10" in study.claims(slow)[1][1]
 
 
 def test_the_paragraph_says_where_they_differ():
@@ -59,8 +68,8 @@ def test_the_paragraph_says_where_they_differ():
 
 
 def test_a_quick_comparison(tmp_path):
-    run_here("studies.model_comparison", "--quick", "--budget", 1, "--dataset", "digits",
-               "--output-dir", tmp_path)  # fmt: skip
+    run_here("studies.model_comparison", "--quick", "--budget", 1, "--num-samples", 300,
+             "--dataset", "digits", "--output-dir", tmp_path)  # fmt: skip
     folder = tmp_path / "study_images" / "model_comparison"
     result = json.loads((folder / "results.json").read_text("utf-8"))
     table, said = result["tables"]
