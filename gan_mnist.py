@@ -227,7 +227,8 @@ def train(
                 if run.steps_done % config.log_every == 0:
                     run.announce(report_line(run, epoch, config.log_every))
             run.announce(report_line(run, epoch, run.steps_per_epoch) + "  (whole epoch)")
-            track(run, judge, sample(G, TRACKED, config.seed))
+            if judge is not None:
+                track(run, judge, sample(G, TRACKED, config.seed))
             if epoch % config.grid_every == 0 or run.is_last(epoch):
                 write_grid(epoch_grid(result, epoch), draw(G, fixed.to(device)))
     return run

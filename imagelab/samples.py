@@ -53,15 +53,14 @@ def judge_for(config, data: Dataset, n: int) -> Judge | None:
     return Judge(trained_classifier(data, config.output_dir, config.seed, config.quick), data, n)
 
 
-def track(run: Training, judge: Judge | None, images: torch.Tensor) -> None:
+def track(run: Training, judge: Judge, images: torch.Tensor) -> None:
     """Note the Fréchet distance and the coverage of `images` in the history of the run."""
-    if judge is not None:
-        seen = features(judge.classifier, images[: judge.n])
-        run.log(
-            tracked_epoch=torch.tensor(run.steps_done / run.steps_per_epoch),
-            tracked_distance=torch.tensor(frechet_distance(seen, judge.real)),
-            tracked_coverage=torch.tensor(density_and_coverage(seen, judge.real)[1]),
-        )
+    seen = features(judge.classifier, images[: judge.n])
+    run.log(
+        tracked_epoch=torch.tensor(run.steps_done / run.steps_per_epoch),
+        tracked_distance=torch.tensor(frechet_distance(seen, judge.real)),
+        tracked_coverage=torch.tensor(density_and_coverage(seen, judge.real)[1]),
+    )
 
 
 def draw_tracked(result: Result, run: Training, judge: Judge | None) -> None:

@@ -45,7 +45,7 @@ TITLE = "VAE, GANs and diffusion under one clock"
 EPOCHS = 100_000  # more than any budget allows: the clock ends the training
 FAILED = 0.1  # a run whose samples cover less than this part of the real images has failed
 STEPS = 10  # columns of the picture of what can be looked at; of the U-Net's sampling
-SLOW = 20.0  # seconds: a drawing that lasts longer is not repeated to measure its time
+SLOW = 3.0  # seconds: a drawing that lasts longer is not repeated to measure its time
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,144 @@
+"""Where the time of the main job goes: import, data, training, figures, and its memory.
+
+    python -m benchmarks.main_job [--quick]
+
+runs the demos one after the other in a fresh process and prints a table; `python -m benchmarks` runs it
+with --quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+PHASES = ("import", "data", "training", "figures", "sampling and measuring")
+FUNCTIONS = {  # where each phase's work is done
+    "data": {"imagelab.datasets": ("load_dataset",)},
+    "figures": {
+        "imagelab.figures": ("save_figure", "new_figure", "grid"),
+        "imagelab.pictures": ("write_png", "write_gif"),
+    },
+}
+
+
+class Clock:
+    """Seconds per phase; a phase within another stops the outer one's clock."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.stack: list[str] = []
+        self.since = time.perf_counter()
+
+    def enter(self, phase: str) -> None:
+        self._book()
+        self.stack.append(phase)
+
+    def leave(self) -> None:
+        self._book()
+        self.stack.pop()
+
+    def _book(self) -> None:
+        now = time.perf_counter()
+        if self.stack:
+            self.seconds[self.stack[-1]] += now - self.since
+        self.since = now
+
+    def timed(self, function: Callable, phase: str) -> Callable:
+        @functools.wraps(function)
+        def run(*args, **kwargs):
+            self.enter(phase)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.leave()
+
+        return run
+
+
+def instrument(clock: Clock) -> None:
+    """Put the clock around the functions that do each phase's work, before a demo imports them."""
+    for phase, modules in FUNCTIONS.items():
+        for module, names in modules.items():
+            home = importlib.import_module(module)
+            for name in names:
+                setattr(home, name, clock.timed(getattr(home, name), phase))
+    training = importlib.import_module("imagelab.training").Training
+    enter, leave = training.__enter__, training.__exit__
+
+    def begin(self):
+        clock.enter("training")
+        return enter(self)
+
+    def end(self, *error):
+        clock.leave()
+        return leave(self, *error)
+
+    training.__enter__, training.__exit__ = begin, end
+
+
+def measured(quick: bool, folder: Path) -> list[dict]:
+    """Run the main job's demos in this process: seconds of each phase, and the memory used so far."""
+    import resource
+
+    clock = Clock()
+    clock.enter("import")
+    instrument(clock)
+    driver = importlib.import_module("advanced_image_processing")
+    rows = []
+    for name, demo in driver.DEMOS.items():
+        module = importlib.import_module(name)
+        config = driver.Config(quick=quick, dataset="digits", output_dir=folder)
+        clock.enter("sampling and measuring")
+        module.run(driver.demo_config(module, config, demo))
+        clock.leave()
+        rows.append({
+            "demo": name,
+            "seconds": {phase: clock.seconds.pop(phase, 0.0) for phase in PHASES},
+            "peak memory, MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        })  # fmt: skip
+    return rows
+
+
+def main_job(quick: bool) -> list[dict]:
+    """The same in a process of its own, so that imports and memory count from zero."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.main_job",
+        "--json",
+        *(["--quick"] if quick else []),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(rows: list[dict]) -> str:
+    from imagelab.results import text_table
+
+    cells = [[row["demo"], *row["seconds"].values(), row["peak memory, MiB"]] for row in rows]
+    return text_table(["seconds of", *PHASES, "peak memory, MiB"], cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="the quick run")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measured(arguments.quick, Path(folder))
+    print(json.dumps(rows) if arguments.json else table(rows))
+
+
+if __name__ == "__main__":
+    main()

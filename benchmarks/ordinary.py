@@ -1,0 +1,151 @@
+"""The same networks trained the ordinary way: a Dataset of PIL images with transforms, a DataLoader, an
+Adam that is not fused, float32, and the loss as a Python number at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+import gan_mnist
+import mlp_diffusion
+from imagelab import datasets
+from imagelab.diffusion import Schedule
+from studies import dcgan, unet_diffusion
+
+
+class Digits(Dataset):
+    """As torchvision's MNIST hands out its images: one by one, by way of PIL."""
+
+    def __init__(self, data: datasets.Dataset, signed: bool) -> None:
+        from torchvision import transforms
+
+        self.images = data.images[:, 0].numpy()
+        self.labels = data.labels.tolist()
+        steps = [transforms.ToTensor()] + [transforms.Normalize((0.5,), (0.5,))] * signed
+        self.transform = transforms.Compose(steps)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        from PIL import Image
+
+        return self.transform(Image.fromarray(np.asarray(self.images[index]))), self.labels[index]
+
+
+def batches(data: datasets.Dataset, size: int, signed: bool = True) -> DataLoader:
+    return DataLoader(Digits(data, signed), batch_size=size, shuffle=True, drop_last=True)
+
+
+Layers = Callable[[torch.Tensor], torch.Tensor]
+
+
+def play(
+    data: datasets.Dataset,
+    G: nn.Module,
+    D: nn.Module,
+    draw: Layers,
+    judge: Layers,
+    size: int,
+    lr: float,
+) -> list[float]:
+    """One epoch of a GAN: the discriminator on real and on generated images, then the generator."""
+    adam_g = torch.optim.Adam(G.parameters(), lr=lr, betas=(0.5, 0.999))
+    adam_d = torch.optim.Adam(D.parameters(), lr=lr, betas=(0.5, 0.999))
+    loss_of, losses = nn.BCELoss(), []
+    for real, _ in batches(data, size):
+        ones, zeros = torch.ones(size), torch.zeros(size)
+        fake = draw(torch.randn(size, 100))
+        adam_d.zero_grad()
+        d_loss = (
+            loss_of(judge(real).sigmoid(), ones) + loss_of(judge(fake.detach()).sigmoid(), zeros)
+        ) / 2
+        d_loss.backward()
+        adam_d.step()
+        adam_g.zero_grad()
+        g_loss = loss_of(judge(fake).sigmoid(), ones)
+        g_loss.backward()
+        adam_g.step()
+        losses += [d_loss.item(), g_loss.item()]
+    return losses
+
+
+def mlp_gan(data: datasets.Dataset, config: gan_mnist.Config) -> list[float]:
+    G, D = gan_mnist.build(config, data.shape, torch.device("cpu"))
+    return play(data, G, D, G, D.logits, config.batch_size, config.lr)
+
+
+def conv_gan(data: datasets.Dataset, config: dcgan.Config) -> list[float]:
+    """The layers of dcgan.py without what its networks do for speed: channels_last, autocast."""
+    G, D = dcgan.build(config, data.shape, torch.device("cpu"))
+    for network in (G, D):
+        network.to(memory_format=torch.contiguous_format)
+
+    def draw(z: torch.Tensor) -> torch.Tensor:
+        return G.grow(G.dense(z).reshape(-1, *G.start))
+
+    return play(data, G, D, draw, lambda x: D.layers(x).squeeze(1), config.batch_size, config.lr)
+
+
+def mlp_ddpm(data: datasets.Dataset, config: mlp_diffusion.Config) -> list[float]:
+    model = mlp_diffusion.build(vars(config), data.shape)
+    weight = mlp_diffusion.loss_weight(model.schedule, model.recipe.skip, config.gamma)
+    adam, losses = torch.optim.Adam(model.parameters(), lr=config.lr), []
+    for x0, _ in batches(data, config.batch_size):
+        x0 = x0.flatten(1)
+        t, eps = torch.randint(0, config.T, (len(x0),)), torch.randn_like(x0)
+        eps_hat = model(model.schedule.q_sample(x0, t, eps), t)
+        loss = mlp_diffusion.noise_loss(eps_hat, eps, weight[t])
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        losses.append(loss.item())
+    return losses
+
+
+def small_cnn(classes: int) -> nn.Sequential:
+    """The classifier's layers as they are usually written: ReLU before the pooling."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(64 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, classes),
+    )  # fmt: skip
+
+
+def classifier(data: datasets.Dataset, size: int, lr: float) -> list[float]:
+    model = small_cnn(len(data.classes))
+    adam, losses = torch.optim.Adam(model.parameters(), lr=lr), []
+    for images, labels in batches(data, size, signed=False):
+        loss = F.cross_entropy(model(images), labels)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        losses.append(loss.item())
+    return losses
+
+
+def unet_ddpm(data: datasets.Dataset, config: unet_diffusion.Config) -> list[float]:
+    model = unet_diffusion.build(vars(config), data.shape, classes=len(data.classes))
+    schedule: Schedule = model.schedule
+    adam, losses = torch.optim.Adam(model.network.parameters(), lr=config.lr), []
+    for x0, labels in batches(data, config.batch_size):
+        t, eps = torch.randint(0, config.T, (len(x0),)), torch.randn_like(x0)
+        labels = torch.where(torch.rand(len(x0)) < config.drop_class, len(data.classes), labels)
+        at = (slice(None), None, None, None)
+        a, b = (
+            schedule.alpha_bar[t].sqrt().float()[at],
+            (1 - schedule.alpha_bar[t]).sqrt().float()[at],
+        )
+        answer = model.network(a * x0 + b * eps, t / config.T, label=labels)
+        loss = F.mse_loss(answer, a * eps - b * x0)
+        adam.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.network.parameters(), 1.0)
+        adam.step()
+        losses.append(loss.item())
+    return losses

@@ -1,0 +1,37 @@
+"""How many images each generator draws in a second (untrained: the work is the same)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+import gan_mnist
+import mlp_diffusion
+from imagelab.datasets import load_dataset
+from imagelab.mixture import fit_gaussians
+from studies import dcgan, unet_diffusion, vae
+
+
+def sampling(device: torch.device, quick: bool) -> Iterator[tuple]:
+    """Images per second, drawn as the scripts draw them."""
+    data = load_dataset("digits", Path("data"))
+    shape = data.shape
+    gan = gan_mnist.build(gan_mnist.Config(), shape, device)[0]
+    conv = dcgan.build(dcgan.Config(), shape, device)[0]
+    coder = vae.VAE(shape, 16).to(device)
+    ddpm = mlp_diffusion.build(vars(mlp_diffusion.Config()), shape).to(device)
+    gaussians = fit_gaussians(data.images[:2000].to(device), 1, 0)
+    unet = unet_diffusion.build(vars(unet_diffusion.Config()), shape, classes=10)
+    unet.network.to(device, memory_format=torch.channels_last).eval()
+    config = unet_diffusion.Config()
+    for name, n, draw in (
+        ("MLP GAN", 10_000, lambda n: gan_mnist.sample(gan, n, 0)),
+        ("VAE, 16 latents", 10_000, lambda n: vae.sample(coder, n, 0)),
+        ("DCGAN", 1_000, lambda n: gan_mnist.sample(conv, n, 0)),
+        ("MLP DDPM, 50 steps", 1_000, lambda n: mlp_diffusion.sample(ddpm, gaussians, n, shape, 0)),
+        ("U-Net DDPM, 20 guided steps", 50, lambda n: unet_diffusion.sample(unet, config, n)),
+    ):
+        n = max(n // 10, 10) if quick else n
+        yield f"{name}: sampling", "images drawn", n, lambda draw=draw, n=n: draw(n), None
