@@ -40,6 +40,13 @@ from imagelab.settings import Count, Limits, Settings
 
 SCRIPT = "fgsm"
 PICTURES = "adversarial_images"
+LESSONS = (
+    "Noise of ±0.3 in every pixel leaves {accuracy, random sign noise, ε = 0.3|.0%} of the "
+    "images read rightly, one gradient step of the same size {accuracy, FGSM, ε = 0.3|.0%}, "
+    "forty smaller steps {accuracy, PGD-40, ε = 0.3|.0%}.",
+    "What harms is the direction and not the size: a network that noise cannot move may be "
+    "moved by an attack.",
+)
 EPSILONS = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]  # of the range [0, 1]
 PHOTO_EPSILONS = [k / 255 for k in (0.5, 1, 2, 4, 8)]
 
@@ -331,7 +338,7 @@ def run(config: Config) -> Result:
         attack_own_photo(config, device, result)
     elif config.image is not None:
         attack_own_digit(config, data, result)
-    return result.save()
+    return result.save(*LESSONS)
 
 
 def main() -> None:

@@ -56,6 +56,12 @@ SUMMARY = (
     "to tell its images from real ones. The balance of the two is seen in D(x) and D(G(z)), the "
     "variety in the classes that a classifier reads."
 )
+LESSONS = (
+    "The samples lie at a distance of {Fréchet distance|.0f} from the data and cover "
+    "{coverage|.0%} of it; the rarest class has {rarest class|.1%} of them.",
+    "In the last epoch D(x) was {D(x), last epoch|.2f} and D(G(z)) {D(G(z)), last epoch|.2f}: "
+    "these say how the game stands, not how good the images are, for which it takes a judge.",
+)
 
 
 @dataclass(frozen=True)
@@ -346,7 +352,7 @@ def run(config: Config) -> Result:
     training = train(config, data, G, D, checkpoint_path(config), result, watch)
     samples = evaluate(config, data, training, watch, result)
     write_samples(config.samples_file, samples)
-    return result.save()
+    return result.save(*LESSONS)
 
 
 def main() -> None:

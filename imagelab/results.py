@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import textwrap
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,6 +39,7 @@ class Result:
     seed: int
     device: str
     dataset: dict[str, Any] | None = None
+    learned: str = ""  # what the figures teach
     judge: str = ""  # the network in whose features distances are measured, with its hash
     seconds: float = 0.0
     metrics: dict[str, Metric] = field(default_factory=dict)
@@ -62,14 +65,28 @@ class Result:
     def pictures(self) -> list[Path]:
         return [self.folder / f["path"] for f in self.files if f["featured"]]
 
-    def save(self) -> Result:
-        """Write `results.json` into the folder and return self."""
+    def save(self, *lessons: str) -> Result:
+        """Write `results.json` into the folder and return self.
+
+        `lessons` are sentences on what the figures teach. They name figures as '{name|.0%}', a metric and
+        its format; a sentence with one that was not measured, or is not a number, is left out.
+        """
         self.seconds = time.perf_counter() - self.started
+        self.learned = " ".join(filter(None, map(self._filled, lessons)))
         record = {k: v for k, v in asdict(self).items() if k not in ("started", "exit_status")}
         record["folder"] = self.folder.name
         record["versions"] = versions()
         write_json(self.folder / "results.json", record)
         return self
+
+    def _filled(self, lesson: str) -> str:
+        named = re.findall(r"\{([^{}|]+)\|([^{}]*)\}", lesson)
+        for name, form in named:
+            metric = self.metrics.get(name)
+            if metric is None or not math.isfinite(metric.value):
+                return ""
+            lesson = lesson.replace(f"{{{name}|{form}}}", format(metric.value, form))
+        return lesson
 
     def print_summary(self) -> None:
         for table in self.tables:
@@ -79,6 +96,8 @@ class Result:
             print()
             rows = [[name, metric_text(asdict(m)), m.n] for name, m in self.metrics.items()]
             print(text_table(["figure", "value", "n"], rows))
+        if self.learned:
+            print("\n" + textwrap.fill(self.learned, 100))
         print(f"\n{self.seconds:.0f} s, seed {self.seed}, {self.device}. Look at:")
         for entry in self.files:
             if entry["featured"]:

@@ -403,7 +403,13 @@ def run(config: Config) -> Result:
          draw_checks, runs),
     ):  # fmt: skip
         draw(result.add_file(name, caption), *what)
-    return result.save()
+    at = f"ε = {config.epsilon:g}"
+    return result.save(
+        f"Under PGD-40 at {at} the ordinary network keeps {{ordinary: PGD-40, {at}|.0%}}, the fast one "
+        f"{{fast: PGD-40, {at}|.0%}}, the one trained on PGD {{PGD: PGD-40, {at}|.0%}}.",
+        f"FGSM alone, under which the fast one keeps {{fast: FGSM, {at}|.0%}}, proves nothing: an "
+        "attack that fails may only be a weak attack.",
+    )
 
 
 def main() -> None:

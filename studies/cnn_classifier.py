@@ -44,6 +44,13 @@ SUMMARY = (
     "Filters, feature maps, pooling, dense layers: what each of them makes of one digit, how often the "
     "network that is built from them is right, and where it is wrong and sure of it."
 )
+LESSONS = (
+    "{accuracy|.1%} of the held-out images are read rightly; the surest mistakes are images "
+    "that people would argue about, or of a kind that training never showed.",
+    "A network that has only ever seen the embedded digits reads {accuracy on MNIST's test "
+    "images, never having seen MNIST|.0%} of MNIST: what is held out of the same collection "
+    "says little about another one.",
+)
 
 
 @dataclass(frozen=True)
@@ -345,7 +352,7 @@ def run(config: Config) -> Result:
     evaluate(data, first, result)
     read_mnist(config, data, first, result)
     draw_loss(result.add_file("loss.png", "The loss."), first_training, "cross-entropy")
-    return result.save()
+    return result.save(*LESSONS)
 
 
 def main() -> None:

@@ -65,6 +65,12 @@ SUMMARY = (
     "another, which only takes noise away, does so for photographs that it has never seen, and is "
     "measured beside the classical methods."
 )
+LESSONS = (
+    "Redrawing digits that are half hidden in noise reaches {autoencoder: PSNR|.1f} dB: the "
+    "network knows what digits look like, a filter does not.",
+    "On photographs, of which nobody knows all, a network that only takes noise away reaches "
+    "{photographs, σ = 25: learned|.1f} dB at σ = 25 of 255.",
+)
 Sigma = Annotated[float, Limits(0, 1)]
 
 
@@ -324,7 +330,7 @@ def run(config: Config) -> Result:
     write_samples(config.samples_file, images)
     names = HELD_OUT[1:2] if config.quick else HELD_OUT[:3]
     evaluate_photographs(names, (25 / 255,), methods(device), config.seed, result)
-    return result.save()
+    return result.save(*LESSONS)
 
 
 def run_photographs(config: Photographs) -> Result:

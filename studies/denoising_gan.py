@@ -47,6 +47,10 @@ SUMMARY = (
     "A U-Net cleans noisy images under an adversarial loss, L1 and SSIM, and again under L1 alone, so "
     "that what the adversarial term buys and costs is seen, beside filters that know no images."
 )
+LESSONS = (
+    "The U-Net reaches {L1 alone: PSNR|.1f} dB under L1 alone and {GAN: PSNR|.1f} dB with the "
+    "adversarial term; the best blur is {GAN less blur: PSNR|.1f} dB behind.",
+)
 Weight = Annotated[float, Limits(0, 1e6)]
 
 
@@ -335,7 +339,7 @@ def run(config: Config) -> Result:
                 caption = f"{name} after epoch {epoch}."
                 result.add_file(epoch_picture(name, epoch), caption, featured=False)
     write_samples(config.samples_file, images)
-    return result.save()
+    return result.save(*LESSONS)
 
 
 def main() -> None:

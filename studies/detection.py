@@ -49,6 +49,12 @@ SUMMARY = (
     "photographs: a grid of cells, each of which says whether the middle of a thing lies in it, its "
     "box, and its class."
 )
+LESSONS = (
+    "Average precision is {mAP at 0.5|.2f} where half an overlap is enough and {mAP at 0.5 to "
+    "0.95|.2f} where boxes must fit closely: finding a thing is easier than measuring it.",
+    "One pass of {size of the detector|.1f} MB does for a whole picture: {frames a second, "
+    "drawing included|.0f} frames a second here, drawing included.",
+)
 CELL = 16  # pixels
 
 
@@ -412,7 +418,7 @@ def run(config: Config) -> Result:
     if data.name == "digit-scenes":
         make_film(config, model, data.classes, result)
     draw_loss(result.add_file("loss.png", "The loss."), training, "loss")
-    return result.save()
+    return result.save(*LESSONS)
 
 
 def run_predict(config: Predict) -> None:

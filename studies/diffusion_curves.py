@@ -41,6 +41,12 @@ SUMMARY = (
     "One trained network, drawn from with few steps and with many, by three samplers, and under more "
     "and more guidance: quality, variety and time of each."
 )
+LESSONS = (
+    "Twenty steps of DPM-Solver++ come to {dpm-solver in 20 steps, share of ddpm's 1000|.2f} "
+    "times the distance of all thousand: the network is good enough for large steps, if their "
+    "errors are corrected.",
+    "Guidance has a best scale that is small; beyond it variety is lost and nothing is gained.",
+)
 
 
 @dataclass(frozen=True)
@@ -178,7 +184,7 @@ def run(config: Config) -> Result:
     curve_by_guidance(result, model, judge, config)
     found = curve_by_steps(result, model, judge, config)
     compare_lengths(result, model, judge, config, data, found)
-    return result.save()
+    return result.save(*LESSONS)
 
 
 def main() -> None:

@@ -41,6 +41,12 @@ SUMMARY = (
     "A model that has learnt what digits look like takes noise out of them, and, trained once more, "
     "draws them large from seven by seven pixels."
 )
+LESSONS = (
+    "Restored in one step, heavy noise leaves {σ = 0.5: one step less the best classical "
+    "method|.1f} dB more than the best classical method does.",
+    "Drawn from 7×7 pixels, digits are {super-resolution: PSNR less bicubic's|.1f} dB nearer to"
+    " the originals than by bicubic enlargement.",
+)
 
 
 @dataclass(frozen=True)
@@ -200,7 +206,7 @@ def run(config: Config) -> Result:
     enlarger = train_enlarger(config, data)
     drawn = compare_enlargements(config, enlarger, classifier, images, labels, result)
     write_samples(config.samples_file, drawn)
-    return result.save()
+    return result.save(*LESSONS)
 
 
 def main() -> None:

@@ -352,7 +352,11 @@ def run(config: Config) -> Result:
     path = result.add_file("inside.png", "What can be looked at: a walk through the latents of VAE "
                            "and GANs, the reverse process of the diffusion model.")  # fmt: skip
     figures.named_rows(path, {NAMES[name]: runs[0].inside for name, runs in measured.items()})
-    return result.save()
+    return result.save(
+        "A budget in seconds measures the machine as well as the models: on another one the same seconds "
+        "buy other epochs. What carries over is the order, and that three seeds can differ by more than "
+        "two methods do."
+    )
 
 
 def main() -> None:

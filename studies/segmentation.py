@@ -46,6 +46,11 @@ SUMMARY = (
     "scenes whose masks are exact, and is judged by the overlap of what it says with what is there, "
     "class by class, because most pixels are road and sky and those are easy."
 )
+LESSONS = (
+    "{pixel accuracy|.0%} of the pixels are named rightly, but the mean overlap of the classes "
+    "is {mean IoU|.2f}: large surfaces are easy, and thin or rare things are what a mean over "
+    "classes shows.",
+)
 STEPS = 1200  # of a training whose --epochs are not given
 COLOURS = {
     "sky": "#56B4E9", "road": "#999999", "marking": "#F0E442", "building": "#D55E00",
@@ -363,7 +368,7 @@ def run(config: Config) -> Result:
     result.add_metric("seconds of training", training.seconds, training.steps_done, unit="s")
     draw_loss(result.add_file("loss.png", f"The loss ({config.loss})."), training, "loss")
     evaluate(config, data, training.networks["unet"].eval(), result)
-    return result.save()
+    return result.save(*LESSONS)
 
 
 def run_predict(config: Predict) -> None:

@@ -41,6 +41,11 @@ SUMMARY = (
     "A diffusion model that reads. Its captions are made by measuring real digits; whether it does "
     "what a prompt says is measured in the same way, also for words that it never saw together."
 )
+LESSONS = (
+    "Prompts whose stroke and slant were never seen together are obeyed in all four words in "
+    "{never seen together: all four|.0%}, those that were in {seen together in training: all "
+    "four|.0%}; chance would obey 0.4 %.",
+)
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ATTRIBUTES = {
     "size": ("small", "medium", "large"),
@@ -288,7 +293,7 @@ def run(config: Config) -> Result:
     path = result.add_file("samples.png", "The last hundred of the table.", featured=False)
     write_grid(path, images[-GRID:])
     write_samples(config.samples_file, images)
-    return result.save()
+    return result.save(*LESSONS)
 
 
 def main() -> None:

@@ -53,6 +53,11 @@ SUMMARY = (
     "An encoder squeezes each image into 2, 4 or 16 numbers and a decoder draws it again. Because the "
     "numbers are kept near a standard normal distribution, fresh ones decode into new images."
 )
+LESSONS = (
+    "Two numbers keep an SSIM of {2 latents: SSIM|.2f} at {2 latents: negative ELBO|.0f} nats, "
+    "sixteen {16 latents: SSIM|.2f} at {16 latents: negative ELBO|.0f}.",
+    "What more numbers save in reconstruction they pay back in part as divergence: both are nats.",
+)
 
 
 @dataclass(frozen=True)
@@ -297,7 +302,7 @@ def run(config: Config) -> Result:
         samples[size] = sample(models[size], samples_to_draw(config, data), config.seed)
     evaluate(config, data, models, runs, rows, samples, result)
     write_samples(config.samples_file, samples[max(samples)])
-    return result.save()
+    return result.save(*LESSONS)
 
 
 def evaluate(config: Config, data: Dataset, models, runs, rows, samples, result: Result) -> None:

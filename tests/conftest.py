@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,6 +65,14 @@ def complaint(script: str, *arguments: object) -> str:
     """The one sentence with which a script refuses bad input (exit status 2)."""
     _, complained = run_here(script, *arguments, status=2)
     return complained.strip().splitlines()[-1]
+
+
+def untaught(script: str, result: dict) -> list[str]:
+    """The script's LESSONS that are not in its result: they name a figure that was not measured."""
+    lessons = importlib.import_module(script).LESSONS
+    words = [re.split(r"\{[^}]*\}", text) for text in lessons]
+    return [text for text, parts in zip(lessons, words, strict=True)
+            if not all(part in result["learned"] for part in parts)]  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import complaint, run_here
+from conftest import complaint, run_here, untaught
 from PIL import Image
 
 from imagelab.classifier import DigitCNN
@@ -60,6 +60,9 @@ def quick(tmp_path_factory) -> Path:
 def test_a_run_leaves_what_was_promised(quick):
     folder = quick / "study_images" / "cnn_classifier"
     result = json.loads((folder / "results.json").read_text("utf-8"))
+    assert untaught("studies.cnn_classifier", result) == [
+        cnn_classifier.LESSONS[1]
+    ]  # MNIST is not here
     names = {entry["path"] for entry in result["files"]}
     assert {"journey.png", "convolutions.png", "confusion.png", "mistakes.png"} <= names
     assert all((folder / name).is_file() for name in names)

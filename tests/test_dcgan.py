@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run_here
+from conftest import run_here, untaught
 from torch import nn
 
 from studies import dcgan
@@ -65,6 +65,7 @@ def quick(tmp_path_factory) -> Path:
 def test_a_run_leaves_what_was_promised(quick):
     folder = quick / "study_images" / "dcgan"
     result = json.loads((folder / "results.json").read_text("utf-8"))
+    assert untaught("studies.dcgan", result) == []
     names = {entry["path"] for entry in result["files"]}
     assert {"samples.png", "classes.png", "quality.png", "curves.png", "training.gif"} <= names
     assert all((folder / name).is_file() for name in names)

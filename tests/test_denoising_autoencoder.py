@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_here
+from conftest import complaint, run_here, untaught
 from PIL import Image
 
 from imagelab.checkpoints import load_checkpoint
@@ -32,6 +32,7 @@ def results(folder: Path) -> dict:
 
 def test_the_autoencoder_beats_the_filters(quick):
     result = results(quick)
+    assert untaught("studies.denoising_autoencoder", result) == []
     folder = quick / "study_images" / "denoising_autoencoder"
     assert all((folder / entry["path"]).is_file() for entry in result["files"])
     quality = {row[0].split(",")[0]: row[1:] for row in result["tables"][0]["rows"]}

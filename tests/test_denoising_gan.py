@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_here
+from conftest import complaint, run_here, untaught
 from skimage.metrics import structural_similarity
 
 from imagelab.results import start_result
@@ -29,6 +29,7 @@ def results(folder: Path) -> dict:
 
 def test_a_run_leaves_what_was_promised(quick):
     result, folder = results(quick), quick / "study_images" / "denoising_gan"
+    assert untaught("studies.denoising_gan", result) == []
     assert all((folder / entry["path"]).is_file() for entry in result["files"])
     assert {"GAN_epoch_001.png", "L1_alone_epoch_001.png", "restored.png"} <= {
         entry["path"] for entry in result["files"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_here
+from conftest import complaint, run_here, untaught
 from PIL import Image
 
 from imagelab.runtime import UserError, generator
@@ -133,6 +133,7 @@ def quick(tmp_path_factory) -> Path:
 def test_a_run_leaves_what_was_promised(quick):
     folder = quick / "study_images" / "detection"
     result = json.loads((folder / "results.json").read_text("utf-8"))
+    assert untaught("studies.detection", result) == []
     names = {entry["path"] for entry in result["files"]}
     assert {"detections.png", "steps.png", "found.gif"} <= names
     assert all((folder / name).is_file() for name in [*names, "moving.mp4", "found.mp4"])

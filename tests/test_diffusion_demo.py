@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import complaint, run_here
+from conftest import complaint, run_here, untaught
 from PIL import Image
 
 import diffusion_demo as demo
@@ -86,6 +86,7 @@ def test_the_comparison(tmp_path):
     run_here("diffusion_demo", "--compare", "--size", 96, "--steps", 2, "--output-dir", tmp_path)
     folder = tmp_path / "diffusion_images"
     result = json.loads((folder / "results.json").read_text("utf-8"))
+    assert untaught("diffusion_demo", result) == []
     psnr, ssim = (t for t in result["tables"] if "method" in t["columns"])
     assert len(psnr["rows"]) == len(ssim["rows"]) == 8  # noise, six classical methods, the learned
     for step in (1, 2):

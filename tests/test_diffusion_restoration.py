@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_here
+from conftest import complaint, run_here, untaught
 
 from imagelab.diffusion import cosine_schedule
 from studies.diffusion_restoration import (
@@ -60,6 +60,7 @@ def quick(unet_run) -> Path:
 def test_a_run_leaves_what_was_promised(quick):
     folder = quick / "study_images" / "diffusion_restoration"
     result = json.loads((folder / "results.json").read_text("utf-8"))
+    assert untaught("studies.diffusion_restoration", result) == [LESSONS[0]]  # not at this σ
     names = {entry["path"] for entry in result["files"]}
     assert {"denoising.png", "super_resolution.png"} <= names
     assert all((folder / name).is_file() for name in names)

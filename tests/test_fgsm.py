@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_here
+from conftest import complaint, run_here, untaught
 from PIL import Image
 
 import fgsm
@@ -29,6 +29,7 @@ def test_noise_is_signed_and_clipped():
 def test_the_lesson(main_job):
     """Noise of the same size is harmless, the attack is not; ε = 0 is the clean accuracy."""
     result = json.loads((main_job / "adversarial_images/results.json").read_text("utf-8"))
+    assert untaught("fgsm", result) == []
     rows = result["tables"][0]["rows"]
     assert rows[0][0] == "0" and rows[0][1] == rows[0][2] == rows[0][3]
     assert rows[-1][3] < 0.3 < 0.7 < min(rows[-1][1:3])

@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from conftest import command, complaint, run_script
+from conftest import command, complaint, run_script, untaught
 from PIL import Image
 
 import gan_mnist as gan
@@ -47,6 +47,7 @@ def test_losses_are_the_formulas():
 def test_the_main_job_left_what_was_promised(main_job):
     folder = main_job / "fake_images"
     result = json.loads((folder / "results.json").read_text("utf-8"))
+    assert untaught("gan_mnist", result) == []
     assert (main_job / "GAN_models" / "mlp_gan.pth").is_file()
     for entry in result["files"]:
         assert (folder / entry["path"]).is_file(), entry

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_here
+from conftest import complaint, run_here, untaught
 from PIL import Image
 
 from imagelab.diffusion import cosine_schedule
@@ -64,6 +64,7 @@ def test_a_run_leaves_what_was_promised(unet_run):
     run_here("studies.inpainting", "--quick", "--dataset", "digits", "--output-dir", unet_run)
     folder = unet_run / "study_images" / "inpainting"
     result = json.loads((folder / "results.json").read_text("utf-8"))
+    assert untaught("studies.inpainting", result) == []
     names = {entry["path"] for entry in result["files"]}
     assert names == {"box.png", "half.png", "strokes.png", "several.png"}
     assert all((folder / name).is_file() for name in names)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_script
+from conftest import complaint, run_script, untaught
 
 import mlp_diffusion as ddpm
 from imagelab.diffusion import linear_schedule
@@ -128,6 +128,7 @@ def test_the_reverse_process_has_the_forward_process_marginals():
 def test_the_main_job_left_what_was_promised(main_job):
     folder = main_job / "diffusion_samples"
     result = json.loads((folder / "results.json").read_text("utf-8"))
+    assert untaught("mlp_diffusion", result) == []
     for entry in result["files"]:
         assert (folder / entry["path"]).is_file(), entry
     names = {entry["path"] for entry in result["files"]}

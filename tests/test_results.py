@@ -130,3 +130,17 @@ def test_the_summary_names_figures_and_featured_files(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "31.2 dB" in out and "Accuracy" in out and "seed 3" in out
     assert str(tmp_path / "a.png") in out and "b.png" not in out
+
+
+def test_lessons_are_filled_with_figures(tmp_path):
+    run = result(tmp_path / "pictures")
+    run.add_metric("accuracy, FGSM, ε = 0.3", 0.0376, 100)
+    run.add_metric("literal: distance", 1316.6, 100)
+    run.add_metric("lost", float("nan"), 100)
+    run.save(
+        "It leaves {accuracy, FGSM, ε = 0.3|.1%}, at {literal: distance|,.0f}.",
+        "Not measured: {nothing|.0f}.", "No number: {lost|.0f}.", "So it is.",
+    )  # fmt: skip
+    assert run.learned == "It leaves 3.8%, at 1,317. So it is."
+    written = json.loads((tmp_path / "pictures" / "results.json").read_text("utf-8"))
+    assert written["learned"] == run.learned

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import complaint, run_here
+from conftest import complaint, run_here, untaught
 from PIL import Image
 from test_masks import write_pair
 
@@ -136,6 +136,7 @@ def quick(tmp_path_factory) -> Path:
 def test_a_run_leaves_what_was_promised(quick):
     folder = quick / "study_images" / "segmentation"
     result = json.loads((folder / "results.json").read_text("utf-8"))
+    assert untaught("studies.segmentation", result) == []
     names = {entry["path"] for entry in result["files"]}
     assert {"overlays.png", "iou.png", "augmented.png", "loss.png"} <= names
     assert all((folder / name).is_file() for name in names)

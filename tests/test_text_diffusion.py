@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_here
+from conftest import complaint, run_here, untaught
 
 from imagelab.datasets import load_dataset
 from studies.text_diffusion import (
@@ -91,6 +91,7 @@ def test_a_run_leaves_what_was_promised(tmp_path):
     run_here("studies.text_diffusion", "--quick", "--dataset", "digits", "--output-dir", tmp_path)
     folder = tmp_path / "study_images" / "text_diffusion"
     result = json.loads((folder / "results.json").read_text("utf-8"))
+    assert untaught("studies.text_diffusion", result) == []
     assert all((folder / entry["path"]).is_file() for entry in result["files"])
     assert [row[0] for row in result["tables"][0]["rows"]] == [
         "seen together in training", "never seen together",

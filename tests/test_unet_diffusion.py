@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_here
+from conftest import complaint, run_here, untaught
 
 from imagelab.runtime import Interrupted, prepare
 from studies import unet_diffusion
@@ -102,6 +102,7 @@ def test_each_prediction_learns(prediction, stripes, tmp_path):
 def test_a_run_leaves_what_was_promised(unet_run):
     folder = unet_run / "study_images" / "unet_diffusion"
     result = results(folder)
+    assert untaught("studies.unet_diffusion", result) == []
     names = {entry["path"] for entry in result["files"]}
     assert {"samples.png", "guidance.png", "reverse_process.gif", "quality.png"} <= names
     assert all((folder / name).is_file() for name in names)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_here
+from conftest import complaint, run_here, untaught
 
 from studies import vae
 
@@ -23,6 +23,7 @@ def quick(tmp_path_factory) -> Path:
 def test_a_run_leaves_pictures_and_figures_for_every_size(quick):
     folder = quick / "study_images" / "vae"
     result = json.loads((folder / "results.json").read_text("utf-8"))
+    assert untaught("studies.vae", result) == []
     assert all((folder / entry["path"]).is_file() for entry in result["files"])
     assert {p.name for p in (quick / "study_models" / "vae").iterdir()} == {
         "latent_2.pth", "latent_4.pth", "latent_16.pth",
