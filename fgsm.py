@@ -84,11 +84,16 @@ class Config(Settings):
 def add_noise(picture: np.ndarray, sigma: float, weight: float, rng: np.random.Generator):
     """Gaussian noise and the picture with it; (H, W) in [0, 1], `sigma` in grey levels of 255.
 
-    The sum is taken in floating point and clipped. In unsigned bytes, as this is often written,
-    negative noise would wrap around to 206 … 255 and half of the noise would turn bright.
+    The sum is taken in floating point and clipped.
     """
     noise = rng.normal(0, sigma / 255, picture.shape)
     return noise, np.clip(picture + weight * noise, 0, 1)
+
+
+def add_noise_in_bytes(picture: np.ndarray, noise: np.ndarray, weight: float) -> np.ndarray:
+    """As it is often written: the noise as unsigned bytes, where −3 is 253; (H, W) in [0, 1]."""
+    wrapped = (noise * 255).astype(np.int64).astype(np.uint8) / 255
+    return np.clip(picture + weight * wrapped, 0, 1)
 
 
 def noise_half(config: Config, result: Result) -> None:
@@ -115,6 +120,14 @@ def noise_half(config: Config, result: Result) -> None:
     }
     path = result.add_file("noise_side_by_side.png", "Random noise leaves the picture what it is.")
     figures.side_by_side(path, side, height=3.8)
+    pair = {
+        "as often written, noise in unsigned bytes": add_noise_in_bytes(picture, noise, 1.0),
+        "corrected, noise in floating point": np.clip(picture + noise, 0, 1),
+    }
+    pair = {f"{name}\nPSNR {psnr(picture, x):.1f} dB": x for name, x in pair.items()}
+    path = result.add_file("bytes_and_floats.png", "The same noise at its full weight: as unsigned bytes "
+                           "every negative value wraps around to nearly white.")  # fmt: skip
+    figures.side_by_side(path, pair, height=3.8)
 
 
 # --- second half: the attack ----------------------------------------------------------------------

@@ -40,9 +40,30 @@ def write_report(path: Path, root: Path, rows: list[dict[str, Any]], facts: dict
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters.update(number=number, metric=metric_text)
-    page = environment.get_template(TEMPLATE.name).render(demos=demos, facts=facts)
+    page = environment.get_template(TEMPLATE.name).render(
+        demos=demos, facts=facts, models=model_rows(demos)
+    )
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+MODEL_COLUMNS = ("Fréchet distance", "coverage", "rarest class", "milliseconds per sample")
+
+
+def model_rows(demos: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every demo that draws samples: its anchor and title, and its figures of MODEL_COLUMNS.
+
+    Only demos of one and the same judge are put together: other distances are not comparable.
+    """
+    judged = [demo for demo in demos if demo["result"] and demo["result"]["judge"]]
+    judged = [demo for demo in judged if MODEL_COLUMNS[0] in demo["result"]["metrics"]]
+    return [
+        {"anchor": demo["anchor"], "title": demo["result"]["title"].split(":")[0],
+         "judge": demo["result"]["judge"],
+         "n": demo["result"]["metrics"][MODEL_COLUMNS[0]]["n"],
+         "figures": [demo["result"]["metrics"].get(name) for name in MODEL_COLUMNS]}
+        for demo in judged if demo["result"]["judge"] == judged[0]["result"]["judge"]
+    ]  # fmt: skip
 
 
 def _embed(path: Path, room: int) -> dict[str, Any]:

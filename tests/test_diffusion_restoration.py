@@ -9,10 +9,7 @@ import torch
 from conftest import complaint, run_here, untaught
 
 from imagelab.diffusion import cosine_schedule
-from studies.diffusion_restoration import (
-    enlarge,
-    shrink,
-)
+from studies.diffusion_restoration import LESSONS, enlarge, shrink
 from studies.unet_diffusion import Model
 
 

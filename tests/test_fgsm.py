@@ -13,6 +13,14 @@ import fgsm
 # --- the noise ------------------------------------------------------------------------------------
 
 
+def test_noise_in_bytes_turns_bright():
+    """What is corrected: in unsigned bytes negative noise becomes nearly white."""
+    picture, noise = np.full((4, 4), 0.2), np.full((4, 4), -3 / 255)
+    noise[0] = 3 / 255
+    wrong = fgsm.add_noise_in_bytes(picture, noise, 0.5)
+    assert np.allclose(wrong[0], 0.2 + 1.5 / 255) and np.allclose(wrong[1:], 0.2 + 0.5 * 253 / 255)
+
+
 def test_noise_is_signed_and_clipped():
     picture = np.full((64, 64), 0.5)
     noise, noisy = fgsm.add_noise(picture, 25, 0.1, np.random.default_rng(0))

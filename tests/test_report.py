@@ -147,3 +147,22 @@ def test_a_large_chart_is_embedded_in_fewer_bytes(root):
     with Image.open(io.BytesIO(raw)) as picture:
         shown = np.asarray(picture.convert("RGB")).astype(int)
     assert np.abs(shown - chart).mean() < 2
+
+
+def drawing(root: Path, name: str, distance: float, judge: str) -> dict:
+    """A demo that draws, with its row."""
+    run = Result(name, f"{name.upper()}: samples", "", root / name, {}, 7, "cpu", judge=judge)
+    run.add_metric("Fréchet distance", distance, 500, floor=20.0, better="lower")
+    run.save("The distance is {Fréchet distance|.0f}.")
+    return row(name, "done", name)
+
+
+def test_models_that_draw_share_a_table(tmp_path):
+    rows = [drawing(tmp_path, "gan", 71.0, "CNN 1"), drawing(tmp_path, "ddpm", 156.0, "CNN 1"),
+            drawing(tmp_path, "other", 9.0, "CNN 2")]  # fmt: skip
+    page = write(tmp_path, rows)
+    table = page.source.split('id="models"')[1].split("</table>")[0]
+    assert "GAN" in table and "DDPM" in table and "71" in table and "156" in table
+    assert "OTHER" not in table  # another judge: not comparable
+    assert "The distance is 71." in page.text
+    assert 'id="models"' not in write(tmp_path, rows[:1]).source
