@@ -45,7 +45,7 @@ from imagelab.samples import (
     write_grid,
     write_samples,
 )
-from imagelab.settings import Count, Limits, Rate, TrainingSettings
+from imagelab.settings import Count, Fraction, Limits, Rate, TrainingSettings
 from imagelab.training import Training
 
 SCRIPT = "gan_mnist"
@@ -81,6 +81,8 @@ class Config(TrainingSettings):
     certain leaves the generator a gradient. 0: as Goodfellow et al. wrote it."""
     latent_size: Count = 100
     """Random numbers that the generator starts from."""
+    ema_decay: Fraction = 0.0
+    """Decay of a moving average of the generator's weights, which then draws the samples; 0: none."""
     log_every: Count = 500
     """Batches between two lines of losses."""
     grid_every: Count = 5
@@ -200,9 +202,12 @@ def train(
         data,
         {"generator": G, "discriminator": D},
         {"generator": adam_g, "discriminator": adam_d},
+        ema="generator" if config.ema_decay else None,
+        ema_decay=config.ema_decay,
         free=("log_every", "grid_every"),
         label="GAN",
     ) as run:
+        drawing = drawing_network(run)
         for epoch in run.epochs():
             for batch in run.batches():
                 x = signed(data.images[batch])
@@ -234,10 +239,15 @@ def train(
                     run.announce(report_line(run, epoch, config.log_every))
             run.announce(report_line(run, epoch, run.steps_per_epoch) + "  (whole epoch)")
             if judge is not None:
-                track(run, judge, sample(G, TRACKED, config.seed))
+                track(run, judge, sample(drawing, TRACKED, config.seed))
             if epoch % config.grid_every == 0 or run.is_last(epoch):
-                write_grid(epoch_grid(result, epoch), draw(G, fixed.to(device)))
+                write_grid(epoch_grid(result, epoch), draw(drawing, fixed.to(device)))
     return run
+
+
+def drawing_network(run: Training) -> nn.Module:
+    """The generator that draws the samples: the averaged one, where there is one."""
+    return run.averaged or run.networks["generator"]
 
 
 def report_line(run: Training, epoch: int, steps: int) -> str:
@@ -273,7 +283,7 @@ def load_generator(config: Config, device: torch.device) -> Generator:
     path = checkpoint_path(config)
     saved = load_checkpoint(path, SCRIPT, device)
     G = Generator(saved["config"]["latent_size"], tuple(saved["dataset"]["shape"])).to(device)
-    load_weights(G, saved["model"].get("generator"), path)
+    load_weights(G, saved["ema"] or saved["model"].get("generator"), path)
     return G.eval()
 
 
@@ -284,7 +294,7 @@ def evaluate(
     config: Config, data: Dataset, run: Training, watch: Judge | None, result: Result
 ) -> torch.Tensor:
     """Sample, score, and draw the figures of the whole run into `result`; returns the samples."""
-    samples = sample(run.networks["generator"], samples_to_draw(config, data), config.seed)
+    samples = sample(drawing_network(run), samples_to_draw(config, data), config.seed)
     report_samples(result, samples, watch and judge_for(config, data, len(samples)), data)
     draw_tracked(result, run, watch)
     steps = run.steps_per_epoch

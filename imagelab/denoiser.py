@@ -47,7 +47,7 @@ class Denoiser(nn.Module):
     off, so that it was little more than a linear filter.
     """
 
-    def __init__(self, width: int = 40, blocks: int = 2) -> None:
+    def __init__(self, width: int = 48, blocks: int = 2) -> None:
         super().__init__()
         self.blocks = blocks
 

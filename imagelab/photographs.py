@@ -35,14 +35,14 @@ def photograph(name: str) -> np.ndarray:
 
 
 def random_patches(count: int, seed: int) -> Dataset:
-    """`count` patches (3, 64, 64) of the TRAINING photographs at four scales, flipped and turned."""
+    """`count` patches (3, 64, 64) of the TRAINING photographs at six scales, flipped and turned."""
     from PIL import Image
 
     rng = np.random.default_rng(seed)
     scaled, labels = [], []
     for label, name in enumerate(TRAINING):
         picture = Image.fromarray(photograph(name)).convert("RGB")
-        for scale in (1, 0.75, 0.55, 0.4):
+        for scale in (1, 0.75, 0.55, 0.4, 0.3, 0.2):
             size = round(picture.width * scale), round(picture.height * scale)
             if min(size) >= PATCH:
                 scaled.append(np.asarray(picture.resize(size, Image.Resampling.LANCZOS)))

@@ -28,7 +28,7 @@ from imagelab.datasets import load_for
 from imagelab.results import Result, start_result
 from imagelab.runtime import autocast, command_line, prepare
 from imagelab.samples import TRACKED, draw_only, judge_for, write_samples
-from imagelab.settings import Count, Rate
+from imagelab.settings import Count, Fraction, Rate
 
 SCRIPT = "dcgan"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
@@ -53,6 +53,8 @@ class Config(gan_mnist.Config):
     """Passes over the training images."""
     lr: Rate = 4e-4
     """Adam's learning rate, of both networks: twice the paper's, because the training is short."""
+    ema_decay: Fraction = 0.999
+    """Decay of a moving average of the generator's weights, which then draws the samples; 0: none."""
     grid_every: Count = 1
     """Epochs between two sample grids."""
     log_every: Count = 100
@@ -156,7 +158,7 @@ def load_generator(config: Config, device: torch.device) -> Generator:
     path = checkpoint_path(config)
     saved = load_checkpoint(path, SCRIPT, device)
     G = Generator(saved["config"]["latent_size"], tuple(saved["dataset"]["shape"]))
-    load_weights(G, saved["model"].get("generator"), path)
+    load_weights(G, saved["ema"] or saved["model"].get("generator"), path)
     return G.to(device, memory_format=torch.channels_last).eval()
 
 

@@ -8,7 +8,7 @@ understand stays as it was: it suits photographs of any content, size and noise.
     python -m studies.denoising_autoencoder                   # digits, and the comparison on photographs
     python -m studies.denoising_autoencoder --dataset mnist
     python -m studies.denoising_autoencoder denoise --image noisy.jpg --output clean.png
-    python -m studies.denoising_autoencoder photographs       # trains the residual network: half an hour
+    python -m studies.denoising_autoencoder photographs       # trains the residual network: an hour
 
 `denoise` works at once, with weights that come with the project (imagelab/denoiser.pth); `photographs`
 makes them. The residual network is in imagelab/denoiser.py, the classical methods beside it are in
@@ -92,9 +92,9 @@ class Config(TrainingSettings):
 class Photographs(ResumableSettings):
     """Train the residual network on scikit-image's photographs, and compare it on others."""
 
-    patches: Count = 16_000
+    patches: Count = 32_000
     """How many patches of 64×64 pixels to train on."""
-    epochs: Count = 12
+    epochs: Count = 9
     """Passes over the patches."""
     batch_size: Count = 16
     """Patches per step, each with its own σ."""
@@ -102,7 +102,7 @@ class Photographs(ResumableSettings):
     """Peak of Adam's learning rate: it climbs over the first quarter of the steps, then falls to 0."""
     max_sigma: Sigma = 0.4
     """σ is drawn as this times a squared uniform number: small ones more often."""
-    width: Count = 40
+    width: Count = 48
     """Channels of the network at half the size; twice as many at a quarter."""
     blocks: Count = 2
     """Residual blocks in each of its three parts."""
@@ -217,12 +217,16 @@ def noisy_patches(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Clean and noisy patches (B, 3, H, W) and their σ (B,), from clean colour patches in [0, 1].
 
-    Half of them become grey, three equal channels with the same noise in each; a quarter are clipped
-    to [0, 1], as the noise in a file is.
+    Their colours change places and half of them become negatives: a few photographs hold few colours,
+    and without this a picture with others came out 0.3 to 1.2 dB worse. Half become grey, three equal
+    channels with the same noise in each; a quarter are clipped to [0, 1], as the noise in a file is.
     """
-    draws = torch.rand(4, len(x), 1, 1, 1, generator=rng, device=x.device)
+    draws = torch.rand(5, len(x), 1, 1, 1, generator=rng, device=x.device)
     sigma, grey, clipped = max_sigma * draws[0].square(), draws[1] < 0.5, draws[2] < 0.25
     eps = torch.randn(x.shape, generator=rng, device=x.device)
+    order = torch.rand(len(x), 3, 1, 1, generator=rng, device=x.device).argsort(dim=1)
+    x = x.gather(1, order.expand_as(x))
+    x = torch.where(draws[4] < 0.5, x, 1 - x)
     red, green, share = x[:, :1], x[:, 1:2], draws[3]  # of which a grey is mixed
     x = torch.where(grey, share * red + (1 - share) * green, x)
     noisy = x + sigma * torch.where(grey, eps[:, :1], eps)
@@ -349,7 +353,8 @@ def run_photographs(config: Photographs) -> Result:
         "dataset": data.describe(),
         "epoch": training.epoch,
         "step": training.step,
-        "ema": training.averaged.state_dict(),
+        # Half the bytes; 16 bits change the result by less than 0.01 dB.
+        "ema": {name: values.half() for name, values in training.averaged.state_dict().items()},
     } | unused)  # fmt: skip
     draw_loss(result.add_file("loss.png", "The residual network's loss."), training, "mean error")
     model = training.averaged.eval()

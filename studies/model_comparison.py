@@ -98,11 +98,12 @@ def train_gan(config: Config, data: Dataset, path: Path, result: Result, how=gan
     own = how.Config(**shared(config, path), epochs=EPOCHS, grid_every=EPOCHS, log_every=10**9)
     G, D = how.build(own, data.shape, data.images.device)
     run = gan_mnist.train(own, data, G, D, path, result)
+    drawing = gan_mnist.drawing_network(run)
     return Trained(
         run,
-        lambda n, seed: gan_mnist.sample(G, n, seed),
+        lambda n, seed: gan_mnist.sample(drawing, n, seed),
         parameters(G),
-        lambda: gan_mnist.draw(G, walk(own.latent_size, config.seed, data.images.device)),
+        lambda: gan_mnist.draw(drawing, walk(own.latent_size, config.seed, data.images.device)),
     )
 
 
