@@ -14,6 +14,8 @@ there; `python SCRIPT.py --resume` goes on with a training that was stopped.
 
 from __future__ import annotations
 
+from imagelab.command import command_line
+
 import datetime
 import importlib
 import sys
@@ -27,7 +29,7 @@ import torch
 
 from imagelab.report import write_report
 from imagelab.results import metric_text, text_table, write_json
-from imagelab.runtime import UserError, command_line, explain, machine, prepare
+from imagelab.runtime import UserError, explain, machine, prepare
 from imagelab.settings import Settings
 
 Name = Literal[

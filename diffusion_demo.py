@@ -19,6 +19,8 @@ told the measured σ, and what a network does that has learnt from photographs.
 
 from __future__ import annotations
 
+from imagelab.command import command_line
+
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,7 +34,7 @@ from imagelab.metrics import psnr, ssim
 from imagelab.pictures import read_grey, write_gif, write_png
 from imagelab.restoration import compare, methods
 from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, command_line, prepare
+from imagelab.runtime import UserError, prepare
 from imagelab.settings import Limits, Settings
 
 SCRIPT = "diffusion_demo"

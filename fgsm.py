@@ -17,6 +17,8 @@ eval mode. ε = 0 gives exactly the clean accuracy. The README states the figure
 
 from __future__ import annotations
 
+from imagelab.command import command_line
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,7 +37,7 @@ from imagelab.metrics import psnr, ssim
 from imagelab.pictures import fit_to_frame, open_picture, read_grey, write_png
 from imagelab.pretrained import imagenet_resnet18
 from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, command_line, generator, prepare
+from imagelab.runtime import UserError, generator, prepare
 from imagelab.settings import Count, Limits, Settings
 
 SCRIPT = "fgsm"
@@ -345,12 +347,12 @@ def run(config: Config) -> Result:
     )
     noise_half(config, result)
     photo = config.victim == "resnet18"
-    # With a photograph, --targeted is an ImageNet class and the digits are attacked untargeted.
-    attack_half(replace(config, targeted=None) if photo else config, data, result)
-    if photo:
+    if photo:  # first, because what is wrong with a picture or its weights is wrong at once
         attack_own_photo(config, device, result)
     elif config.image is not None:
         attack_own_digit(config, data, result)
+    # With a photograph, --targeted is an ImageNet class and the digits are attacked untargeted.
+    attack_half(replace(config, targeted=None) if photo else config, data, result)
     return result.save(*LESSONS)
 
 

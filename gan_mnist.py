@@ -16,6 +16,8 @@ on its logits: log σ(x) is exact there, where log of a rounded sigmoid would be
 
 from __future__ import annotations
 
+from imagelab.command import command_line
+
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ from imagelab.datasets import Dataset, load_for, signed, to_uint8
 from imagelab.metrics import Judge
 from imagelab.pictures import read_png, write_gif
 from imagelab.results import Result, start_result
-from imagelab.runtime import command_line, generator, in_eval_mode, prepare
+from imagelab.runtime import generator, in_eval_mode, prepare
 from imagelab.samples import (
     GRID,
     TRACKED,

@@ -29,6 +29,8 @@ The README states the figures to expect.
 
 from __future__ import annotations
 
+from imagelab.command import command_line
+
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -46,7 +48,7 @@ from imagelab.diffusion import Schedule, last, linear_schedule
 from imagelab.metrics import Judge
 from imagelab.mixture import draw_gaussians, fit_gaussians
 from imagelab.results import Result, start_result
-from imagelab.runtime import command_line, generator, prepare
+from imagelab.runtime import generator, prepare
 from imagelab.samples import (
     GRID,
     TRACKED,

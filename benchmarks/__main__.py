@@ -12,6 +12,8 @@ machine is a third faster or slower an hour later. `training` is ours against th
 
 from __future__ import annotations
 
+from imagelab.command import command_line
+
 import statistics
 import time
 from collections.abc import Callable
@@ -25,7 +27,7 @@ from benchmarks.main_job import main_job, table
 from benchmarks.sampling import sampling
 from benchmarks.training import limit, training
 from imagelab.results import text_table, write_json
-from imagelab.runtime import command_line, has_fast_bfloat16, machine, prepare, versions
+from imagelab.runtime import has_fast_bfloat16, machine, prepare, versions
 from imagelab.settings import Count, Settings
 
 RATIOS = {"training": training, "limit": limit, "attack": attack, "sampling": sampling}

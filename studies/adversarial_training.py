@@ -17,6 +17,8 @@ fools whom. A network that looks robust under FGSM and falls to PGD has learnt t
 
 from __future__ import annotations
 
+from imagelab.command import command_line
+
 import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +40,7 @@ from imagelab.attacks import (
 from imagelab.classifier import accuracy, new_classifier, predict
 from imagelab.datasets import Dataset, load_for, random_subset, unit
 from imagelab.results import Result, start_result
-from imagelab.runtime import autocast, command_line, generator, prepare
+from imagelab.runtime import autocast, generator, prepare
 from imagelab.settings import Count, Limits, Rate, Settings
 from imagelab.training import Training, goes_on, one_cycle
 

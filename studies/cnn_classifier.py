@@ -19,6 +19,8 @@ sure of; the confusion matrix, which classes are taken for which.
 
 from __future__ import annotations
 
+from imagelab.command import command_line
+
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -33,7 +35,7 @@ from imagelab.classifier import DigitCNN, accuracy, as_unit, predict, train_clas
 from imagelab.datasets import Dataset, load_dataset, load_for
 from imagelab.pretrained import imagenet_resnet18
 from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, command_line, prepare
+from imagelab.runtime import UserError, prepare
 from imagelab.samples import draw_loss
 from imagelab.settings import Count, DataSettings, Rate, ResumableSettings
 

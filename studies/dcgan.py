@@ -16,6 +16,8 @@ where a collapse onto few images would be seen: empty classes, a coverage that f
 
 from __future__ import annotations
 
+from imagelab.command import command_line
+
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +28,7 @@ import gan_mnist
 from imagelab.checkpoints import load_checkpoint, load_weights
 from imagelab.datasets import load_for
 from imagelab.results import Result, start_result
-from imagelab.runtime import autocast, command_line, prepare
+from imagelab.runtime import autocast, prepare
 from imagelab.samples import TRACKED, draw_only, judge_for, write_samples
 from imagelab.settings import Count, Fraction, Rate
 

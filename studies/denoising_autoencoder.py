@@ -20,6 +20,8 @@ while flat parts grow smooth; in the table, how far learning is ahead of the bes
 
 from __future__ import annotations
 
+from imagelab.command import command_line
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -45,7 +47,7 @@ from imagelab.restoration import (
     methods,
 )
 from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, autocast, command_line, generator, in_eval_mode, prepare
+from imagelab.runtime import UserError, autocast, generator, in_eval_mode, prepare
 from imagelab.samples import draw_loss, write_samples
 from imagelab.settings import (
     Checked,

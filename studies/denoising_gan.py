@@ -18,6 +18,8 @@ non-local means, which know nothing of the images; in `curves.png`, whether the 
 
 from __future__ import annotations
 
+from imagelab.command import command_line
+
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -35,7 +37,7 @@ from imagelab.metrics import Judge, mean_psnr, mean_ssim
 from imagelab.pictures import write_png
 from imagelab.restoration import add_noise, by_filters
 from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, autocast, command_line, generator, prepare
+from imagelab.runtime import UserError, autocast, generator, prepare
 from imagelab.samples import judge_for, write_samples
 from imagelab.settings import Count, Limits, Rate, TrainingSettings
 from imagelab.training import Training, goes_on

@@ -18,6 +18,8 @@ frame is looked at by itself.
 
 from __future__ import annotations
 
+from imagelab.command import command_line
+
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +37,7 @@ from imagelab.datasets import load_dataset, unit
 from imagelab.pictures import write_gif
 from imagelab.pretrained import coco_ssdlite
 from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, autocast, command_line, prepare
+from imagelab.runtime import UserError, autocast, prepare
 from imagelab.samples import draw_loss
 from imagelab.settings import Checked, Count, Fraction, Limits, Rate, ResumableSettings
 from imagelab.training import Training, one_cycle

@@ -10,6 +10,8 @@ length of the process in training matters little, the number of steps in samplin
 
 from __future__ import annotations
 
+from imagelab.command import command_line
+
 import time
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -18,7 +20,7 @@ from imagelab import figures
 from imagelab.datasets import Dataset, load_for
 from imagelab.metrics import Judge
 from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, command_line, prepare
+from imagelab.runtime import UserError, prepare
 from imagelab.samples import judge_for
 from imagelab.settings import Limits
 from imagelab.training import goes_on

@@ -15,6 +15,8 @@ by seven pixels but in what the network knows of digits.
 
 from __future__ import annotations
 
+from imagelab.command import command_line
+
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -28,7 +30,7 @@ from imagelab.diffusion import image_noise, last, way_back
 from imagelab.metrics import mean_psnr, mean_ssim
 from imagelab.restoration import methods, restore_images
 from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, command_line, generator, prepare
+from imagelab.runtime import UserError, generator, prepare
 from imagelab.samples import write_samples
 from imagelab.settings import Count, Limits
 from studies import unet_diffusion

@@ -16,6 +16,8 @@ finishes the digit; `several.png`, where the seen half leaves a choice.
 
 from __future__ import annotations
 
+from imagelab.command import command_line
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +31,7 @@ from imagelab.datasets import random_subset, signed, to_uint8, unit
 from imagelab.diffusion import image_noise, repaint
 from imagelab.pictures import open_picture, picture_format, write_picture
 from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, command_line, prepare
+from imagelab.runtime import UserError, prepare
 from imagelab.settings import Checked, Count, DataSettings, Limits
 from studies import unet_diffusion
 from studies.unet_diffusion import Model, Steps, load_model, load_with_data

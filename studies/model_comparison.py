@@ -15,6 +15,8 @@ another number of epochs. The order is what carries over, and the table names th
 
 from __future__ import annotations
 
+from imagelab.command import command_line
+
 import math
 import statistics
 import time
@@ -33,7 +35,7 @@ from imagelab.diffusion import image_noise, way_back
 from imagelab.metrics import Judge, Scores
 from imagelab.mixture import fit_gaussians
 from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, command_line, generator, prepare
+from imagelab.runtime import UserError, generator, prepare
 from imagelab.samples import judge_for
 from imagelab.settings import Count, DataSettings, Limits
 from imagelab.training import Training, goes_on

@@ -17,6 +17,8 @@ rare classes are, which an accuracy over all pixels hides.
 
 from __future__ import annotations
 
+from imagelab.command import command_line
+
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +34,7 @@ from imagelab.checkpoints import load_checkpoint, load_weights
 from imagelab.datasets import unit
 from imagelab.masks import IGNORE, TEST_SCENES, MaskedPictures, load_masked
 from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, autocast, command_line, in_eval_mode, prepare
+from imagelab.runtime import UserError, autocast, in_eval_mode, prepare
 from imagelab.samples import draw_loss
 from imagelab.settings import Checked, Count, Limits, Rate, ResumableSettings
 from imagelab.training import Training, one_cycle

@@ -17,6 +17,8 @@ measurement of the drawn image agrees with each word.
 
 from __future__ import annotations
 
+from imagelab.command import command_line
+
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +30,7 @@ from imagelab.classifier import DigitCNN, predict, trained_classifier
 from imagelab.datasets import Dataset, load_for, to_uint8
 from imagelab.diffusion import Estimate
 from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, command_line, prepare
+from imagelab.runtime import UserError, prepare
 from imagelab.samples import GRID, draw_only, write_grid, write_samples
 from imagelab.settings import Count, Fraction
 from studies import unet_diffusion

@@ -23,6 +23,8 @@ model. The noise of image k comes from (seed, k) alone: any batch size draws the
 
 from __future__ import annotations
 
+from imagelab.command import command_line
+
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -53,7 +55,7 @@ from imagelab.diffusion import (
 )
 from imagelab.metrics import Judge
 from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, command_line, prepare
+from imagelab.runtime import UserError, prepare
 from imagelab.samples import (
     draw_loss,
     draw_only,

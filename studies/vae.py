@@ -20,6 +20,8 @@ of it, stated beside the figure.
 
 from __future__ import annotations
 
+from imagelab.command import command_line
+
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +36,7 @@ from imagelab.datasets import Dataset, load_for, to_uint8, unit
 from imagelab.metrics import mean_ssim
 from imagelab.pictures import write_png
 from imagelab.results import Result, start_result
-from imagelab.runtime import autocast, command_line, generator, prepare
+from imagelab.runtime import autocast, generator, prepare
 from imagelab.samples import (
     draw_comparison,
     draw_only,

@@ -2,15 +2,20 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import run_script
+from torch import nn
 
+import gan_mnist
+import mlp_diffusion
 from benchmarks import __main__ as benchmarks
-from benchmarks import attack
+from benchmarks import attack, main_job, ordinary, training
 from imagelab.classifier import new_classifier
-from imagelab.datasets import unit
+from imagelab.datasets import Dataset, load_dataset, unit
+from studies import dcgan, unet_diffusion
 
 
 def test_a_ratio_is_that_of_turns_taken_together(monkeypatch):
@@ -39,11 +44,90 @@ def test_both_sides_of_the_attack_do_the_same_work(stripes):
     assert loss[0] == pytest.approx(loss[1], rel=0.05)  # from other random starts
 
 
+def test_one_side_alone_has_a_rate_and_no_ratio(monkeypatch):
+    clock = itertools.accumulate(itertools.chain.from_iterable((0, s) for s in (9, 2, 4, 3)))
+    monkeypatch.setattr(benchmarks.time, "perf_counter", lambda: next(clock))
+    rate = benchmarks.measure("test", "images", 60, lambda: None, None, repeats=3)
+    assert rate.ours == pytest.approx(20) and rate.ratio is None
+
+
+def small(n: int) -> Dataset:
+    return training.part(load_dataset("digits", Path()), n)
+
+
+@pytest.mark.parametrize(
+    ("train", "n"),
+    [
+        (lambda d: ordinary.mlp_gan(d, gan_mnist.Config(batch_size=16)), 2 * 8),
+        (lambda d: ordinary.conv_gan(d, dcgan.Config(batch_size=16)), 2 * 8),
+        (lambda d: ordinary.mlp_ddpm(d, mlp_diffusion.Config(batch_size=16)), 8),
+        (lambda d: ordinary.classifier(d, 16, 3e-3), 8),
+        (lambda d: ordinary.unet_ddpm(d, unet_diffusion.Config(batch_size=16, widths=(8, 16))), 8),
+    ],
+)
+def test_the_ordinary_way_learns_as_well(train, n):
+    """128 images in batches of 16: as many losses as steps, all of them numbers."""
+    torch.manual_seed(0)
+    losses = train(small(128))
+    assert len(losses) == n and all(0 < loss < 100 for loss in losses)
+
+
+def test_the_ordinary_networks_are_ours():
+    """The same layers and the same outcome, whichever way they are written."""
+    torch.manual_seed(0)
+    data = small(32)
+    G, D = dcgan.build(dcgan.Config(), data.shape, torch.device("cpu"))
+    z = torch.randn(4, 100)
+    with torch.no_grad():
+        plain = G.grow(G.dense(z).reshape(-1, *G.start))
+        assert torch.allclose(plain, G(z), atol=1e-5)
+        assert torch.allclose(D.layers(plain).squeeze(1), D.logits(plain), atol=1e-5)
+    ours, theirs = new_classifier(data, 0), ordinary.small_cnn(10)
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
+    with torch.no_grad():
+        x = unit(data.images)
+        assert torch.allclose(theirs((x - 0.13) / 0.31), ours(x), atol=1e-4)
+
+
+def test_the_limit_is_the_work_of_a_training_step():
+    """Its products, counted: forward, for the weights, and for the input unless that is the image."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 10))
+    x = torch.randn(8, 30)
+    step = training.products(model, x)
+    with FlopCounterMode(display=False) as alone:
+        step()
+    with FlopCounterMode(display=False) as whole:
+        model(x).sum().backward()
+    assert alone.get_total_flops() == whole.get_total_flops() > 0
+    cnn = new_classifier(small(16), 0)
+    images = unit(small(16).images)
+    with FlopCounterMode(display=False) as alone:
+        training.products(cnn, images)()
+    with FlopCounterMode(display=False) as whole:
+        cnn(images).sum().backward()
+    assert alone.get_total_flops() >= whole.get_total_flops() > 0.9 * alone.get_total_flops()
+
+
+def test_a_phase_within_another_stops_its_clock(monkeypatch):
+    clock = iter([0, 1, 4, 9, 11, 15])
+    monkeypatch.setattr(main_job.time, "perf_counter", lambda: next(clock))
+    phases = main_job.Clock()  # at 0
+    phases.enter("training")  # at 1
+    drawn = phases.timed(lambda x: x + 1, "figures")  # from 4 to 9
+    assert drawn(1) == 2
+    phases.leave()  # at 11
+    assert phases.seconds == {"training": 3 + 2, "figures": 5}
+
+
 def test_the_command(tmp_path):
-    shown = run_script("benchmarks.__main__", "--quick", "--output-dir", tmp_path).stdout
+    shown = run_script("benchmarks.__main__", "--quick", "--only", "attack", "sampling",
+                       "--output-dir", tmp_path).stdout  # fmt: skip
     assert "PGD on the CNN" in shown and "ratio" in shown
     written = json.loads((tmp_path / "benchmarks" / "results.json").read_text("utf-8"))
-    assert [entry["what"] for entry in written["ratios"]] == ["PGD on the CNN"]
-    assert written["ratios"][0]["ratio"] > 0
+    names = [entry["what"] for entry in written["ratios"]]
+    assert names[0] == "PGD on the CNN" and len(names) == 6
+    assert written["ratios"][0]["ratio"] > 0 and written["ratios"][1]["ratio"] is None
     refused = run_script("benchmarks.__main__", "--only", "nonsense", status=2)
     assert "--only" in refused.stderr + refused.stdout

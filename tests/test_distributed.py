@@ -22,7 +22,8 @@ import torch
 from imagelab import distributed
 from imagelab.datasets import Dataset
 from imagelab.metrics import frechet_distance, kernel_distance
-from imagelab.runtime import command_line, prepare
+from imagelab.command import command_line
+from imagelab.runtime import prepare
 from studies.unet_diffusion import Config, train
 
 def run(config):

@@ -71,7 +71,8 @@ def test_errors_of_ours_point_to_debug(text):
 SCRIPT = """
 import os, signal, sys
 from types import SimpleNamespace
-from imagelab.runtime import UserError, command_line
+from imagelab.command import command_line
+from imagelab.runtime import UserError
 from imagelab.settings import Settings
 
 def fail(error):

@@ -1,0 +1,315 @@
+"""Faults, tried on the scripts in processes of their own, and what they cost: nothing, it is promised.
+
+    python -m benchmarks.faults                          # all scripts; hours
+    python -m benchmarks.faults --only gan_mnist --moments 20
+    python -m benchmarks.faults --kinds full-disk two-runs foreign-checkpoint
+
+Every case starts a script with --quick over the output of a run that ended well, hurts it, and looks at
+what is left: every checkpoint, picture and JSON file must be whole, and no traceback may have been shown.
+"""
+
+from __future__ import annotations
+
+from imagelab.command import command_line
+
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+import advanced_image_processing as driver
+from imagelab.results import text_table, write_json
+from imagelab.settings import Count, Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+Kind = Literal["signals", "full-disk", "read-only", "two-runs", "foreign-checkpoint", "bad-data"]
+# What a script needs before it can run: the study whose checkpoint it builds on.
+BUILDS_ON = {
+    name: "unet_diffusion" for name in ("diffusion_curves", "inpainting", "diffusion_restoration")
+}
+OF_ITS_OWN = {"segmentation": "scenes", "detection": "digit-scenes", "diffusion_demo": None}  # data
+PATIENCE = 120.0  # seconds, for a process to end after a signal
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """Settings of the faults."""
+
+    only: tuple[driver.Name, ...] = ()
+    """Try these scripts only."""
+    kinds: tuple[Kind, ...] = ()
+    """Try these kinds only."""
+    moments: Count = 20
+    """Signals for each script, at random moments of its run, by turns SIGINT, SIGTERM and SIGKILL."""
+
+
+@dataclass
+class Case:
+    """One fault, and what was wrong after it."""
+
+    script: str
+    what: str
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Scene:
+    """A folder in which a run of the script has ended well, to be copied for every case."""
+
+    script: str
+    folder: Path
+    seconds: float
+
+    def copy(self, to: Path) -> Path:
+        shutil.rmtree(to, ignore_errors=True)
+        return Path(shutil.copytree(self.folder, to))
+
+
+def command(script: str, folder: Path, *more: str) -> list[str]:
+    how = ["-m", f"studies.{script}"] if script in driver.STUDIES else [f"{script}.py"]
+    data = OF_ITS_OWN.get(script, "digits")
+    chosen = ["--dataset", data] if data else []
+    return [sys.executable, *how, "--quick", *chosen, "--output-dir", str(folder), *more]
+
+
+def start(script: str, folder: Path, *more: str, **how) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(script, folder, *more), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, encoding="utf-8", errors="replace",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(ROOT)}, **how,
+    )  # fmt: skip
+
+
+def end(process: subprocess.Popen, statuses: tuple[int, ...]) -> list[str]:
+    """Wait; what is wrong with how the process ended."""
+    try:
+        complaint = process.communicate(timeout=PATIENCE)[1]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return [f"still running after {PATIENCE:.0f} s"]
+    problems = ["traceback"] if "Traceback" in complaint else []
+    if process.returncode not in statuses:
+        last = (complaint.strip().splitlines() or [""])[-1]
+        problems.append(f"status {process.returncode}: {last[:200]}")
+    return problems
+
+
+def damaged(folder: Path) -> list[str]:
+    """The files under `folder` that are not whole."""
+    from PIL import Image
+
+    def picture(path: Path) -> None:
+        with Image.open(path) as image:
+            image.load()
+
+    readers: dict[str, Callable[[Path], object]] = {
+        ".pth": lambda path: torch.load(path, weights_only=True)["model"],
+        ".json": lambda path: json.loads(path.read_text("utf-8")),
+        ".png": picture, ".gif": picture,
+    }  # fmt: skip
+    problems = []
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.name.startswith(".") and path.suffix in readers:
+            try:
+                readers[path.suffix](path)
+            except Exception as error:
+                problems.append(f"{path.relative_to(folder)} is damaged ({type(error).__name__})")
+    return problems
+
+
+def lost(before: Path, after: Path) -> list[str]:
+    """Files of the run that ended well that are gone."""
+    return [f"{path.relative_to(before)} is gone" for path in before.rglob("*")
+            if path.is_file() and not (after / path.relative_to(before)).is_file()]  # fmt: skip
+
+
+# --- the kinds of faults --------------------------------------------------------------------------
+
+
+def signals(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
+    """At random moments from the start of the process to its end: nothing half written is left."""
+    rng = random.Random(config.seed)
+    ways = (
+        (signal.SIGINT, (0, 130, -2)),
+        (signal.SIGTERM, (0, 143, -15)),
+        (signal.SIGKILL, (0, -9)),
+    )
+    for k in range(config.moments):
+        number, statuses = ways[k % len(ways)]
+        at = rng.uniform(0.05, scene.seconds)
+        folder = scene.copy(work / "case")
+        process = start(scene.script, folder)
+        time.sleep(at)
+        process.send_signal(number)
+        case = Case(scene.script, f"{number.name} after {at:.1f} s")
+        case.problems = end(process, statuses) + damaged(folder) + lost(scene.folder, folder)
+        yield case
+
+
+def full_disk(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
+    """No file may grow beyond a limit: what was there stays, one sentence, status 2."""
+    import resource
+
+    for limit in (2_000, 20_000):
+        folder = scene.copy(work / "case")
+
+        def lower(limit=limit) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+        process = start(scene.script, folder, preexec_fn=lower)
+        case = Case(scene.script, f"files end at {limit:,} bytes")
+        case.problems = end(process, (2,)) + damaged(folder) + lost(scene.folder, folder)
+        yield case
+
+
+def read_only(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
+    """An output folder that cannot be made or written: one sentence, status 2."""
+    (work / "file").write_text("in the way")
+    for place in (work / "file" / "folder", Path("/proc/nothing")):
+        yield Case(
+            scene.script, f"output under {place.parent.name}", end(start(scene.script, place), (2,))
+        )
+
+
+def two_runs(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
+    """Two runs at once in one folder: both end well, and all files are whole."""
+    folder = scene.copy(work / "case")
+    both = [start(scene.script, folder) for _ in range(2)]
+    case = Case(scene.script, "two runs in one folder")
+    case.problems = [p for process in both for p in end(process, (0,))] + damaged(folder)
+    yield case
+
+
+class Malicious:
+    """What a hostile pickle would do."""
+
+    def __reduce__(self) -> tuple:
+        return os.system, ("touch executed",)
+
+
+def foreign_checkpoint(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
+    """Cut short, of another script, of another format, or with code in it: refused, and left as it is."""
+    for checkpoint in sorted(scene.folder.rglob("*.pth"))[:1]:
+        state = torch.load(checkpoint, weights_only=True)
+        raw = checkpoint.read_bytes()
+        for what in (
+            "cut short",
+            "empty",
+            "of another script",
+            "of another format",
+            "with code in it",
+        ):
+            folder = scene.copy(work / "case")
+            path = folder / checkpoint.relative_to(scene.folder)
+            if what == "with code in it":
+                path.write_bytes(pickle.dumps(Malicious()))
+            elif what in ("cut short", "empty"):
+                path.write_bytes(raw[: len(raw) // 2] if what == "cut short" else b"")
+            else:
+                changed = {"script": "another"} if "script" in what else {"format": 99}
+                torch.save({**state, **changed}, path)
+            found = path.read_bytes()
+            more = () if "classifier_models" in path.parts else ("--resume",)
+            # The classifier's cache is read by every run; the others' checkpoints by --resume.
+            case = Case(scene.script, f"{path.name} {what}")
+            case.problems = end(start(scene.script, folder, *more), (2,))
+            if path.read_bytes() != found:
+                case.problems.append(f"{path.name} was overwritten")
+            if (ROOT / "executed").exists():
+                case.problems.append("code was executed")
+                (ROOT / "executed").unlink()
+            yield case
+
+
+def bad_data(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
+    """A data set whose files are cut short, or that is not there while no network is: a sentence."""
+    if OF_ITS_OWN.get(scene.script, "digits") != "digits":
+        return
+    raw = work / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    (raw / "train-images-idx3-ubyte").write_bytes(b"\x00\x00\x08\x03 cut short")
+    for what, place in (("corrupt", work / "data"), ("absent, no network", work / "none")):
+        environment = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+        os.environ.update(environment)
+        process = start(scene.script, work / "out", "--dataset", "mnist", "--data-dir", str(place))
+        yield Case(scene.script, f"MNIST {what}", end(process, (2,)))
+
+
+KINDS: dict[str, Callable[[Scene, Path, Config], Iterator[Case]]] = {
+    "signals": signals, "full-disk": full_disk, "read-only": read_only, "two-runs": two_runs,
+    "foreign-checkpoint": foreign_checkpoint, "bad-data": bad_data,
+}  # fmt: skip
+
+
+# --- the run --------------------------------------------------------------------------------------
+
+
+def prepared(script: str, folder: Path) -> Scene:
+    """Run the script once, undisturbed, after the one that it builds on."""
+    if script in BUILDS_ON:
+        prepared(BUILDS_ON[script], folder)
+    began = time.perf_counter()
+    problems = end(start(script, folder), (0,))
+    if problems:
+        raise RuntimeError(f"{script} fails undisturbed: {problems}")
+    return Scene(script, folder, time.perf_counter() - began)
+
+
+@dataclass
+class Outcome:
+    """What the command line prints."""
+
+    cases: list[Case]
+    exit_status: int = 0
+
+    def print_summary(self) -> None:
+        for case in self.cases:
+            for problem in case.problems:
+                print(f"{case.script}, {case.what}: {problem}")
+        wrong = [p for case in self.cases for p in case.problems]
+        tracebacks = sum("traceback" in p for p in wrong)
+        harmed = sum("damaged" in p or "gone" in p or "overwritten" in p for p in wrong)
+        rows = [["cases tried", len(self.cases)], ["files damaged or lost", harmed],
+                ["tracebacks shown", tracebacks],
+                ["other problems", len(wrong) - harmed - tracebacks]]  # fmt: skip
+        print(text_table(["", "count"], rows))
+
+    def pictures(self) -> list[Path]:
+        return []
+
+
+def run(config: Config) -> Outcome:
+    """Try the chosen kinds of faults on the chosen scripts; `benchmarks/faults.json` lists the cases."""
+    cases: list[Case] = []
+    for script in config.only or driver.EVERYTHING:
+        with tempfile.TemporaryDirectory(prefix="fäult ") as work:
+            scene = prepared(script, Path(work) / "ended well")
+            for kind in config.kinds or KINDS:
+                for case in KINDS[kind](scene, Path(work), config):
+                    cases.append(case)
+                    print(
+                        f"{script}, {case.what}: {'; '.join(case.problems) or 'well'}", flush=True
+                    )
+    record = [vars(case) for case in cases]
+    write_json(config.output_dir / "benchmarks" / "faults.json", {"cases": record})
+    return Outcome(cases, 1 if any(case.problems for case in cases) else 0)
+
+
+def main() -> None:
+    command_line(Config, run, __doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, run_script
+from PIL import Image
+
+from benchmarks import faults
+
+
+def test_what_is_not_whole_is_seen(tmp_path):
+    """The check itself: it must find what the faults are said never to leave."""
+    Image.new("L", (40, 40), 7).save(tmp_path / "good.png")
+    torch.save({"model": {}}, tmp_path / "good.pth")
+    (tmp_path / "good.json").write_text("{}")
+    assert faults.damaged(tmp_path) == []
+    for name in ("good.png", "good.pth", "good.json"):
+        raw = (tmp_path / name).read_bytes()
+        (tmp_path / f"bad{Path(name).suffix}").write_bytes(raw[: len(raw) // 2])
+    assert {problem.split()[0] for problem in faults.damaged(tmp_path)} == {
+        "bad.png", "bad.pth", "bad.json",
+    }  # fmt: skip
+    (tmp_path / "after").mkdir()
+    assert len(faults.lost(tmp_path, tmp_path / "after")) == 6
+
+
+def test_tracebacks_and_statuses_are_seen():
+    import subprocess
+    import sys
+
+    def process(code: str) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+
+    assert faults.end(process("raise ValueError"), (1,)) == ["traceback"]
+    assert faults.end(process("exit(3)"), (0, 2)) == ["status 3: "]
+    assert faults.end(process("exit(2)"), (2,)) == []
+
+
+def test_the_faults_of_one_script(tmp_path):
+    """All kinds, on the quickest script that trains; `python -m benchmarks.faults` tries every script."""
+    done = run_script("benchmarks.faults", "--only", "cnn_classifier", "--moments", 3,
+                      "--output-dir", tmp_path)  # fmt: skip
+    cases = json.loads((tmp_path / "benchmarks" / "faults.json").read_text("utf-8"))["cases"]
+    assert len(cases) == 3 + 2 + 2 + 1 + 5 + 2 and all(case["problems"] == [] for case in cases)
+    assert "cases tried            15" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_libraries_load(number):
+    """Half a second after the start torch is still being imported."""
+    import subprocess
+    import sys
+    import time
+
+    process = subprocess.Popen([sys.executable, "fgsm.py", "--help"], cwd=ROOT, text=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+    time.sleep(0.5)
+    process.send_signal(number)
+    complaint = process.communicate(timeout=60)[1]
+    assert "Traceback" not in complaint and process.returncode in (130, -2, 143, -15, 0)
