@@ -10,11 +10,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from imagelab.photographs import photograph
+from imagelab.photographs import HELD_OUT, TRAINING, photograph
 
-BACKGROUNDS = ("chelsea", "coffee", "rocket", "brick", "grass", "gravel", "hubble_deep_field", "moon",
-               "immunohistochemistry", "stereo_motorcycle")  # fmt: skip
-HELD_OUT_BACKGROUNDS = ("astronaut", "camera", "coins", "retina")
+LETTERS = {"clock", "page", "text"}  # photographs of signs that could be taken for digits
+BACKGROUNDS = tuple(name for name in TRAINING if name not in LETTERS)
 MAX_OVERLAP = 0.15  # IoU of two boxes, at most
 MOST = 6  # digits in a scene
 
@@ -30,16 +29,18 @@ def draw_scenes(
     """`count` scenes with one to six of `digits` (N, 1, 28, 28) uint8 each.
 
     The digits are 24 to 90 pixels large (of 256), turned by up to 30°, dark on light or light on dark,
-    over pieces of photographs, others for `held_out` scenes. Returns images (count, 3, size, size)
+    over pieces of photographs, flipped, turned and with their colours exchanged, and over others for
+    `held_out` scenes. Returns images (count, 3, size, size)
     uint8, of each the boxes (n, 4) x1 y1 x2 y2 in pixels around the ink, and the labels (n,).
     """
     rng = np.random.default_rng(seed)
-    pictures = _photographs(HELD_OUT_BACKGROUNDS if held_out else BACKGROUNDS)
+    pictures = _photographs(HELD_OUT if held_out else BACKGROUNDS)
     digits, labels = digits[:, 0].cpu().numpy(), labels.cpu()
     images = np.empty((count, size, size, 3), np.uint8)
     all_boxes, all_labels = [], []
     for image in images:
         scene = _background(pictures, rng, size)
+        scene = scene if held_out else _varied(scene, rng)
         boxes, chosen = [], []
         for _ in range(rng.integers(1, MOST + 1)):
             k = int(rng.integers(len(digits)))
@@ -49,8 +50,8 @@ def draw_scenes(
             box = np.array([x, y, x + width, y + height], np.float32)
             if any(iou(box, other) > MAX_OVERLAP for other in boxes):
                 continue
-            bright = scene[y : y + height, x : x + width].mean()
-            lay(scene, ink, x, y, _colour(rng, bright), rng.uniform(0.8, 1))
+            under = scene[y : y + height, x : x + width].mean(axis=2)
+            lay(scene, ink, x, y, _colour(rng, np.average(under, weights=ink)), rng.uniform(0.8, 1))
             boxes.append(box)
             chosen.append(int(labels[k]))
         scene += rng.normal(0, rng.uniform(0, 8), scene.shape)
@@ -65,7 +66,7 @@ def moving_scene(
 ) -> Iterator[np.ndarray]:
     """Frames (size, size, 3) uint8 of five `digits` that wander over a held-out photograph."""
     rng = np.random.default_rng(seed)
-    still = _background(_photographs(HELD_OUT_BACKGROUNDS), rng, size)
+    still = _background(_photographs(HELD_OUT), rng, size)
     chosen = digits[rng.integers(len(digits), size=5), 0].cpu().numpy()
     sizes, colours = (
         rng.uniform(36, 72, 5) * size / 256,
@@ -123,12 +124,18 @@ def _background(pictures: list[np.ndarray], rng: np.random.Generator, size: int)
     import cv2
 
     picture = pictures[rng.integers(len(pictures))]
-    side = int(rng.uniform(0.5, 1) * min(picture.shape[:2]))
+    side = int(rng.uniform(0.3, 1) * min(picture.shape[:2]))
     top, left = (rng.integers(n - side + 1) for n in picture.shape[:2])
     piece = picture[top : top + side, left : left + side]
     return cv2.resize(piece, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
+def _varied(scene: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mirrored, turned by right angles, colours exchanged, perhaps a negative: many from few."""
+    scene = np.rot90(scene[:, :: rng.choice([-1, 1])], rng.integers(4))[..., rng.permutation(3)]
+    return np.ascontiguousarray(255 - scene if rng.random() < 0.3 else scene)
+
+
 def _colour(rng: np.random.Generator, bright: float) -> np.ndarray:
     """Dark on what is bright, light on what is dark."""
-    return rng.uniform(0, 90, 3) if bright > 128 else rng.uniform(165, 255, 3)
+    return rng.uniform(0, 70, 3) if bright > 128 else rng.uniform(185, 255, 3)

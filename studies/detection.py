@@ -66,21 +66,21 @@ class Config(ResumableSettings):
 
     dataset: str = "digit-scenes"
     """digit-scenes (drawn, embedded), yolo:FOLDER or coco:IMAGES:FILE.json."""
-    scenes: Count = 4000
+    scenes: Count = 6000
     """Scenes to draw for training."""
     test_scenes: Count = 500
     """Scenes to draw for the measurement, with digits of other writers over other photographs."""
     size: Annotated[int, Limits(64, 1024)] = 256
     """Pictures are fitted into squares of this many pixels, a multiple of 16."""
-    width: Count = 32
+    width: Count = 24
     """Channels of the first layer; two and four times as many follow."""
     flip: bool = False
     """Also learn from mirrored pictures: for things that have no handedness, unlike digits."""
-    epochs: Count = 6
+    epochs: Count = 7
     """Passes over the training pictures, each scaled, shifted and lit anew."""
-    batch_size: Count = 16
+    batch_size: Count = 8
     """Pictures per step."""
-    lr: Rate = 2e-3
+    lr: Rate = 3e-3
     """Peak of Adam's learning rate: it climbs over the first quarter of the steps, then falls to 0."""
 
 
@@ -133,11 +133,11 @@ class Detector(nn.Module):
     them, and the logits of the classes.
     """
 
-    def __init__(self, classes: int, width: int = 32) -> None:
+    def __init__(self, classes: int, width: int = 24) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.PixelUnshuffle(4), nn.Conv2d(48, width, 1),  #   (B, 32, H/4, W/4)
-            block(width, 2 * width, 2), Residual(2 * width),  # (B, 64, H/8, W/8)
+            nn.PixelUnshuffle(4), nn.Conv2d(48, width, 1),  #   (B, 24, H/4, W/4)
+            block(width, 2 * width, 2), Residual(2 * width),  # (B, 48, H/8, W/8)
             block(2 * width, 4 * width, 2), Residual(4 * width), Residual(4 * width),
             nn.Conv2d(4 * width, 5 + classes, 1),  #            (B, 5 + classes, H/16, W/16)
         )  # fmt: skip
@@ -166,31 +166,44 @@ def boxes_of(answers: torch.Tensor) -> torch.Tensor:
 
 
 def cells_of(boxes: Boxes, shape: torch.Size) -> tuple[torch.Tensor, ...]:
-    """Which picture, row and column answers for each thing: the cell that its middle lies in."""
-    middle = torch.cat([(own[:, :2] + own[:, 2:]) / 2 for own in boxes])
-    column, row = (middle / CELL).long().unbind(dim=1)
-    counts = torch.tensor([len(own) for own in boxes], device=middle.device)
-    picture = torch.arange(len(boxes), device=middle.device).repeat_interleave(counts)
-    return picture, row.clamp(0, shape[1] - 1), column.clamp(0, shape[2] - 1)
+    """Which cells answer for which thing: picture, row, column and thing, (m,) each.
+
+    A thing, counted through all pictures, is answered for by the cell that its middle lies in and by the
+    neighbours on its nearer sides, where they exist: three times as much to learn from.
+    """
+    every = torch.cat(boxes)
+    middle = (every[:, :2] + every[:, 2:]) / 2 / CELL
+    cell = middle.long()
+    side = torch.where(middle - cell < 0.5, -1, 1)
+    zero = torch.zeros_like(side[:, 0])
+    steps = torch.stack([torch.zeros_like(side), torch.stack([side[:, 0], zero], 1),
+                         torch.stack([zero, side[:, 1]], 1)])  # fmt: skip
+    column, row = (cell + steps).flatten(0, 1).unbind(dim=1)
+    counts = torch.tensor([len(own) for own in boxes], device=every.device)
+    picture = torch.arange(len(boxes), device=every.device).repeat_interleave(counts).repeat(3)
+    thing = torch.arange(len(every), device=every.device).repeat(3)
+    inside = (row >= 0) & (row < shape[1]) & (column >= 0) & (column < shape[2])
+    return picture[inside], row[inside], column[inside], thing[inside]
 
 
 def detection_loss(answers: torch.Tensor, boxes: Boxes, labels: Boxes) -> torch.Tensor:
-    """Objectness of every cell, box and class of those that answer for a thing, per thing.
+    """Objectness of every cell, box and class of those that answer for a thing, per answer.
 
     Objectness is binary cross-entropy with the focus of Lin et al. (2017) on cells that are wrong; the
     box is judged by its generalised IoU (Rezatofighi et al. 2019), the class by cross-entropy.
     """
     from torchvision.ops import generalized_box_iou_loss
 
-    at = cells_of(boxes, answers.shape)
+    *at, thing = cells_of(boxes, answers.shape)
     there = torch.zeros(answers.shape[:3], device=answers.device)
-    there[at] = 1
+    there[tuple(at)] = 1
     logit = answers[..., 0]
     focus = (logit.sigmoid() - there).square()
     objectness = (focus * F.binary_cross_entropy_with_logits(logit, there, reduction="none")).sum()
-    box = generalized_box_iou_loss(boxes_of(answers)[at], torch.cat(boxes), reduction="sum")
-    kind = F.cross_entropy(answers[at][:, 5:], torch.cat(labels), reduction="sum")
-    return (objectness + 2 * box + kind) / max(len(at[0]), 1)
+    truth, kinds = torch.cat(boxes)[thing], torch.cat(labels)[thing]
+    box = generalized_box_iou_loss(boxes_of(answers)[tuple(at)], truth, reduction="sum")
+    kind = F.cross_entropy(answers[tuple(at)][:, 5:], kinds, reduction="sum")
+    return (objectness + 2 * box + kind) / max(len(thing), 1)
 
 
 def augment(
@@ -290,6 +303,7 @@ def evaluate(config: Config, data: BoxedPictures, model: Detector, result: Resul
     truth = [{"boxes": boxes, "labels": labels}
              for boxes, labels in zip(data.test_boxes, data.test_labels, strict=True)]  # fmt: skip
     metric = MeanAveragePrecision(class_metrics=True, sync_on_compute=False)
+    metric.warn_on_many_detections = False  # the surest hundred of a picture are enough
     metric.update(found, truth)
     scores = metric.compute()
     result.add_metric("mAP at 0.5", scores["map_50"], len(images), better="higher")

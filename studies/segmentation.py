@@ -164,12 +164,17 @@ def dice_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
     Logits (B, classes, H, W), target (B, H, W); over the classes that the batch holds.
     """
-    known = (target != IGNORE)[:, None]
-    p = logits.softmax(dim=1) * known
-    truth = F.one_hot(target.where(known[:, 0], 0), logits.shape[1]).permute(0, 3, 1, 2) * known
-    common, total = (p * truth).sum((0, 2, 3)), (p + truth).sum((0, 2, 3))
-    present = truth.sum((0, 2, 3)) > 0
-    return 1 - (2 * common[present] / total[present]).mean()
+    known = target != IGNORE
+    p = logits.softmax(dim=1) * known[:, None]
+    own = target.where(known, 0)
+    kinds, right = (
+        own[known],
+        p.gather(1, own[:, None])[:, 0][known],
+    )  # of each pixel, its own class
+    common = torch.zeros_like(logits[0, :, 0, 0]).index_add(0, kinds, right)
+    count = torch.bincount(kinds, minlength=logits.shape[1])
+    present = count > 0
+    return 1 - (2 * common[present] / (p.sum((0, 2, 3)) + count)[present]).mean()
 
 
 def segmentation_loss(logits: torch.Tensor, target: torch.Tensor, kind: str) -> torch.Tensor:
