@@ -76,13 +76,14 @@ def load_boxed(name: str, count: int, test: int, size: int) -> BoxedPictures:
 
 
 def _drawn(count: int, test: int, size: int) -> BoxedPictures:
-    """Held-out scenes have digits of other writers, over other photographs."""
+    """Held-out scenes have digits of other writers, over other pieces of the same photographs."""
     digits = load_dataset("digits", Path())
     draw = digit_scenes.draw_scenes
-    train = draw(digits.images, digits.labels, count, 0, False, size)
-    held_out = draw(digits.test_images, digits.test_labels, test, 1, True, size)
-    source = (f"{count:,} scenes of handwritten digits over photographs, {test:,} held out with other "
-              "writers and other photographs")  # fmt: skip
+    train = draw(digits.images, digits.labels, count, 0, size)
+    held_out = draw(digits.test_images, digits.test_labels, test, 1, size)
+    source = (
+        f"{count:,} scenes of handwritten digits over photographs, {test:,} held out, other writers"
+    )
     return BoxedPictures("digit-scenes", source, digits.classes, *train, *held_out)
 
 

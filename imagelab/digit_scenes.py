@@ -19,28 +19,23 @@ MOST = 6  # digits in a scene
 
 
 def draw_scenes(
-    digits: torch.Tensor,
-    labels: torch.Tensor,
-    count: int,
-    seed: int,
-    held_out: bool,
-    size: int = 256,
-) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    digits: torch.Tensor, labels: torch.Tensor, count: int, seed: int, size: int = 256,
+    photographs: tuple[str, ...] = BACKGROUNDS,
+) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:  # fmt: skip
     """`count` scenes with one to six of `digits` (N, 1, 28, 28) uint8 each.
 
     The digits are 24 to 90 pixels large (of 256), turned by up to 30°, dark on light or light on dark,
-    over pieces of photographs, flipped, turned and with their colours exchanged, and over others for
-    `held_out` scenes. Returns images (count, 3, size, size)
-    uint8, of each the boxes (n, 4) x1 y1 x2 y2 in pixels around the ink, and the labels (n,).
+    over pieces of `photographs`, mirrored, turned and with their colours exchanged. Returns images
+    (count, 3, size, size) uint8, of each the boxes (n, 4) x1 y1 x2 y2 in pixels around the ink, and the
+    labels (n,).
     """
     rng = np.random.default_rng(seed)
-    pictures = _photographs(HELD_OUT if held_out else BACKGROUNDS)
+    pictures = _photographs(photographs)
     digits, labels = digits[:, 0].cpu().numpy(), labels.cpu()
     images = np.empty((count, size, size, 3), np.uint8)
     all_boxes, all_labels = [], []
     for image in images:
-        scene = _background(pictures, rng, size)
-        scene = scene if held_out else _varied(scene, rng)
+        scene = _varied(_background(pictures, rng, size), rng)
         boxes, chosen = [], []
         for _ in range(rng.integers(1, MOST + 1)):
             k = int(rng.integers(len(digits)))
@@ -54,7 +49,7 @@ def draw_scenes(
             lay(scene, ink, x, y, _colour(rng, np.average(under, weights=ink)), rng.uniform(0.8, 1))
             boxes.append(box)
             chosen.append(int(labels[k]))
-        scene += rng.normal(0, rng.uniform(0, 8), scene.shape)
+        scene += rng.uniform(0, 8) * rng.standard_normal(scene.shape, dtype=np.float32)
         image[:] = scene.clip(0, 255).round()
         all_boxes.append(torch.from_numpy(np.array(boxes, np.float32)).reshape(-1, 4))
         all_labels.append(torch.tensor(chosen, dtype=torch.long))

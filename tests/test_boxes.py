@@ -108,7 +108,7 @@ def test_fit_keeps_proportions():
     assert (square[:16] == 0).all() and (square[16:] == 128).all()
 
 
-def test_held_out_scenes_have_other_writers_and_photographs():
+def test_held_out_scenes_have_other_writers():
     data = load_boxed("digit-scenes", 6, 4, 64)
     assert data.images.shape == (6, 3, 64, 64) and data.test_images.shape == (4, 3, 64, 64)
     assert "other writers" in data.source and data.classes == tuple("0123456789")
