@@ -40,13 +40,14 @@ def test_tracebacks_and_statuses_are_seen():
     assert faults.end(process("exit(2)"), (2,)) == []
 
 
-def test_the_faults_of_one_script(tmp_path):
-    """All kinds, on the quickest script that trains; `python -m benchmarks.faults` tries every script."""
-    done = run_script("benchmarks.faults", "--only", "cnn_classifier", "--moments", 3,
-                      "--output-dir", tmp_path)  # fmt: skip
+def test_some_faults_of_one_script(tmp_path):
+    """`python -m benchmarks.faults` tries all kinds on all scripts, which takes hours."""
+    done = run_script("benchmarks.faults", "--only", "cnn_classifier", "--moments", 2,
+                      "--kinds", "signals", "full-disk", "--output-dir", tmp_path)  # fmt: skip
     cases = json.loads((tmp_path / "benchmarks" / "faults.json").read_text("utf-8"))["cases"]
-    assert len(cases) == 3 + 2 + 2 + 1 + 5 + 2 and all(case["problems"] == [] for case in cases)
-    assert "cases tried            15" in done.stdout
+    assert len(cases) == 4 and all(case["problems"] == [] for case in cases)
+    rows = [line.split() for line in done.stdout.splitlines()[-4:]]
+    assert [row[-1] for row in rows] == ["4", "0", "0", "0"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
