@@ -30,7 +30,7 @@ from imagelab.datasets import load_for
 from imagelab.results import Result, start_result
 from imagelab.runtime import autocast, prepare
 from imagelab.samples import TRACKED, draw_only, judge_for, write_samples
-from imagelab.settings import Count, Fraction, Rate
+from imagelab.settings import Count, Rate
 
 SCRIPT = "dcgan"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
@@ -55,8 +55,6 @@ class Config(gan_mnist.Config):
     """Passes over the training images."""
     lr: Rate = 4e-4
     """Adam's learning rate, of both networks: twice the paper's, because the training is short."""
-    ema_decay: Fraction = 0.999
-    """Decay of a moving average of the generator's weights, which then draws the samples; 0: none."""
     grid_every: Count = 1
     """Epochs between two sample grids."""
     log_every: Count = 100
