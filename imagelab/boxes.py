@@ -76,10 +76,13 @@ def load_boxed(name: str, count: int, test: int, size: int) -> BoxedPictures:
 
 
 def _drawn(count: int, test: int, size: int) -> BoxedPictures:
-    """Held-out scenes have digits of other writers, over other pieces of the same photographs."""
+    """Held-out scenes have digits of other writers, over other pieces of the same photographs.
+
+    Those to train on hold up to twice as many digits: as much more to learn from each.
+    """
     digits = load_dataset("digits", Path())
     draw = digit_scenes.draw_scenes
-    train = draw(digits.images, digits.labels, count, 0, size)
+    train = draw(digits.images, digits.labels, count, 0, size, most=2 * digit_scenes.MOST)
     held_out = draw(digits.test_images, digits.test_labels, test, 1, size)
     source = (
         f"{count:,} scenes of handwritten digits over photographs, {test:,} held out, other writers"

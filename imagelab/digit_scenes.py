@@ -20,9 +20,9 @@ MOST = 6  # digits in a scene
 
 def draw_scenes(
     digits: torch.Tensor, labels: torch.Tensor, count: int, seed: int, size: int = 256,
-    photographs: tuple[str, ...] = BACKGROUNDS,
+    photographs: tuple[str, ...] = BACKGROUNDS, most: int = MOST,
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:  # fmt: skip
-    """`count` scenes with one to six of `digits` (N, 1, 28, 28) uint8 each.
+    """`count` scenes with one to `most` of `digits` (N, 1, 28, 28) uint8 each.
 
     The digits are 24 to 90 pixels large (of 256), turned by up to 30°, dark on light or light on dark,
     over pieces of `photographs`, mirrored, turned and with their colours exchanged. Returns images
@@ -37,7 +37,7 @@ def draw_scenes(
     for image in images:
         scene = _varied(_background(pictures, rng, size), rng)
         boxes, chosen = [], []
-        for _ in range(rng.integers(1, MOST + 1)):
+        for _ in range(rng.integers(1, most + 1)):
             k = int(rng.integers(len(digits)))
             ink = turned(digits[k], rng.uniform(24, 90) * size / 256, rng.uniform(-30, 30))
             height, width = ink.shape
