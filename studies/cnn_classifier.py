@@ -240,9 +240,7 @@ def draw_convolutions(path: Path, model: DigitCNN, image: torch.Tensor, shown: i
         pooled = F.max_pool2d(kept[None], 2)[0]
         figures.show_image(column[3], (pooled / pooled.max().clamp(min=1e-6)).cpu().numpy())
         column[0].set_title(f"filter {k}")
-    figures.name_rows(
-        axes, ("the filter:\npurple + orange −", "how well it fits", "ReLU", "pooled")
-    )
+    figures.name_rows(axes, ("the filter", "how well it fits", "ReLU", "pooled"))
     figures.save_figure(figure, path)
 
 
@@ -345,8 +343,8 @@ def run(config: Config) -> Result:
         result.add_table("Networks from several seeds", ["seed", "accuracy", "seconds"], rows)
     if config.backbone == "cnn":
         image = as_unit(data.test_images[:1])[0]
-        path = result.add_file("convolutions.png", "Five filters of the first layer and what each makes "
-                               "of one image.")  # fmt: skip
+        path = result.add_file("convolutions.png", "Five filters of the first layer (purple adds, orange "
+                               "takes away), and what each makes of one image.")  # fmt: skip
         draw_convolutions(path, first, image)
         path = result.add_file("journey.png", "One held-out image through all layers; each map is "
                                "stretched to its own brightest value.")  # fmt: skip

@@ -116,7 +116,7 @@ def test_learning_beats_the_best_classical_method(name):
     noisy = clean + np.random.default_rng(0).normal(0, 25 / 255, clean.shape)
     learned = psnr(clean, restore(trained_denoiser(), noisy, 25 / 255))
     best = max(psnr(clean, method(noisy, 25 / 255).clip(0, 1)) for method in CLASSICAL.values())
-    assert learned > best
+    assert learned > best + 0.2
 
 
 def test_a_clean_picture_stays_as_it_is():
