@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from imagelab import digit_scenes, figures
-from imagelab.datasets import PICTURE_SUFFIXES, load_dataset
+from imagelab.datasets import PICTURE_SUFFIXES, Described, load_dataset
 from imagelab.pictures import open_picture
 from imagelab.runtime import UserError
 
@@ -18,7 +18,7 @@ Boxes = list[torch.Tensor]
 
 
 @dataclass(frozen=True)
-class BoxedPictures:
+class BoxedPictures(Described):
     """Pictures (N, 3, S, S) uint8 to train on and held out; of each, what is in it.
 
     `boxes`: (n, 4) float x1 y1 x2 y2 in pixels; `labels`: (n,) int64, indices into `classes`.
@@ -33,17 +33,6 @@ class BoxedPictures:
     test_images: torch.Tensor
     test_boxes: Boxes
     test_labels: Boxes
-
-    def describe(self) -> dict:
-        """Plain facts for results and checkpoints."""
-        return {
-            "name": self.name,
-            "source": self.source,
-            "shape": list(self.images.shape[1:]),
-            "train": len(self.images),
-            "test": len(self.test_images),
-            "classes": len(self.classes),
-        }
 
     def to(self, device: torch.device) -> BoxedPictures:
         def moved(value):

@@ -55,20 +55,8 @@ IDX_MD5 = {
 }
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """Images and labels of one data set, split into a training and a held-out (test) part.
-
-    `images`: (N, C, H, W) uint8; `labels`: (N,) int64, indices into `classes`.
-    """
-
-    name: str
-    source: str
-    classes: tuple[str, ...]
-    images: torch.Tensor
-    labels: torch.Tensor
-    test_images: torch.Tensor
-    test_labels: torch.Tensor
+class Described:
+    """What every data set says of itself: it has a name, source, classes, images and test_images."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -85,6 +73,22 @@ class Dataset:
             "test": len(self.test_images),
             "classes": len(self.classes),
         }
+
+
+@dataclass(frozen=True)
+class Dataset(Described):
+    """Images and labels of one data set, split into a training and a held-out (test) part.
+
+    `images`: (N, C, H, W) uint8; `labels`: (N,) int64, indices into `classes`.
+    """
+
+    name: str
+    source: str
+    classes: tuple[str, ...]
+    images: torch.Tensor
+    labels: torch.Tensor
+    test_images: torch.Tensor
+    test_labels: torch.Tensor
 
     def to(self, device: torch.device) -> Dataset:
         tensors = (self.images, self.labels, self.test_images, self.test_labels)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from imagelab import road_scenes
-from imagelab.datasets import PICTURE_SUFFIXES
+from imagelab.datasets import PICTURE_SUFFIXES, Described
 from imagelab.pictures import open_picture
 from imagelab.runtime import UserError
 
@@ -27,7 +27,7 @@ HEIGHTS = {"scenes": 128, "camvid": 180, "cityscapes": 128}  # pixels, unless to
 
 
 @dataclass(frozen=True)
-class MaskedPictures:
+class MaskedPictures(Described):
     """Pictures (N, 3, H, W) and masks (N, H, W), both uint8, to train on and held out.
 
     A mask holds indices into `classes`, or IGNORE.
@@ -40,17 +40,6 @@ class MaskedPictures:
     masks: torch.Tensor
     test_images: torch.Tensor
     test_masks: torch.Tensor
-
-    def describe(self) -> dict:
-        """Plain facts for results and checkpoints."""
-        return {
-            "name": self.name,
-            "source": self.source,
-            "shape": list(self.images.shape[1:]),
-            "train": len(self.images),
-            "test": len(self.test_images),
-            "classes": len(self.classes),
-        }
 
     def to(self, device: torch.device) -> MaskedPictures:
         tensors = (self.images, self.masks, self.test_images, self.test_masks)
