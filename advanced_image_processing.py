@@ -69,14 +69,14 @@ STUDIES: dict[str, Demo] = {
     ),
     "vae": Demo("study_images/vae", 40, 15, "Fréchet distance"),
     "dcgan": Demo("study_images/dcgan", 180, 20, "Fréchet distance"),
-    "model_comparison": Demo("study_images/model_comparison", 600, 30, "DCGAN: Fréchet distance"),
+    "model_comparison": Demo("study_images/model_comparison", 900, 45, "DCGAN: Fréchet distance"),
     "denoising_autoencoder": Demo(
         "study_images/denoising_autoencoder", 160, 15, "autoencoder: PSNR"
     ),
     "denoising_gan": Demo("study_images/denoising_gan", 200, 30, "GAN: PSNR"),
     "cnn_classifier": Demo("study_images/cnn_classifier", 25, 10, "accuracy"),
-    "segmentation": Demo("study_images/segmentation", 300, 15, "mean IoU", {"dataset": "scenes"}),
-    "detection": Demo("study_images/detection", 420, 15, "mAP at 0.5", {"dataset": "digit-scenes"}),
+    "segmentation": Demo("study_images/segmentation", 330, 15, "mean IoU", {"dataset": "scenes"}),
+    "detection": Demo("study_images/detection", 540, 15, "mAP at 0.5", {"dataset": "digit-scenes"}),
     "unet_diffusion": Demo("study_images/unet_diffusion", 830, 20, "read as the class asked for"),
     "diffusion_curves": Demo(
         "study_images/diffusion_curves", 1600, 20, "dpm-solver in 20 steps, share of ddpm's 1000"
@@ -99,7 +99,7 @@ class Config(Settings):
     skip: tuple[Name, ...] = ()
     """Leave these out."""
     all: bool = False
-    """Run the studies as well: an hour and a half more on two CPU cores."""
+    """Run the studies as well: two hours more on two CPU cores."""
     list: bool = False
     """List demos and studies with their times, and do nothing."""
     dataset: str = "auto"

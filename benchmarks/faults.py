@@ -40,6 +40,7 @@ BUILDS_ON = {
     name: "unet_diffusion" for name in ("diffusion_curves", "inpainting", "diffusion_restoration")
 }
 OF_ITS_OWN = {"segmentation": "scenes", "detection": "digit-scenes", "diffusion_demo": None}  # data
+NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")  # nobody answers
 PATIENCE = 120.0  # seconds, for a process to end after a signal
 
 
@@ -84,11 +85,14 @@ def command(script: str, folder: Path, *more: str) -> list[str]:
     return [sys.executable, *how, "--quick", *chosen, "--output-dir", str(folder), *more]
 
 
-def start(script: str, folder: Path, *more: str, **how) -> subprocess.Popen:
+def start(
+    script: str, folder: Path, *more: str, environment: dict[str, str] | None = None, **how
+) -> subprocess.Popen:
     return subprocess.Popen(
         command(script, folder, *more), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         text=True, encoding="utf-8", errors="replace",
-        env={**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(ROOT)}, **how,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(ROOT),
+             **(environment or {})}, **how,
     )  # fmt: skip
 
 
@@ -241,9 +245,8 @@ def bad_data(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
     raw.mkdir(parents=True, exist_ok=True)
     (raw / "train-images-idx3-ubyte").write_bytes(b"\x00\x00\x08\x03 cut short")
     for what, place in (("corrupt", work / "data"), ("absent, no network", work / "none")):
-        environment = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
-        os.environ.update(environment)
-        process = start(scene.script, work / "out", "--dataset", "mnist", "--data-dir", str(place))
+        more = ("--dataset", "mnist", "--data-dir", str(place))
+        process = start(scene.script, work / "out", *more, environment=NO_NETWORK)
         yield Case(scene.script, f"MNIST {what}", end(process, (2,)))
 
 

@@ -25,8 +25,6 @@ def growth(device: torch.device, quick: bool) -> list[dict]:
     scale = 4 if quick else 1
     gaussians = fit_gaussians(data.images[:2000], 1, 0)
     config = mlp_diffusion.Config(epochs=1)
-    ddpm = mlp_diffusion.build(vars(config), data.shape)
-    assert len(ddpm.schedule) == config.T
 
     def images(k: int) -> Callable:
         own = part(data, 10_240 // scale * k)

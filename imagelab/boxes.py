@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from imagelab import digit_scenes, figures
-from imagelab.datasets import PICTURE_SUFFIXES, Described, load_dataset
+from imagelab.datasets import Described, load_dataset, pictures_in
 from imagelab.pictures import open_picture
 from imagelab.runtime import UserError
 
@@ -92,7 +92,7 @@ def _yolo(root: Path) -> tuple[tuple[str, ...], list[Entry]]:
     images = root / "images" if (root / "images").is_dir() else root
     labels = root / "labels" if (root / "labels").is_dir() else root
     entries: list[Entry] = []
-    for path in sorted(p for p in images.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES):
+    for path in pictures_in(images):
         text = labels / f"{path.stem}.txt"
         lines = text.read_text("utf-8").split("\n") if text.is_file() else []
         width, height = open_picture(path).size
@@ -201,8 +201,7 @@ def draw_boxes(
         if score < least:
             continue
         left, top, right, bottom = (round(at / scale) for at in box)
-        name = figures.CLASS_COLOURS[label % len(figures.CLASS_COLOURS)]
-        colour = tuple(int(name[i : i + 2], 16) for i in (1, 3, 5))
+        colour = figures.rgb(figures.CLASS_COLOURS[label % len(figures.CLASS_COLOURS)])
         cv2.rectangle(drawn, (left, top), (right, bottom), colour, thick, cv2.LINE_AA)
         text = f"{classes[label]} {score:.0%}"
         (width, height), base = cv2.getTextSize(text, font, size, thick)

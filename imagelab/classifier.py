@@ -65,8 +65,7 @@ class ClassifierConfig:
 
 
 def checkpoint_path(output_dir: Path, data: Dataset, quick: bool) -> Path:
-    name = "".join(c if c.isalnum() or c in "-_" else "_" for c in data.name)
-    return Path(output_dir) / FOLDER / f"{name}_cnn{'_quick' if quick else ''}.pth"
+    return Path(output_dir) / FOLDER / f"{data.file_name}_cnn{'_quick' if quick else ''}.pth"
 
 
 def trained_classifier(

@@ -59,6 +59,11 @@ class Described:
     """What every data set says of itself: it has a name, source, classes, images and test_images."""
 
     @property
+    def file_name(self) -> str:
+        """The name with '_' for what a file's name had better not hold."""
+        return "".join(c if c.isalnum() or c in "-_" else "_" for c in self.name)
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
         return tuple(self.images.shape[1:])
@@ -106,6 +111,11 @@ class Dataset(Described):
             self.test_images[:test],
             self.test_labels[:test],
         )
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The picture files in `folder` itself, by their suffixes, sorted."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
 
 
 def unit(images: torch.Tensor) -> torch.Tensor:

@@ -75,6 +75,11 @@ def grid(images: torch.Tensor, columns: int, scale: int = 2, gap: int = 2) -> np
     return sheet[:, :, 0] if c == 1 else sheet
 
 
+def rgb(colour: str) -> tuple[int, int, int]:
+    """'#0072B2' as red, green and blue from 0 to 255."""
+    return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
+
+
 def as_picture(image: torch.Tensor) -> np.ndarray:
     """(C, H, W) in [0, 1] to (H, W) or (H, W, 3), for show_image."""
     image = image.clamp(0, 1).permute(1, 2, 0).cpu().numpy()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from imagelab import road_scenes
-from imagelab.datasets import PICTURE_SUFFIXES, Described
+from imagelab.datasets import Described, pictures_in
 from imagelab.pictures import open_picture
 from imagelab.runtime import UserError
 
@@ -164,18 +164,14 @@ def _folder(images: Path, masks: Path, height: int) -> MaskedPictures:
 
 def _matched(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     """Pictures and masks of the same name; the suffix may differ."""
-    by_stem = {path.stem: path for path in sorted(masks.iterdir()) if _is_picture(path)}
-    pictures = [path for path in sorted(images.iterdir()) if _is_picture(path)]
+    by_stem = {path.stem: path for path in pictures_in(masks)}
+    pictures = pictures_in(images)
     without = [path.name for path in pictures if path.stem not in by_stem]
     if without:
         raise UserError(f"{images / without[0]} has no mask of its name in {masks}.")
     if not pictures:
         raise UserError(f"There are no pictures in {images}.")
     return [(path, by_stem[path.stem]) for path in pictures]
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURE_SUFFIXES
 
 
 def _pairs(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imagelab.datasets import PICTURE_SUFFIXES
+from imagelab.datasets import pictures_in
 from imagelab.files import atomic_path
 from imagelab.pictures import open_picture, picture_format, write_picture
 from imagelab.runtime import UserError
@@ -115,7 +115,7 @@ def change(source: str | Path, output: Path, by: Callable[[], Change]) -> str:
         check_video_name(output)
         return _change_video(int(source) if source.isdecimal() else path, output, by())
     if path.is_dir():
-        pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
+        pictures = pictures_in(path)
         if not pictures:
             raise UserError(f"There are no pictures in {path}.")
         outputs = [output / f"{p.stem}.png" for p in pictures]

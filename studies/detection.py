@@ -445,7 +445,7 @@ def make_film(config: Config, model: Detector, classes: tuple[str, ...], result:
 
 
 def checkpoint_path(config: Config, data: BoxedPictures) -> Path:
-    return config.output_dir / MODELS / f"{data.name.replace(':', '_')}.pth"
+    return config.output_dir / MODELS / f"{data.file_name}.pth"
 
 
 def run(config: Config) -> Result:
@@ -455,9 +455,7 @@ def run(config: Config) -> Result:
     if config.size % CELL:
         raise UserError(f"--size must be a multiple of {CELL}, not {config.size}.")
     data = load_boxed(config.dataset, config.scenes, config.test_scenes, config.size).to(device)
-    folder = (
-        PICTURES if data.name == "digit-scenes" else f"{PICTURES}/{data.name.replace(':', '_')}"
-    )
+    folder = PICTURES if data.name == "digit-scenes" else f"{PICTURES}/{data.file_name}"
     result = start_result(SCRIPT, TITLE, SUMMARY, config, folder, device, data)
     training = train(config, data)
     result.add_metric("seconds of training", training.seconds, training.steps_done, unit="s")

@@ -34,7 +34,7 @@ from imagelab.checkpoints import load_checkpoint, load_weights
 from imagelab.datasets import unit
 from imagelab.masks import IGNORE, TEST_SCENES, MaskedPictures, load_masked
 from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, autocast, in_eval_mode, prepare
+from imagelab.runtime import UserError, autocast, generator, in_eval_mode, prepare
 from imagelab.samples import draw_loss
 from imagelab.settings import Checked, Count, Limits, Rate, ResumableSettings
 from imagelab.training import Training, one_cycle
@@ -166,11 +166,8 @@ def dice_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """
     known = target != IGNORE
     p = logits.softmax(dim=1) * known[:, None]
-    own = target.where(known, 0)
-    kinds, right = (
-        own[known],
-        p.gather(1, own[:, None])[:, 0][known],
-    )  # of each pixel, its own class
+    kinds = target[known]
+    right = p.gather(1, target.where(known, 0)[:, None])[:, 0][known]  # of each pixel its own class
     common = torch.zeros_like(logits[0, :, 0, 0]).index_add(0, kinds, right)
     count = torch.bincount(kinds, minlength=logits.shape[1])
     present = count > 0
@@ -203,14 +200,8 @@ def augment(
     angle, scale = uniform(-1, 1) * math.pi / 18, 1 / uniform(0.8, 1.6)
     flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     cos, sin, ratio = angle.cos() * scale, angle.sin() * scale, width / height
-    rows = [
-        cos * flip,
-        -sin / ratio,
-        uniform(-0.15, 0.15),
-        sin * ratio * flip,
-        cos,
-        uniform(-0.1, 0.1),
-    ]
+    rows = [cos * flip, -sin / ratio, uniform(-0.15, 0.15),
+            sin * ratio * flip, cos, uniform(-0.1, 0.1)]  # fmt: skip
     theta = torch.stack(rows, dim=1).reshape(n, 2, 3)
     grid = F.affine_grid(theta, [n, 3, height, width], align_corners=False)
     x = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
@@ -238,7 +229,7 @@ def train(config: Config, data: MaskedPictures) -> Training:
     """Train the U-Net, or go on with --resume."""
     model = new_model(config, data)
     adam = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2, fused=True)
-    name = data.name.replace(":", "_") + ("_pretrained" if config.pretrained else "")
+    name = data.file_name + ("_pretrained" if config.pretrained else "")
     run = Training(checkpoint_path(config, name), SCRIPT, config, data, {"unet": model},
                    {"adam": adam})  # fmt: skip
     run.extra["classes"] = list(data.classes)
@@ -309,7 +300,7 @@ def colours(classes: tuple[str, ...]) -> np.ndarray:
     """An RGB colour (classes, 3) of 0 to 255 for each class."""
     spare = figures.CLASS_COLOURS
     names = [COLOURS.get(name, spare[k % len(spare)]) for k, name in enumerate(classes)]
-    return np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in names], np.float64)
+    return np.array([figures.rgb(name) for name in names], np.float64)
 
 
 def overlay(picture: np.ndarray, mask: np.ndarray, palette: np.ndarray, strength: float = 0.5):
@@ -339,7 +330,7 @@ def draw_overlays(path: Path, images, masks, found, classes: tuple[str, ...]) ->
 
 def draw_augmented(path: Path, data: MaskedPictures, seed: int) -> None:
     """One training picture and its mask, changed together."""
-    rng = torch.Generator(data.images.device).manual_seed(seed)
+    rng = generator(seed, "augmented", data.images.device)
     x, y = augment(
         unit(data.images[:1]).expand(6, -1, -1, -1), data.masks[:1].expand(6, -1, -1), rng
     )
@@ -367,7 +358,7 @@ def run(config: Config) -> Result:
                        config.test_scenes).to(device)  # fmt: skip
     if config.epochs is None:
         config = replace(config, epochs=max(round(STEPS * config.batch_size / len(data.images)), 1))
-    folder = PICTURES if data.name == "scenes" else f"{PICTURES}/{data.name.replace(':', '_')}"
+    folder = PICTURES if data.name == "scenes" else f"{PICTURES}/{data.file_name}"
     result = start_result(SCRIPT, TITLE, SUMMARY, config, folder, device, data)
     path = result.add_file("augmented.png", "One training picture, changed six times: what is learnt "
                            "must not depend on this. White: no class.")  # fmt: skip

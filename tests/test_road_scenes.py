@@ -28,14 +28,17 @@ def test_every_class_occurs_and_things_are_where_they_belong():
 
 
 def test_the_mask_is_of_the_very_picture():
-    """Sky and road differ in brightness or colour along the border that the mask says is there."""
+    """Where the mask says marking, the picture is brighter than where it says road."""
+    compared = 0
     for seed in range(5):
         picture, mask = scene(seed)
         lines, road = mask == road_scenes.MARKING, mask == road_scenes.ROAD
         near = lines.copy()
         near[:60] = False  # near ones, which haze does not reach
         if near.any():
-            assert picture[near].mean() > picture[road][:, :].mean() + 25
+            compared += 1
+            assert picture[near].mean() > picture[road].mean() + 25
+    assert compared >= 3
 
 
 def test_perspective():

@@ -33,7 +33,8 @@ def test_skip_connections_carry_detail():
     changed[0, :, 16, 16] = 1 - changed[0, :, 16, 16]
     with torch.no_grad():
         effect = (model(changed) - model(x)).abs().sum(dim=1)[0]
-    assert effect.flatten().topk(9).indices.tolist()
+    rows, columns = effect.flatten().topk(9).indices // 32, effect.flatten().topk(9).indices % 32
+    assert (rows - 16).abs().max() <= 4 and (columns - 16).abs().max() <= 4
     near = effect[13:20, 13:20].sum() / effect.sum()
     assert near > 0.2
 
