@@ -69,6 +69,19 @@ def test_pixels_of_no_class_count_nowhere(kind):
     assert parts[2] == pytest.approx(parts[0] + parts[1])
 
 
+def test_pixels_of_rare_classes_count_more():
+    masks = torch.full((1, 10, 10), IGNORE, dtype=torch.uint8)
+    masks[:, :8], masks[:, 8] = 0, 1  # 80 pixels, 10 pixels, none; 10 of no class
+    weights = segmentation.class_weights(masks, 3)
+    shares = torch.tensor([8 / 9, 1 / 9, 0])
+    assert weights.tolist() == pytest.approx((1 / (1.02 + shares).log()).tolist())
+    # Wrong in every pixel of the rare class, right elsewhere: the weights make it the larger fault.
+    said = one_hot_logits(torch.zeros(1, 10, 10, dtype=torch.int64), 3, sure=5)
+    plain = segmentation.segmentation_loss(said, masks.long(), "cross-entropy")
+    weighted = segmentation.segmentation_loss(said, masks.long(), "cross-entropy", weights)
+    assert weighted > 3 * plain
+
+
 def test_picture_and_mask_are_changed_together():
     """A picture that is painted by its mask is still painted by it after every change."""
     mask = torch.zeros(12, 64, 96, dtype=torch.uint8)
