@@ -53,7 +53,7 @@ LESSONS = (
     "is {mean IoU|.2f}: large surfaces are easy, and thin or rare things are what a mean over "
     "classes shows.",
 )
-STEPS = {"scenes": 1000, "others": 1300}  # of a training whose --epochs are not given
+STEPS = {"scenes": 700, "others": 1300}  # of a training whose --epochs are not given
 COLOURS = {
     "sky": "#56B4E9", "road": "#999999", "marking": "#F0E442", "building": "#D55E00",
     "vegetation": "#009E73", "tree": "#009E73", "car": "#0072B2", "pedestrian": "#CC79A7",
@@ -88,7 +88,7 @@ class Config(ResumableSettings):
     balance: bool = True
     """A pixel of a rare class counts more in the cross-entropy: a pole covers a hundredth of a street."""
     epochs: Count | None = None
-    """Passes over the training pictures, each turned, scaled and lit anew. Default: 1,000 steps for the
+    """Passes over the training pictures, each turned, scaled and lit anew. Default: 700 steps for the
     drawn scenes, 1,300 for real pictures."""
     batch_size: Count = 8
     """Pictures per step."""
