@@ -38,6 +38,7 @@ from imagelab.runtime import generator, in_eval_mode, prepare
 from imagelab.samples import (
     GRID,
     TRACKED,
+    clocked,
     draw_only,
     draw_tracked,
     judge_for,
@@ -296,8 +297,10 @@ def evaluate(
     config: Config, data: Dataset, run: Training, watch: Judge | None, result: Result
 ) -> torch.Tensor:
     """Sample, score, and draw the figures of the whole run into `result`; returns the samples."""
-    samples = sample(drawing_network(run), samples_to_draw(config, data), config.seed)
-    report_samples(result, samples, watch and judge_for(config, data, len(samples)), data)
+    n = samples_to_draw(config, data)
+    with clocked(result, n):
+        samples = sample(drawing_network(run), n, config.seed)
+    report_samples(result, samples, watch and judge_for(config, data, n), data)
     draw_tracked(result, run, watch)
     steps = run.steps_per_epoch
     result.add_metric("D(x), last epoch", run.recent("d_real", steps), steps)

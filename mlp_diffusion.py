@@ -52,6 +52,7 @@ from imagelab.runtime import generator, prepare
 from imagelab.samples import (
     GRID,
     TRACKED,
+    clocked,
     draw_comparison,
     draw_only,
     draw_tracked,
@@ -358,11 +359,13 @@ def evaluate(
 ) -> torch.Tensor:
     """Sample and score every trained recipe, draw the figures; returns the main one's samples."""
     n, seed, main = samples_to_draw(config, data), config.seed, config.recipe
-    samples = {
-        name: sample(runs[name].averaged, gaussians, n, data.shape, seed)
-        for name in RECIPES
-        if name in runs
-    }
+
+    def drawn(name: str) -> torch.Tensor:
+        return sample(runs[name].averaged, gaussians, n, data.shape, seed)
+
+    with clocked(result, n):
+        own = drawn(main)
+    samples = {name: own if name == main else drawn(name) for name in RECIPES if name in runs}
     judge = watch and judge_for(config, data, n)
     scores = {main: report_samples(result, samples[main], judge, data)}
     draw_tracked(result, runs[main], watch)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from imagelab.command import command_line
 
+import importlib
 import json
 import os
 import pickle
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -31,10 +32,11 @@ import torch
 
 import advanced_image_processing as driver
 from imagelab.results import text_table, write_json
-from imagelab.settings import Count, Settings
+from imagelab.settings import Count, Settings, option
 
 ROOT = Path(__file__).resolve().parent.parent
-Kind = Literal["signals", "full-disk", "read-only", "two-runs", "foreign-checkpoint", "bad-data"]
+Kind = Literal["signals", "full-disk", "read-only", "two-runs", "foreign-checkpoint", "bad-data",
+               "random-settings"]  # fmt: skip
 # What a script needs before it can run: the study whose checkpoint it builds on.
 BUILDS_ON = {
     name: "unet_diffusion" for name in ("diffusion_curves", "inpainting", "diffusion_restoration")
@@ -54,6 +56,8 @@ class Config(Settings):
     """Try these kinds only."""
     moments: Count = 20
     """Signals for each script, at random moments of its run, by turns SIGINT, SIGTERM and SIGKILL."""
+    settings: Count = 5
+    """Runs of each script with strange settings."""
 
 
 @dataclass
@@ -250,9 +254,37 @@ def bad_data(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
         yield Case(scene.script, f"MNIST {what}", end(process, (2,)))
 
 
+STRANGE = ("0", "1", "2", "3", "-1", "99999999999", "0.5", "1e-12", "1e300", "nan", "inf", "", "auto",
+           "none", "ä b", "1 2", "8 16 24", "None", "True")  # fmt: skip
+LONG = 30.0  # seconds, after which a run with strange settings is asked to stop
+
+
+def random_settings(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
+    """Three options at random with strange values: refused in a sentence, or run."""
+    rng = random.Random(config.seed)
+    module = importlib.import_module(
+        f"studies.{scene.script}" if scene.script in driver.STUDIES else scene.script
+    )
+    given = {"output_dir", "quick", "show", "debug"}
+    names = [f.name for f in fields(module.Config) if f.name not in given]
+    for _ in range(config.settings):
+        chosen = rng.sample(names, min(3, len(names)))
+        more = [word for name in chosen for word in (option(name), *rng.choice(STRANGE).split(" "))]
+        folder = scene.copy(work / "case")
+        process = start(scene.script, folder, *more)
+        case = Case(scene.script, " ".join(more))
+        try:
+            process.wait(LONG)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+        case.problems = end(process, (0, 2, 130)) + damaged(folder) + lost(scene.folder, folder)
+        yield case
+
+
 KINDS: dict[str, Callable[[Scene, Path, Config], Iterator[Case]]] = {
     "signals": signals, "full-disk": full_disk, "read-only": read_only, "two-runs": two_runs,
     "foreign-checkpoint": foreign_checkpoint, "bad-data": bad_data,
+    "random-settings": random_settings,
 }  # fmt: skip
 
 

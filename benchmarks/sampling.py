@@ -1,28 +1,32 @@
-"""How many images each generator draws in a second (untrained: the work is the same)."""
+"""How many images each generator draws in a second, and how many are scored (untrained: the work is
+the same)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import gan_mnist
 import mlp_diffusion
+from imagelab.classifier import new_classifier
 from imagelab.datasets import load_dataset
+from imagelab.metrics import MIN_SAMPLES, Judge
 from imagelab.mixture import fit_gaussians
 from studies import dcgan, unet_diffusion, vae
 
 
 def sampling(device: torch.device, quick: bool) -> Iterator[tuple]:
-    """Images per second, drawn as the scripts draw them."""
-    data = load_dataset("digits", Path("data"))
+    """Images per second, drawn and scored as the scripts do it."""
+    data = load_dataset("digits", Path("data")).to(device)
     shape = data.shape
     gan = gan_mnist.build(gan_mnist.Config(), shape, device)[0]
     conv = dcgan.build(dcgan.Config(), shape, device)[0]
     coder = vae.VAE(shape, 16).to(device)
     ddpm = mlp_diffusion.build(vars(mlp_diffusion.Config()), shape).to(device)
-    gaussians = fit_gaussians(data.images[:2000].to(device), 1, 0)
+    gaussians = fit_gaussians(data.images[:2000], 1, 0)
     unet = unet_diffusion.build(vars(unet_diffusion.Config()), shape, classes=10)
     unet.network.to(device, memory_format=torch.channels_last).eval()
     config = unet_diffusion.Config()
@@ -35,3 +39,8 @@ def sampling(device: torch.device, quick: bool) -> Iterator[tuple]:
     ):
         n = max(n // 10, 10) if quick else n
         yield f"{name}: sampling", "images drawn", n, lambda draw=draw, n=n: draw(n), None
+    n = MIN_SAMPLES if quick else 10_000
+    held_out = {"test_images": data.images[:n], "test_labels": data.labels[:n]}
+    judge = Judge(new_classifier(data, 0).eval(), replace(data, **held_out), n)
+    samples = data.images[-n:]
+    yield f"scoring, n = {n:,}", "images scored", n, lambda: judge.scores(samples), None

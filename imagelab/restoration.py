@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +27,8 @@ Restore = Callable[[np.ndarray, float], np.ndarray]
 def estimated_sigma(picture: np.ndarray) -> float:
     """σ of the noise, from the finest wavelet coefficients (Donoho and Johnstone 1994).
 
-    For uint8 as well, σ in units of [0, 1]. Too low where clipping to [0, 1] has cut the noise. A
-    large picture is measured in nine places, of which the median counts.
+    For uint8 as well, σ in units of [0, 1]. Too low where clipping to [0, 1] has cut the noise; 0
+    in a flat picture. A large one is measured in nine places, of which the median counts.
     """
     from skimage.restoration import estimate_sigma
 
@@ -41,7 +42,10 @@ def estimated_sigma(picture: np.ndarray) -> float:
         part = picture[top : top + side, left : left + side]
         part = part / 255 if picture.dtype == np.uint8 else part
         axis = 2 if picture.ndim == 3 else None
-        found.append(estimate_sigma(part, average_sigmas=True, channel_axis=axis))
+        with warnings.catch_warnings():  # the median of no coefficients, where all of them are 0
+            warnings.simplefilter("ignore", RuntimeWarning)
+            sigmas = estimate_sigma(part, channel_axis=axis)
+        found.append(np.nan_to_num(sigmas).mean())
     return float(np.median(found))
 
 

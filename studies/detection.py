@@ -279,43 +279,50 @@ Found = dict[str, torch.Tensor]  # boxes (n, 4) in pixels, labels (n,), scores (
 
 
 @torch.no_grad()
-def detect(model: Detector, x: torch.Tensor, least: float, overlap: float = 0.5) -> list[Found]:
+def detect(
+    model: Detector, x: torch.Tensor, least: float, overlap: float = 0.5, doubts: bool = False
+) -> list[Found]:
     """What is in each picture (B, 3, H, W) in [0, 1]: sure enough, and not found twice.
 
-    The score is the chance that something is there times that of its class.
+    The score is the chance that something is there times that of its class. With `doubts` a box is
+    found once for each class that is sure enough, and suppresses boxes of its own class only.
     """
-    from torchvision.ops import nms
+    from torchvision.ops import batched_nms
 
     answers = model(x)
     boxes = boxes_of(answers).flatten(1, 2)
     chances = (answers[..., :1].sigmoid() * answers[..., 5:].softmax(dim=-1)).flatten(1, 2)
     found = []
-    for own, (scores, labels) in zip(boxes, zip(*chances.max(dim=-1), strict=True), strict=True):
-        sure = (scores >= least).nonzero().squeeze(1)
-        keep = sure[nms(own[sure], scores[sure], overlap)]
-        found.append({"boxes": own[keep].clamp(0, x.shape[-1]), "labels": labels[keep],
+    for own, scores in zip(boxes, chances, strict=True):
+        if not doubts:  # of each cell the likeliest class alone
+            scores = scores.where(scores == scores.amax(dim=1, keepdim=True), -1)
+        cell, label = (scores >= least).nonzero(as_tuple=True)
+        own, scores = own[cell], scores[cell, label]
+        keep = batched_nms(own, scores, label if doubts else torch.zeros_like(label), overlap)
+        found.append({"boxes": own[keep].clamp(0, x.shape[-1]), "labels": label[keep],
                       "scores": scores[keep]})  # fmt: skip
     return found
 
 
 def average_precision(
     model: Detector, images: torch.Tensor, boxes: Boxes, labels: Boxes
-) -> tuple[dict[str, torch.Tensor], list[Found]]:
-    """torchmetrics' mean average precision on pictures (N, 3, S, S) uint8, and what was found in each."""
+) -> dict[str, torch.Tensor]:
+    """torchmetrics' mean average precision on pictures (N, 3, S, S) uint8, second guesses included."""
     from torchmetrics.detection import MeanAveragePrecision
 
-    found = [one for part in images.split(32) for one in detect(model, unit(part), 0.01)]
+    found = [one for part in images.split(32)
+             for one in detect(model, unit(part), 0.01, doubts=True)]  # fmt: skip
     truth = [{"boxes": own, "labels": kinds} for own, kinds in zip(boxes, labels, strict=True)]
     metric = MeanAveragePrecision(class_metrics=True, sync_on_compute=False)
     metric.warn_on_many_detections = False  # the surest hundred of a picture are enough
     metric.update(found, truth)
-    return metric.compute(), found
+    return metric.compute()
 
 
 def evaluate(config: Config, data: BoxedPictures, model: Detector, result: Result) -> None:
     """Mean average precision on held-out pictures, and pictures of what was found."""
     images = data.test_images
-    scores, found = average_precision(model, images, data.test_boxes, data.test_labels)
+    scores = average_precision(model, images, data.test_boxes, data.test_labels)
     result.add_metric("mAP at 0.5", scores["map_50"], len(images), better="higher")
     result.add_metric("mAP at 0.5 to 0.95", scores["map"], len(images), better="higher")
     counts = torch.bincount(torch.cat(data.test_labels), minlength=len(data.classes)).tolist()
@@ -328,7 +335,7 @@ def evaluate(config: Config, data: BoxedPictures, model: Detector, result: Resul
     size = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
     result.add_metric("size of the detector", size, 1, unit="MB", better="lower")
     path = result.add_file("detections.png", "Held-out pictures, not picked, and what was found.")
-    draw_found(path, images[:8], found[:8], data.classes)
+    draw_found(path, model, images[:8], data.classes)
     path = result.add_file(
         "steps.png",
         "How sure each cell is that the middle of a thing lies in it; all boxes that are sure enough; "
@@ -406,18 +413,17 @@ def look_elsewhere(config: Config, data: BoxedPictures, model: Detector, result:
         digits.test_images, digits.test_labels, config.test_scenes, 2, config.size, HELD_OUT
     )
     truth = [[one.to(device) for one in part] for part in (boxes, labels)]
-    scores, found = average_precision(model, images.to(device), *truth)
+    scores = average_precision(model, images.to(device), *truth)
     result.add_metric(
         "mAP at 0.5, photographs never seen", scores["map_50"], len(images), better="higher"
     )
     path = result.add_file("elsewhere.png", "Over photographs that training never saw.")
-    draw_found(path, images[:8], found[:8], data.classes)
+    draw_found(path, model, images[:8], data.classes)
 
 
-def draw_found(
-    path: Path, images: torch.Tensor, found: list[Found], classes: tuple[str, ...]
-) -> None:
+def draw_found(path: Path, model: Detector, images: torch.Tensor, classes: tuple[str, ...]) -> None:
     """Eight pictures with what was found in each."""
+    found = detect(model, unit(images), LEAST)
     pictures = [draw_boxes(to_array(image), one, classes, LEAST)
                 for image, one in zip(images, found, strict=True)]  # fmt: skip
     figures.side_by_side(path, {f"{k + 1}": p for k, p in enumerate(pictures)}, rows=2, height=3)

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from imagelab.command import command_line
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,6 +56,7 @@ from imagelab.metrics import Judge
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, prepare
 from imagelab.samples import (
+    clocked,
     draw_loss,
     draw_only,
     draw_tracked,
@@ -400,15 +400,13 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Sample and score, draw the figures, write --samples-file."""
     n = samples_to_draw(config, data)
-    started = time.perf_counter()
-    samples, asked = sample(model, config, n)
-    each = 1000 * (time.perf_counter() - started) / n
+    with clocked(result, n):
+        samples, asked = sample(model, config, n)
     judge = watch and judge_for(config, data, n)
     report_samples(result, samples, judge, data)
     if judge is not None:
         accuracy = asked_accuracy(judge, samples[:1000], asked[:1000])
         result.add_metric("read as the class asked for", accuracy, min(n, 1000), better="higher")
-    result.add_metric("milliseconds per sample", each, n, unit="ms", better="lower")
     result.add_metric("seconds of training", training.seconds, training.steps_done, unit="s")
     draw_tracked(result, training, watch)
     draw_guidance(result, model, config, (0, 1, 2, 4, 8))

@@ -38,6 +38,7 @@ from imagelab.pictures import write_png
 from imagelab.results import Result, start_result
 from imagelab.runtime import autocast, generator, prepare
 from imagelab.samples import (
+    clocked,
     draw_comparison,
     draw_only,
     judge_for,
@@ -296,12 +297,14 @@ def run(config: Config) -> Result:
         return draw_only(SCRIPT, TITLE, PICTURES, config, device, samples)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
-    models, runs, rows, samples = {}, {}, {}, {}
+    models, runs, rows = {}, {}, {}
     for size in config.latent_sizes:
         runs[size] = train(config, size, data, checkpoint_path(config, size))
         models[size] = runs[size].networks["vae"]
         rows[size] = held_out(models[size], data.test_images, config.seed)
-        samples[size] = sample(models[size], samples_to_draw(config, data), config.seed)
+    n = samples_to_draw(config, data)
+    with clocked(result, n * len(models)):
+        samples = {size: sample(model, n, config.seed) for size, model in models.items()}
     evaluate(config, data, models, runs, rows, samples, result)
     write_samples(config.samples_file, samples[max(samples)])
     return result.save(*LESSONS)

@@ -128,7 +128,7 @@ def test_the_command(tmp_path):
     assert "PGD on the CNN" in shown and "ratio" in shown
     written = json.loads((tmp_path / "benchmarks" / "results.json").read_text("utf-8"))
     names = [entry["what"] for entry in written["ratios"]]
-    assert names[0] == "PGD on the CNN" and len(names) == 6
+    assert names[0] == "PGD on the CNN" and len(names) == 7
     assert written["ratios"][0]["ratio"] > 0 and written["ratios"][1]["ratio"] is None
     refused = run_script("benchmarks.__main__", "--only", "nonsense", status=2)
     assert "--only" in refused.stderr + refused.stdout

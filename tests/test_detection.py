@@ -105,6 +105,21 @@ def test_what_is_found_twice_is_kept_once():
     assert len(detection.detect(Says(answers), x, 0.5)[0]["boxes"]) == 2
 
 
+def test_second_guesses_are_found_for_the_measurement_only():
+    answers, x = perfect_answers(), torch.zeros(3, 3, 128, 128)
+    sure = detection.detect(Says(answers), x, 0.01, doubts=True)[0]
+    assert len(sure["boxes"]) == 2
+    kinds = answers[..., 5:].amax(dim=-1, keepdim=True)
+    answers[..., 5:] = answers[..., 5:].where(
+        answers[..., 5:] == kinds, kinds - 1
+    )  # e times less likely
+    doubted = detection.detect(Says(answers), x, 0.01, doubts=True)[0]
+    assert len(doubted["boxes"]) == 2 * (answers.shape[-1] - 5)
+    assert doubted["scores"][2:].max() < doubted["scores"][:2].min()
+    assert doubted["labels"][:2].sort().values.tolist() == LABELS[0].sort().values.tolist()
+    assert len(detection.detect(Says(answers), x, 0.01)[0]["boxes"]) == 2
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_pictures_and_boxes_move_together(flip):
     """A bright rectangle is still where its box says after every change."""

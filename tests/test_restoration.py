@@ -61,6 +61,11 @@ def test_sigma_is_measured():
     assert estimated_sigma(as_bytes) == pytest.approx(0.1, rel=0.05)
 
 
+@pytest.mark.parametrize("picture", [np.zeros((16, 9)), np.zeros((40, 40, 3), np.uint8)])
+def test_a_black_picture_has_no_noise(picture):
+    assert estimated_sigma(picture) == 0
+
+
 def test_a_large_picture_is_measured_in_parts():
     """A corner without noise does not decide, and a thin strip is measured as well."""
     large = with_noise(np.full((1800, 1800), 0.5), 0.1)

@@ -1,0 +1,224 @@
+"""Pictures and settings that nobody thought of, made by hypothesis: taken, or refused in one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import types
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import advanced_image_processing as driver
+import diffusion_demo
+import fgsm
+from imagelab.boxes import BoxedPictures
+from imagelab.masks import MaskedPictures
+from imagelab.pictures import open_picture
+from imagelab.runtime import UserError
+from imagelab.settings import Settings
+from studies import denoising_autoencoder, detection, inpainting, segmentation
+
+# The same examples each time, and no clock: a test that fails must fail again.
+STEADY = settings(derandomize=True, deadline=None, database=None,
+                  suppress_health_check=list(HealthCheck))  # fmt: skip
+BITS = {"1": 1, "L": 8, "P": 8, "LA": 16, "RGB": 24, "RGBA": 32, "CMYK": 32, "YCbCr": 24, "LAB": 24,
+        "I;16": 16, "I": 32, "F": 32}  # fmt: skip
+FORMATS = {
+    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+    "TIFF": tuple(BITS), "JPEG": ("L", "RGB", "CMYK", "YCbCr"), "BMP": ("1", "L", "P", "RGB"),
+    "GIF": ("1", "L", "P", "RGB"), "WEBP": ("L", "RGB", "RGBA"), "PPM": ("1", "L", "RGB", "I"),
+}  # fmt: skip
+
+
+@st.composite
+def picture_files(draw, damage: bool = True) -> tuple[bytes, tuple[int, int], bool]:
+    """A file, the size of its picture, and whether it is whole."""
+    kind = draw(st.sampled_from(sorted(FORMATS)))
+    mode = draw(st.sampled_from(FORMATS[kind]))
+    width, height = draw(st.integers(1, 70)), draw(st.integers(1, 70))
+    row = (width * BITS[mode] + 7) // 8
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    flat = draw(st.booleans())
+    values = bytes(row * height) if flat else rng.bytes(row * height)
+    if mode == "F" and not flat:  # the bytes of numbers; NaN is another test's
+        values = (100 * rng.standard_normal((height, width))).astype(np.float32).tobytes()
+    picture = Image.frombytes(mode, (width, height), values)
+    if mode == "P":
+        picture.putpalette(rng.bytes(768))
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind)
+    raw = buffer.getvalue()
+    if not damage or draw(st.booleans()):
+        return raw, (width, height), True
+    if draw(st.booleans()):
+        return raw[: draw(st.integers(0, len(raw) - 1))], (width, height), False
+    changed = bytearray(raw)
+    for at in draw(st.lists(st.integers(0, len(raw) - 1), min_size=1, max_size=20)):
+        changed[at] ^= draw(st.integers(1, 255))
+    return bytes(changed), (width, height), False
+
+
+@contextlib.contextmanager
+def one_sentence():
+    """Nothing happens, or a UserError of one line."""
+    try:
+        yield
+    except UserError as error:
+        assert str(error).strip() and "\n" not in str(error)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on damaged files
+@settings(STEADY, max_examples=400)
+@given(file=picture_files(), suffix=st.sampled_from(["png", "jpg", "dat", ""]))
+def test_any_picture_is_read_or_refused(tmp_path_factory, file, suffix):
+    raw, (width, height), whole = file
+    path = tmp_path_factory.getbasetemp() / f"any.{suffix}"
+    path.write_bytes(raw)
+    with one_sentence():
+        picture = open_picture(path)
+        assert picture.mode in ("L", "RGB")
+        assert not whole or picture.size == (width, height)
+        return
+    assert not whole or min(width, height) < 8  # what is whole and large enough must be read
+
+
+# --- the scripts' own options ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory) -> Path:
+    """Checkpoints of a small segmentation and a small detector, trained for two steps on noise."""
+    folder = tmp_path_factory.mktemp("networks")
+    images = torch.randint(0, 256, (4, 3, 32, 48), dtype=torch.uint8)
+    masks = torch.randint(0, 3, (4, 32, 48), dtype=torch.uint8)
+    noise = MaskedPictures("noise", "the tests", ("a", "b", "c"), images, masks, images, masks)
+    segmentation.train(
+        segmentation.Config(epochs=1, batch_size=2, widths=(4, 8), output_dir=folder), noise
+    )
+    squares = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    boxes, labels = [torch.tensor([[8.0, 8, 40, 40]])] * 4, [torch.tensor([1])] * 4
+    things = BoxedPictures(
+        "noise", "the tests", ("a", "b"), squares, boxes, labels, squares, boxes, labels
+    )
+    detection.train(
+        detection.Config(epochs=1, batch_size=2, width=4, size=64, output_dir=folder), things
+    )
+    return folder
+
+
+def see(path: Path, networks: Path, output: Path) -> None:
+    model = networks / segmentation.MODELS / "noise.pth"
+    segmentation.run_predict(segmentation.Predict(image=path, output=output, model=model))
+
+
+def find(path: Path, networks: Path, output: Path) -> None:
+    model = networks / detection.MODELS / "noise.pth"
+    detection.run_predict(
+        detection.Predict(source=str(path), output=output, model=model, least=0.01)
+    )
+
+
+def denoise(path: Path, networks: Path, output: Path) -> None:
+    denoising_autoencoder.run_denoise(denoising_autoencoder.Denoise(image=path, output=output))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("script", [see, find, denoise])
+@settings(STEADY, max_examples=25)
+@given(file=picture_files())
+def test_scripts_that_change_pictures(script: Callable, networks, tmp_path_factory, file):
+    """What is written has the picture's own size."""
+    raw, size, whole = file
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "any.png").write_bytes(raw)
+    output = folder / "changed.png"
+    output.unlink(missing_ok=True)
+    with one_sentence():
+        script(folder / "any.png", networks, output)
+        with Image.open(output) as changed:
+            assert not whole or changed.size == size
+        return
+    assert not output.exists() and (not whole or min(size) < 8)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@settings(STEADY, max_examples=10)
+@given(file=picture_files(), hole=picture_files())
+def test_inpainting_of_any_picture_with_any_hole(unet_run, tmp_path_factory, file, hole):
+    folder = tmp_path_factory.getbasetemp()
+    for name, (raw, *_) in {"any": file, "hole": hole}.items():
+        (folder / f"{name}.png").write_bytes(raw)
+    with one_sentence():
+        inpainting.run_inpaint(
+            inpainting.Inpaint(
+                image=folder / "any.png", mask=str(folder / "hole.png"), samples=1,
+                output=folder / "filled.png", model=unet_run / inpainting.Inpaint.model,
+                repaint_steps=2, repeats=1, guess_steps=1,
+            )
+        )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("script", [fgsm, diffusion_demo])
+@settings(STEADY, max_examples=3)
+@given(file=picture_files())
+def test_demos_with_any_picture(script: types.ModuleType, main_job, file):
+    path = main_job / "any.png"
+    path.write_bytes(file[0])
+    more = {"dataset": "digits"} if script is fgsm else {}
+    with one_sentence():
+        script.run(script.Config(image=path, quick=True, output_dir=main_job / "any", **more))
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+ANYTHING = {
+    int: st.one_of(st.sampled_from([0, 1, 2, -1, 2**31, 2**63]), st.integers()),
+    float: st.one_of(st.sampled_from([0.0, 1.0, -1.0, 1e-9, 1e300]),
+                     st.floats(allow_subnormal=False)),
+    bool: st.booleans(),
+    str: st.one_of(st.sampled_from(["", "auto", "cuda:99"]), st.text(max_size=9)),
+    Path: st.sampled_from([Path(), Path("a.npz"), Path("ä b/c.png")]),
+}  # fmt: skip
+
+
+def values_of(hint) -> st.SearchStrategy:
+    """Values of a field's type, sensible or not."""
+    if hint in ANYTHING:
+        return ANYTHING[hint]
+    if hint is type(None):
+        return st.none()
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return st.sampled_from(parts)
+    if origin is tuple:
+        return st.lists(values_of(parts[0]), max_size=4).map(tuple)
+    return st.one_of([values_of(part) for part in parts])  # a union
+
+
+def all_settings() -> list[type]:
+    modules = [importlib.import_module(f"studies.{name}" if name in driver.STUDIES else name)
+               for name in driver.EVERYTHING]  # fmt: skip
+    return [driver.Config, *(module.Config for module in modules)]
+
+
+@pytest.mark.parametrize("kind", all_settings(), ids=lambda kind: kind.__module__)
+@settings(STEADY, max_examples=60)
+@given(data=st.data())
+def test_any_settings_are_taken_or_refused(kind: type[Settings], data):
+    hints = get_type_hints(kind)
+    names = data.draw(st.sets(st.sampled_from([f.name for f in fields(kind)]), max_size=5))
+    values = {name: data.draw(values_of(hints[name]), label=name) for name in sorted(names)}
+    with one_sentence():
+        config = kind(**values)
+        assert all(getattr(config, name) is values[name] for name in names)
