@@ -1,11 +1,16 @@
-"""How the tests run a script: in a subprocess, as a user does."""
+"""How the tests run a script: in a subprocess, as a user does; and which tests share a process."""
 
 from __future__ import annotations
+
+import os
+
+# Several processes of pytest-xdist with one thread each do more than one with several threads.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import contextlib
 import importlib
 import io
-import os
 import re
 import signal
 import subprocess
@@ -19,6 +24,16 @@ import torch
 from imagelab.datasets import Dataset
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+SHARED = ("main_job", "unet_run")  # fixtures that take long: whoever uses one runs in one process
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file, which share its fixtures, and those of a long fixture stay together."""
+    for item in items:
+        group = next((name for name in SHARED if name in item.fixturenames), item.path.stem)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def command(script: str, *arguments: object) -> list[str]:
