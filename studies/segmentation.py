@@ -85,8 +85,8 @@ class Config(ResumableSettings):
     """Pixels of a square folded into the channels before the first layer: its speed is the square."""
     loss: Literal["cross-entropy", "dice", "both"] = "both"
     """What is made small: surprise per pixel, lack of overlap per class, or their sum."""
-    balance: bool = True
-    """A pixel of a rare class counts more in the cross-entropy: a pole covers a hundredth of a street."""
+    unweighted: bool = False
+    """All pixels count alike in the cross-entropy; else those of rare classes count more."""
     epochs: Count | None = None
     """Passes over the training pictures, each turned, scaled and lit anew. Default: 700 steps for the
     drawn scenes, 1,300 for real pictures."""
@@ -242,7 +242,7 @@ def new_model(config: Config, data: MaskedPictures) -> UNet:
 def train(config: Config, data: MaskedPictures) -> Training:
     """Train the U-Net, or go on with --resume."""
     model = new_model(config, data)
-    weights = class_weights(data.masks, len(data.classes)) if config.balance else None
+    weights = None if config.unweighted else class_weights(data.masks, len(data.classes))
     adam = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2, fused=True)
     name = data.file_name + ("_pretrained" if config.pretrained else "")
     run = Training(checkpoint_path(config, name), SCRIPT, config, data, {"unet": model},
