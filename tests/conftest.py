@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ("main_job", "unet_run")  # fixtures that take long: whoever uses one runs in one process
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one file, which share its fixtures, and those of a long fixture stay together."""
     for item in items:
