@@ -204,7 +204,7 @@ def draw_classes(axis, points: torch.Tensor, labels: torch.Tensor, classes: Sequ
     for label in labels.unique().tolist():
         own = points[labels == label]
         colour = CLASS_COLOURS[label % len(CLASS_COLOURS)]
-        axis.scatter(*own.T, s=4, color=colour, linewidths=0)
+        axis.scatter(*own.numpy().T, s=4, color=colour, linewidths=0)
         x, y = own.median(dim=0).values.tolist()
         box = {"facecolor": "white", "edgecolor": colour, "boxstyle": "round,pad=0.15"}
         axis.text(x, y, classes[label], ha="center", va="center", weight="bold", bbox=box)

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -309,8 +310,8 @@ def draw_gallery(path: Path, config: Config, models: dict[str, nn.Module], data:
         for i in range(len(first)):
             title = f"read as {data.classes[read[i]]}"
             figures.show_image(above[i], figures.as_picture(attacked[i]), title)
-            gradient = gradients[i].mean(dim=0).cpu()
-            limit = gradient.abs().quantile(0.995).clamp(min=1e-12)
+            gradient = gradients[i].mean(dim=0).cpu().numpy()
+            limit = max(np.quantile(np.abs(gradient), 0.995), 1e-12)
             below[i].imshow(gradient, cmap="RdBu_r", vmin=-limit, vmax=limit)
             below[i].set_axis_off()
         names += [f"{name}:\nPGD-40", f"{name}:\ngradient"]
