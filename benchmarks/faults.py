@@ -337,8 +337,8 @@ def run(config: Config) -> Outcome:
                     print(
                         f"{script}, {case.what}: {'; '.join(case.problems) or 'well'}", flush=True
                     )
-    record = [vars(case) for case in cases]
-    write_json(config.output_dir / "benchmarks" / "faults.json", {"cases": record})
+        record = [vars(case) for case in cases]  # written after each script: the run is long
+        write_json(config.output_dir / "benchmarks" / "faults.json", {"cases": record})
     return Outcome(cases, 1 if any(case.problems for case in cases) else 0)
 
 
