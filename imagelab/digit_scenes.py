@@ -29,12 +29,14 @@ def draw_scenes(
     (count, 3, size, size) uint8, of each the boxes (n, 4) x1 y1 x2 y2 in pixels around the ink, and the
     labels (n,).
     """
+    from tqdm import tqdm
+
     rng = np.random.default_rng(seed)
     pictures = _photographs(photographs)
     digits, labels = digits[:, 0].cpu().numpy(), labels.cpu()
     images = np.empty((count, size, size, 3), np.uint8)
     all_boxes, all_labels = [], []
-    for image in images:
+    for image in tqdm(images, desc="drawing scenes", unit="scene", mininterval=0.5):
         scene = _varied(_background(pictures, rng, size), rng)
         boxes, chosen = [], []
         for _ in range(rng.integers(1, most + 1)):
