@@ -70,7 +70,7 @@ class Config(ResumableSettings):
 
     dataset: str = "digit-scenes"
     """digit-scenes (drawn, embedded), yolo:FOLDER or coco:IMAGES:FILE.json."""
-    scenes: Count = 12_000
+    scenes: Count = 11_000
     """Scenes to draw for training."""
     test_scenes: Count = 500
     """Scenes to draw for the measurement, with digits of other writers."""
