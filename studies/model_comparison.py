@@ -309,9 +309,10 @@ def draw_quality(path: Path, measured: dict[str, list[Measured]], judge: Judge) 
         )  # fmt: skip
     axis.axhline(judge.floor.frechet, color="#666666", linewidth=1, linestyle="--",
                  label="held-out real images")  # fmt: skip
-    axis.set(xscale="log", yscale="log", xlabel="milliseconds per image drawn",
+    axis.set(xscale="log", xlabel="milliseconds per image drawn",
              ylabel=f"Fréchet distance (n = {judge.n:,})")  # fmt: skip
-    axis.legend()
+    figures.log_scale(axis)
+    figure.legend(loc="outside upper center", ncols=3)
     figures.save_figure(figure, path)
 
 
