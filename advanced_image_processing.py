@@ -23,6 +23,7 @@ import time
 import traceback
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -71,11 +72,11 @@ STUDIES: dict[str, Demo] = {
     "dcgan": Demo("study_images/dcgan", 180, 20, "Fréchet distance"),
     "model_comparison": Demo("study_images/model_comparison", 900, 45, "DCGAN: Fréchet distance"),
     "denoising_autoencoder": Demo(
-        "study_images/denoising_autoencoder", 160, 15, "autoencoder: PSNR"
+        "study_images/denoising_autoencoder", 260, 15, "autoencoder: PSNR"
     ),
     "denoising_gan": Demo("study_images/denoising_gan", 200, 30, "GAN: PSNR"),
     "cnn_classifier": Demo("study_images/cnn_classifier", 25, 10, "accuracy"),
-    "segmentation": Demo("study_images/segmentation", 330, 15, "mean IoU", {"dataset": "scenes"}),
+    "segmentation": Demo("study_images/segmentation", 300, 15, "mean IoU", {"dataset": "scenes"}),
     "detection": Demo("study_images/detection", 540, 15, "mAP at 0.5", {"dataset": "digit-scenes"}),
     "unet_diffusion": Demo("study_images/unet_diffusion", 830, 20, "read as the class asked for"),
     "diffusion_curves": Demo(
@@ -88,6 +89,11 @@ STUDIES: dict[str, Demo] = {
     "text_diffusion": Demo("study_images/text_diffusion", 700, 20, "never seen together: all four"),
 }
 EVERYTHING = DEMOS | STUDIES
+
+
+def module_of(name: str) -> ModuleType:
+    """The script of a demo or a study, imported."""
+    return importlib.import_module(f"studies.{name}" if name in STUDIES else name)
 
 
 @dataclass(frozen=True)
@@ -176,7 +182,7 @@ def run(config: Config) -> Outcome:
         started = time.perf_counter()
         try:
             demo = EVERYTHING[name]
-            module = importlib.import_module(f"studies.{name}" if name in STUDIES else name)
+            module = module_of(name)
             result = module.run(demo_config(module, config, demo))
             row["figure"] = headline(demo, result.metrics)
         except KeyboardInterrupt as interruption:

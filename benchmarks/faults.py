@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from imagelab.command import command_line
 
-import importlib
 import json
 import os
 import pickle
@@ -262,11 +261,8 @@ LONG = 30.0  # seconds, after which a run with strange settings is asked to stop
 def random_settings(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
     """Three options at random with strange values: refused in a sentence, or run."""
     rng = random.Random(config.seed)
-    module = importlib.import_module(
-        f"studies.{scene.script}" if scene.script in driver.STUDIES else scene.script
-    )
     given = {"output_dir", "quick", "show", "debug"}
-    names = [f.name for f in fields(module.Config) if f.name not in given]
+    names = [f.name for f in fields(driver.module_of(scene.script).Config) if f.name not in given]
     for _ in range(config.settings):
         chosen = rng.sample(names, min(3, len(names)))
         more = [word for name in chosen for word in (option(name), *rng.choice(STRANGE).split(" "))]

@@ -4,7 +4,7 @@ A U-Net (Ronneberger et al. 2015) halves the picture on the way down, to see far
 up, and is handed at each size what it saw there on the way down, to stay sharp. It learns from drawn
 scenes with exact masks (imagelab/road_scenes.py), embedded and unlimited, or from real ones.
 
-    python -m studies.segmentation                                  # drawn scenes, six minutes
+    python -m studies.segmentation                                  # drawn scenes, five minutes
     python -m studies.segmentation --dataset camvid                 # real ones, of data/CamVid/
     python -m studies.segmentation --dataset camvid --pretrained    # from the network of the drawn ones
     python -m studies.segmentation --dataset folder:IMAGES:MASKS    # yours; masks hold class numbers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import types
 from collections.abc import Callable
@@ -207,9 +206,7 @@ def values_of(hint) -> st.SearchStrategy:
 
 
 def all_settings() -> list[type]:
-    modules = [importlib.import_module(f"studies.{name}" if name in driver.STUDIES else name)
-               for name in driver.EVERYTHING]  # fmt: skip
-    return [driver.Config, *(module.Config for module in modules)]
+    return [driver.Config, *(driver.module_of(name).Config for name in driver.EVERYTHING)]
 
 
 @pytest.mark.parametrize("kind", all_settings(), ids=lambda kind: kind.__module__)
