@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
@@ -165,10 +166,32 @@ def signals(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
         yield case
 
 
+def small_disk(place: Path, size: int) -> bool:
+    """Mount a file system of `size` bytes in memory at `place`, where Linux and the user's rights allow."""
+    place.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)]
+    try:
+        return subprocess.run(mount, capture_output=True).returncode == 0
+    except FileNotFoundError:  # no Linux
+        return False
+
+
 def full_disk(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
-    """No file may grow beyond a limit: what was there stays, one sentence, status 2."""
+    """A disk with little room left, and a limit on every file's size: what was there stays, one
+    sentence, status 2."""
     import resource
 
+    size = sum(-(-path.stat().st_size // 4096) * 4096 for path in scene.folder.rglob("*"))
+    for room in (0, 20_480):
+        if small_disk(work / "disk", size + room):
+            try:
+                folder = scene.copy(work / "disk" / "case")
+                case = Case(scene.script, f"{room:,} bytes left on the disk")
+                case.problems = end(start(scene.script, folder), (2,)) + damaged(folder)
+                case.problems += lost(scene.folder, folder)
+            finally:
+                subprocess.run(["umount", str(work / "disk")], check=True)
+            yield case
     for limit in (2_000, 20_000):
         folder = scene.copy(work / "case")
 
@@ -269,11 +292,10 @@ def random_settings(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
         folder = scene.copy(work / "case")
         process = start(scene.script, folder, *more)
         case = Case(scene.script, " ".join(more))
-        try:
-            process.wait(LONG)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
+        stop = threading.Timer(LONG, process.send_signal, [signal.SIGINT])
+        stop.start()
         case.problems = end(process, (0, 2, 130)) + damaged(folder) + lost(scene.folder, folder)
+        stop.cancel()
         yield case
 
 
