@@ -167,7 +167,7 @@ def signals(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
 
 
 def small_disk(place: Path, size: int) -> bool:
-    """Mount a file system of `size` bytes in memory at `place`, where Linux and the user's rights allow."""
+    """Mount a disk of `size` bytes in memory at `place`, where Linux and the user's rights allow it."""
     place.mkdir(exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)]
     try:

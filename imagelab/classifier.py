@@ -6,6 +6,7 @@ It is trained on the data set in use at its first use and cached in `classifier_
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from imagelab.training import Training, one_cycle
 
 SCRIPT = "classifier"
 FOLDER = "classifier_models"
+# What is done to a batch of images (B, C, H, W) in [0, 1] before it is learnt from.
+Change = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 
 class DigitCNN(nn.Module):
@@ -64,24 +67,30 @@ class ClassifierConfig:
     resume: bool = False
 
 
-def checkpoint_path(output_dir: Path, data: Dataset, quick: bool) -> Path:
-    return Path(output_dir) / FOLDER / f"{data.file_name}_cnn{'_quick' if quick else ''}.pth"
+def checkpoint_path(output_dir: Path, data: Dataset, quick: bool, name: str = "cnn") -> Path:
+    return Path(output_dir) / FOLDER / f"{data.file_name}_{name}{'_quick' if quick else ''}.pth"
 
 
 def trained_classifier(
-    data: Dataset, output_dir: Path, seed: int = 0, quick: bool = False
+    data: Dataset,
+    output_dir: Path,
+    seed: int = 0,
+    quick: bool = False,
+    name: str = "cnn",
+    change: Change | None = None,
+    epochs: int | None = None,
 ) -> DigitCNN:
     """The classifier for `data`, in eval mode on its device: from the cache, else trained now.
 
-    A training that was stopped goes on where it was; a cached one for other data or another seed
-    is trained anew.
+    One that learns from changed images needs a `name` of its own in the cache. A training that was
+    stopped goes on where it was; a cached one for other data or another seed is trained anew.
     """
     if len(data.classes) < 2:
         raise UserError(
             f"{data.name} has one class only: a classifier needs at least two subfolders."
         )
-    path = checkpoint_path(output_dir, data, quick)
-    epochs = 1 if data.name == "digits" else 5
+    path = checkpoint_path(output_dir, data, quick, name)
+    epochs = epochs or (1 if data.name == "digits" else 5)
     config = ClassifierConfig(
         seed=seed, epochs=1 if quick else epochs, batch_size=min(128, len(data.images))
     )
@@ -90,7 +99,8 @@ def trained_classifier(
     if state is None or state["epoch"] < config.epochs:
         resume = state is not None
         config = ClassifierConfig(**{**vars(config), "resume": resume})
-        train_classifier(model, data, config, path, go_on="the same command goes on")
+        train_classifier(model, data, config, path, change=change,
+                         go_on="the same command goes on")  # fmt: skip
     else:
         load_weights(model, state["model"]["classifier"], path)
     return model.eval().requires_grad_(False)
@@ -110,12 +120,12 @@ def train_classifier(
     path: Path,
     script: str = SCRIPT,
     optimizer: torch.optim.Optimizer | None = None,
-    mirror: bool = False,
+    change: Change | None = None,
     **more,
 ) -> Training:
     """Cross-entropy under a learning rate that rises to `config.lr` and falls; Adam unless told.
 
-    `mirror` shows half of the images of each batch left to right; `more` goes to Training.
+    `change` is done to the images of each batch; `more` goes to Training.
     """
     device = data.images.device
     optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
@@ -126,10 +136,10 @@ def train_classifier(
         for _ in run.epochs():
             for batch in run.batches():
                 optimizer.param_groups[0]["lr"] = config.lr * one_cycle(run.progress)
-                images = unit(data.images[batch]).contiguous(memory_format=torch.channels_last)
-                if mirror:
-                    turned = torch.rand(len(images), generator=run.rng, device=device) < 0.5
-                    images = torch.where(turned[:, None, None, None], images.flip(3), images)
+                images = unit(data.images[batch])
+                if change is not None:
+                    images = change(images, run.rng)
+                images = images.contiguous(memory_format=torch.channels_last)
                 with autocast(device):
                     loss = F.cross_entropy(model(images), data.labels[batch])
                 optimizer.zero_grad()

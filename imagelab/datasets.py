@@ -141,6 +141,12 @@ def random_subset(n: int, count: int, purpose: str) -> torch.Tensor:
     return torch.randperm(n, generator=generator(0, purpose))[:count]
 
 
+def mirrored(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Each image (N, C, H, W) with even odds left to right: for photographs, not for digits."""
+    turned = torch.rand(len(images), 1, 1, 1, generator=rng, device=images.device) < 0.5
+    return torch.where(turned, images.flip(3), images)
+
+
 def batch_indices(n: int, batch_size: int, seed: int, epoch: int) -> list[torch.Tensor]:
     """The batches of one epoch: slices of a permutation drawn from (seed, epoch) alone.
 

@@ -32,7 +32,7 @@ from torch import nn
 
 from imagelab import figures
 from imagelab.classifier import DigitCNN, accuracy, as_unit, predict, train_classifier
-from imagelab.datasets import Dataset, load_dataset, load_for
+from imagelab.datasets import Dataset, load_dataset, load_for, mirrored
 from imagelab.pretrained import imagenet_resnet18
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, prepare
@@ -148,8 +148,8 @@ def train(config: Config, data: Dataset, model: nn.Module, path: Path):
     # A short run wants an optimizer that forgets quickly what it saw under the small rates.
     betas = (0.7, 0.9) if config.fast else (0.9, 0.999)
     adam = torch.optim.Adam(learning, lr=config.lr, betas=betas, fused=True)
-    photographs = config.backbone != "cnn"
-    return train_classifier(model, data, config, path, SCRIPT, adam, mirror=photographs,
+    change = None if config.backbone == "cnn" else mirrored
+    return train_classifier(model, data, config, path, SCRIPT, adam, change,
                             free=("runs", "weights"))  # fmt: skip
 
 

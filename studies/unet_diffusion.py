@@ -37,7 +37,7 @@ from torch import nn
 from imagelab import distributed, figures
 from imagelab.checkpoints import load_checkpoint, load_weights
 from imagelab.classifier import predict
-from imagelab.datasets import Dataset, load_for, signed, to_uint8
+from imagelab.datasets import Dataset, load_for, mirrored, signed, to_uint8
 from imagelab.diffusion import (
     Estimate,
     Prediction,
@@ -273,8 +273,7 @@ def train(
                 adam.param_groups[0]["lr"] = config.lr * one_cycle(run.progress)
                 x0 = signed(data.images[batch])
                 if config.flip:
-                    mirrored = torch.rand(len(x0), 1, 1, 1, generator=run.rng, device=device) < 0.5
-                    x0 = torch.where(mirrored, x0.flip(3), x0)
+                    x0 = mirrored(x0, run.rng)
                 told_of = {name: part[own] for name, part in tell(x0, batch, run.rng).items()}
                 x_t, t, wanted = noisy_pair(model.schedule, model.prediction, x0, run.rng)
                 answer = replica(x_t[own], t[own] / config.T, **told_of)

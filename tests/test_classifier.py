@@ -85,6 +85,16 @@ def test_other_data_of_the_same_name_train_anew(trained, stripes, no_training):
         trained_classifier(fewer, folder)
 
 
+def test_what_is_learnt_from_is_changed_and_cached_under_another_name(trained, stripes):
+    model, folder = trained
+    before = digest(trained_classifier(stripes, folder))
+    blind = trained_classifier(stripes, folder, name="blind", change=lambda x, rng: 0 * x)
+    shown = accuracy(blind, stripes.test_images, stripes.test_labels)
+    assert shown < 0.8 < accuracy(model, stripes.test_images, stripes.test_labels)
+    assert checkpoint_path(folder, stripes, False, "blind").is_file()
+    assert digest(trained_classifier(stripes, folder)) == before
+
+
 def test_quick_has_a_file_of_its_own(trained, stripes, tmp_path):
     _, folder = trained
     quick, full = (checkpoint_path(folder, stripes, q) for q in (True, False))

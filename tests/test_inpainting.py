@@ -9,7 +9,14 @@ from conftest import complaint, run_here, untaught
 from PIL import Image
 
 from imagelab.diffusion import cosine_schedule
-from studies.inpainting import MASKS, guess_class, hole_psnr, make_holes, old_fillings
+from studies.inpainting import (
+    MASKS,
+    guess_class,
+    hole_psnr,
+    holes_in_all,
+    make_holes,
+    old_fillings,
+)
 from studies.unet_diffusion import Model
 
 
@@ -20,6 +27,17 @@ def test_holes(kind):
     share = holes.float().mean().item()
     assert {"box": share == 0.25, "half": share == 0.5, "strokes": 0.1 < share < 0.6}[kind]
     assert torch.equal(holes, make_holes(kind, 5, (1, 28, 28), 0))
+
+
+def test_the_reader_learns_from_images_with_one_hole_of_each_kind():
+    change = holes_in_all((1, 28, 28), 3, torch.device("cpu"))
+    seen = change(torch.ones(300, 1, 28, 28), torch.Generator().manual_seed(0))
+    kinds = {kind: make_holes(kind, 1000, (1, 28, 28), 3).float() for kind in MASKS}
+    found = {
+        kind: sum((holes == 1 - image).flatten(1).all(1).any().item() for image in seen)
+        for kind, holes in kinds.items()
+    }
+    assert sum(found.values()) == 300 and min(found.values()) > 70
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -68,6 +86,7 @@ def test_a_run_leaves_what_was_promised(unet_run):
     names = {entry["path"] for entry in result["files"]}
     assert names == {"box.png", "half.png", "strokes.png", "several.png"}
     assert all((folder / name).is_file() for name in names)
+    assert (unet_run / "classifier_models" / "digits_cnn_holes_quick.pth").is_file()
     for table in result["tables"]:
         assert {"Telea", "Navier-Stokes", "diffusion"} < {row[0] for row in table["rows"]}
 
