@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -119,6 +120,17 @@ def test_importing_a_script_is_light(script):
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]" and done.stderr == ""
+
+
+def test_a_study_runs_as_a_file_too(tmp_path):
+    """As an editor's run button starts it, from any folder, with nothing on the path."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment["PYTHONIOENCODING"] = "utf-8"
+    done = subprocess.run([sys.executable, str(ROOT / "studies" / "inpainting.py"), "--help"],
+                          cwd=tmp_path, env=environment, capture_output=True, text=True,
+                          encoding="utf-8")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "usage: inpainting.py" in done.stdout and "--repaint-steps" in done.stdout
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, "studies.model_comparison"])
