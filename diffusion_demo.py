@@ -32,7 +32,7 @@ from imagelab import figures
 from imagelab.diffusion import linear_schedule
 from imagelab.metrics import psnr, ssim
 from imagelab.pictures import read_grey, write_gif, write_png
-from imagelab.restoration import compare, methods
+from imagelab.restoration import compare, estimated_sigma, methods
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, prepare
 from imagelab.settings import Limits, Settings
@@ -130,14 +130,12 @@ COLUMNS = [
 
 
 def measure(clean: np.ndarray, noisy: np.ndarray, blurred: np.ndarray, sigma: float) -> Quantities:
-    from skimage.restoration import estimate_sigma
-
     errors = [
         value
         for picture in (noisy, blurred)
         for value in (np.mean((clean - picture) ** 2), psnr(clean, picture), ssim(clean, picture))
     ]
-    return Quantities(sigma, float(estimate_sigma(noisy)), *errors)
+    return Quantities(sigma, estimated_sigma(noisy), *errors)
 
 
 # --- figures --------------------------------------------------------------------------------------
