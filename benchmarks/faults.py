@@ -106,6 +106,7 @@ def end(process: subprocess.Popen, statuses: tuple[int, ...]) -> list[str]:
         complaint = process.communicate(timeout=PATIENCE)[1]
     except subprocess.TimeoutExpired:
         process.kill()
+        process.wait()
         return [f"still running after {PATIENCE:.0f} s"]
     problems = ["traceback"] if "Traceback" in complaint else []
     if process.returncode not in statuses:
@@ -181,7 +182,8 @@ def full_disk(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
     sentence, status 2."""
     import resource
 
-    size = sum(-(-path.stat().st_size // 4096) * 4096 for path in scene.folder.rglob("*"))
+    files = [path for path in scene.folder.rglob("*") if path.is_file()]
+    size = sum(-(-path.stat().st_size // 4096) * 4096 for path in files)
     for room in (0, 20_480):
         if small_disk(work / "disk", size + room):
             try:
@@ -231,7 +233,9 @@ class Malicious:
 
 def foreign_checkpoint(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
     """Cut short, of another script, of another format, or with code in it: refused, and left as it is."""
-    for checkpoint in sorted(scene.folder.rglob("*.pth"))[:1]:
+    # One of each folder: the classifier's, and the script's own.
+    first = {path.parent: path for path in sorted(scene.folder.rglob("*.pth"), reverse=True)}
+    for checkpoint in first.values():
         state = torch.load(checkpoint, weights_only=True)
         raw = checkpoint.read_bytes()
         for what in (

@@ -15,26 +15,17 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
+from filelock import FileLock  # comes with torch
 
 from imagelab.datasets import Dataset
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-SHARED = ("main_job", "unet_run")  # fixtures that take long: whoever uses one runs in one process
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one file, which share its fixtures, and those of a long fixture stay together."""
-    for item in items:
-        group = next((name for name in SHARED if name in item.fixturenames), item.path.stem)
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def command(script: str, *arguments: object) -> list[str]:
@@ -91,22 +82,35 @@ def untaught(script: str, result: dict) -> list[str]:
             if not all(part in result["learned"] for part in parts)]  # fmt: skip
 
 
+def once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first of the tests' processes to need it has made; the others wait for it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = base / name, base / f"{name}.done"
+    with FileLock(base / f"{name}.lock"):
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def main_job(tmp_path_factory) -> Path:
     """The output folder of one quick main job, at a path with a space and non-ASCII letters."""
-    folder = tmp_path_factory.mktemp("main") / "Größe 1"
-    run_script(
-        "advanced_image_processing", "--quick", "--dataset", "digits", "--output-dir", folder
-    )
-    return folder
+
+    def run(folder: Path) -> None:
+        run_script("advanced_image_processing", "--quick", "--dataset", "digits", "--output-dir",
+                   folder)  # fmt: skip
+        assert not list(folder.rglob(".*-*"))  # no temporary file is left
+
+    return once(tmp_path_factory, "Größe 1", run)
 
 
 @pytest.fixture(scope="session")
 def unet_run(tmp_path_factory) -> Path:
     """The output folder of one quick run of the U-Net study, whose network others build on."""
-    folder = tmp_path_factory.mktemp("unet")
-    run_here("studies.unet_diffusion", "--quick", "--dataset", "digits", "--output-dir", folder)
-    return folder
+    command = "studies.unet_diffusion", "--quick", "--dataset", "digits", "--output-dir"
+    return once(tmp_path_factory, "unet", lambda folder: run_here(*command, folder))
 
 
 @pytest.fixture(scope="session")

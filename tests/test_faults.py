@@ -42,7 +42,7 @@ def test_tracebacks_and_statuses_are_seen():
 
 def test_some_faults_of_one_script(tmp_path):
     """`python -m benchmarks.faults` tries all kinds on all scripts, which takes hours."""
-    done = run_script("benchmarks.faults", "--only", "cnn_classifier", "--moments", 1,
+    done = run_script("benchmarks.faults", "--only", "diffusion_demo", "--moments", 1,
                       "--kinds", "signals", "full-disk", "--output-dir", tmp_path)  # fmt: skip
     cases = json.loads((tmp_path / "benchmarks" / "faults.json").read_text("utf-8"))["cases"]
     tried = [case["what"] for case in cases]
