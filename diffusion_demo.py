@@ -194,8 +194,9 @@ def draw_restored(
 ) -> None:
     """Every noisy step restored by every method: a picture and two tables."""
     pictures: dict[str, list] = {}
-    for image, row in zip(noisy, rows, strict=True):
-        found = compare(picture, np.clip(image, 0, 1), row.sigma_measured, by)
+    for image in noisy:
+        image = np.clip(image, 0, 1)
+        found = compare(picture, image, estimated_sigma(image), by)
         for name, restored in found.items():
             pictures.setdefault(name, []).append(restored)
     figure, axes = figures.new_figure(

@@ -213,10 +213,6 @@ def draw_gallery(path: Path, fooled: list[Fooled]) -> None:
 
 def attack_half(config: Config, data: Dataset, result: Result) -> None:
     target = config.targeted
-    if target is not None and not 0 <= target < len(data.classes):
-        raise UserError(
-            f"--targeted must be a class from 0 to {len(data.classes) - 1}, not {target}."
-        )
     model = trained_classifier(data, config.output_dir, config.seed, config.quick)
     images = unit(data.test_images[: config.num_images])
     labels = data.test_labels[: config.num_images]
@@ -281,7 +277,9 @@ def fooled_examples(
             if item is not None:
                 fooled.append(item)
                 break
-    return fooled[:6]
+        if len(fooled) == 6:
+            break
+    return fooled
 
 
 # --- your own picture -----------------------------------------------------------------------------
@@ -292,11 +290,8 @@ def attack_own_digit(config: Config, data: Dataset, result: Result) -> None:
     model = trained_classifier(data, config.output_dir, config.seed, config.quick)
     frame = fit_to_frame(read_grey(config.image), data.shape[1])
     image = torch.from_numpy(frame).float().expand(data.shape).to(data.images.device)
-    label = int(predict(model, image[None]).argmax())
-    item = smallest_fooling(model, image, label, data.classes, config.targeted, EPSILONS[1:])
-    report_own(
-        result, item, f"{config.image.name}, cut out and centred as the data are", EPSILONS[-1]
-    )
+    name = f"{config.image.name}, cut out and centred as the data are"
+    attack_own(model, image, data.classes, config.targeted, EPSILONS[1:], name, result)
 
 
 def attack_own_photo(config: Config, device: torch.device, result: Result) -> None:
@@ -308,18 +303,26 @@ def attack_own_photo(config: Config, device: torch.device, result: Result) -> No
         open_picture(config.image).convert("RGB"), (224, 224), Image.Resampling.LANCZOS
     )
     image = unit(torch.from_numpy(np.array(photo))).permute(2, 0, 1).to(device)
+    attack_own(model, image, classes, config.targeted, PHOTO_EPSILONS, config.image.name, result)
+
+
+def attack_own(
+    model: nn.Module,
+    image: torch.Tensor,
+    classes: tuple[str, ...],
+    target: int | None,
+    epsilons: list[float],
+    name: str,
+    result: Result,
+) -> None:
+    """Attack one picture (C, H, W) in [0, 1] as it is read, and draw the smallest ε that fools."""
     label = int(predict(model, image[None]).argmax())
-    if config.targeted is not None and not 0 <= config.targeted < len(classes):
-        raise UserError(
-            f"--targeted must be an ImageNet class from 0 to 999, not {config.targeted}."
-        )
-    item = smallest_fooling(model, image, label, classes, config.targeted, PHOTO_EPSILONS)
-    report_own(result, item, config.image.name, PHOTO_EPSILONS[-1])
-
-
-def report_own(result: Result, item: Fooled | None, name: str, largest: float) -> None:
+    if label == target:
+        print(f"{name}: it is read as {classes[label]} as it is.")
+        return
+    item = smallest_fooling(model, image, label, classes, target, epsilons)
     if item is None:
-        print(f"{name}: one gradient step does not fool the network up to ε = {largest:.3g}.")
+        print(f"{name}: one gradient step does not fool the network up to ε = {epsilons[-1]:.3g}.")
         return
     result.add_metric("your picture: smallest ε that fools", item.epsilon, 1)
     draw_gallery(result.add_file("your_picture.png", f"{name}: the smallest ε that fools."), [item])
@@ -335,6 +338,12 @@ def run(config: Config) -> Result:
     if config.victim == "resnet18" and config.image is None:
         raise UserError("--victim resnet18 needs a photograph: --image PATH.")
     data = load_for(config, device)
+    photo = config.victim == "resnet18"  # whose --targeted is one of ImageNet's 1,000 classes
+    classes = 1000 if photo else len(data.classes)
+    if config.targeted is not None and not 0 <= config.targeted < classes:
+        raise UserError(
+            f"--targeted must be a class from 0 to {classes - 1}, not {config.targeted}."
+        )
     result = start_result(
         SCRIPT,
         "FGSM: noise against an attack",
@@ -346,12 +355,11 @@ def run(config: Config) -> Result:
         data,
     )
     noise_half(config, result)
-    photo = config.victim == "resnet18"
     if photo:  # first, because what is wrong with a picture or its weights is wrong at once
         attack_own_photo(config, device, result)
     elif config.image is not None:
         attack_own_digit(config, data, result)
-    # With a photograph, --targeted is an ImageNet class and the digits are attacked untargeted.
+    # With a photograph the digits are attacked untargeted.
     attack_half(replace(config, targeted=None) if photo else config, data, result)
     return result.save(*LESSONS)
 

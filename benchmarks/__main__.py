@@ -27,7 +27,7 @@ from benchmarks.main_job import main_job, table
 from benchmarks.sampling import sampling
 from benchmarks.training import limit, training
 from imagelab.results import text_table, write_json
-from imagelab.runtime import has_fast_bfloat16, machine, prepare, versions
+from imagelab.runtime import UserError, has_fast_bfloat16, machine, prepare, versions
 from imagelab.settings import Count, Settings
 
 RATIOS = {"training": training, "limit": limit, "attack": attack, "sampling": sampling}
@@ -103,7 +103,9 @@ class Outcome:
 
 def run(config: Config) -> Outcome:
     """Run the chosen benchmarks and write `benchmarks/results.json` under --output-dir."""
-    device = prepare(config.seed, config.device)
+    if config.device not in ("auto", "cpu"):
+        raise UserError("The benchmarks measure the CPU: leave out --device.")
+    device = prepare(config.seed, "cpu")
     repeats = 1 if config.quick else config.repeats
     outcome = Outcome([], [], [])
     for name in config.only or get_args(Name):

@@ -1,9 +1,9 @@
 """Adversarial attacks and the random noise to compare them with.
 
-All are pure functions of images (N, C, H, W) in [0, 1] and labels (N,); they return images in [0, 1]
-that lie within ε of the given ones, work in portions so that any N fits, and leave the model's mode
-and its parameters' gradients as they found them. With `targeted`, `labels` are the classes to reach
-and the loss is lowered instead of raised.
+All are pure functions of images (N, C, H, W) in [0, 1] and labels (N,); they return images in [0, 1],
+attacks and random signs within ε of the given ones, work in portions so that any N fits, and leave the
+model's mode and its parameters' gradients as they found them. With `targeted`, `labels` are the classes
+to reach and the loss is lowered instead of raised.
 """
 
 from __future__ import annotations

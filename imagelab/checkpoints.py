@@ -46,8 +46,8 @@ def load_checkpoint(path: Path, script: str, device: torch.device | str = "cpu")
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"There is no checkpoint {path}: train first, without --resume and --sample-only, "
-            "or give the --output-dir of the run that left it."
+            f"There is no checkpoint {path}: let {script} train first, without --resume and "
+            "--sample-only, or name the place where an earlier run left it."
         )
     try:
         contents = torch.load(path, map_location=device, weights_only=True)

@@ -16,7 +16,7 @@ from torch import nn
 
 from imagelab.checkpoints import load_checkpoint, load_weights
 from imagelab.datasets import Dataset, unit
-from imagelab.runtime import UserError, autocast
+from imagelab.runtime import autocast
 from imagelab.training import Training, one_cycle
 
 SCRIPT = "classifier"
@@ -85,10 +85,7 @@ def trained_classifier(
     One that learns from changed images needs a `name` of its own in the cache. A training that was
     stopped goes on where it was; a cached one for other data or another seed is trained anew.
     """
-    if len(data.classes) < 2:
-        raise UserError(
-            f"{data.name} has one class only: a classifier needs at least two subfolders."
-        )
+    data.needs_two_classes()
     path = checkpoint_path(output_dir, data, quick, name)
     epochs = epochs or (1 if data.name == "digits" else 5)
     config = ClassifierConfig(

@@ -99,6 +99,13 @@ class Dataset(Described):
         tensors = (self.images, self.labels, self.test_images, self.test_labels)
         return Dataset(self.name, self.source, self.classes, *(t.to(device) for t in tensors))
 
+    def needs_two_classes(self) -> None:
+        """For what tells classes apart. Raises UserError if there is one only."""
+        if len(self.classes) < 2:
+            raise UserError(
+                f"{self.name} has one class only: a classifier needs at least two subfolders."
+            )
+
     def shortened(self, train: int = 6000, test: int = 1000) -> Dataset:
         """A quick run's part: a random subset of the training images, the first test images."""
         keep = random_subset(len(self.images), train, "quick run").to(self.images.device)
@@ -160,7 +167,7 @@ def batch_indices(n: int, batch_size: int, seed: int, epoch: int) -> list[torch.
 def load_dataset(name: str, data_dir: Path, image_size: int | None = None) -> Dataset:
     """The data set `name` (see NAMES, or 'folder:PATH') on the CPU.
 
-    'auto' takes MNIST if its files lie under `data_dir`, else the embedded digits; it never
+    'auto' takes MNIST if all its files lie under `data_dir`, else the embedded digits; it never
     downloads. A data set asked for by its own name is downloaded when it is absent.
     `image_size` (pixels) applies to 'folder:' only; it is 32 unless told.
 
@@ -168,7 +175,7 @@ def load_dataset(name: str, data_dir: Path, image_size: int | None = None) -> Da
     """
     data_dir = Path(data_dir)
     if name == "auto":
-        found = (data_dir / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file()
+        found = has_mnist(data_dir)
         name = "mnist" if found else "digits"
         print(
             "Data: "
@@ -189,6 +196,11 @@ def load_dataset(name: str, data_dir: Path, image_size: int | None = None) -> Da
     if name == "cifar10":
         return _cifar10(data_dir)
     raise UserError(f"Unknown --dataset {name!r}: choose one of {', '.join(NAMES)}, folder:PATH.")
+
+
+def has_mnist(data_dir: Path) -> bool:
+    """Whether all of MNIST's files lie under `data_dir`, so that reading it downloads nothing."""
+    return all((Path(data_dir) / "MNIST" / "raw" / file).is_file() for file in IDX_MD5["mnist"])
 
 
 def load_for(config, device: torch.device) -> Dataset:

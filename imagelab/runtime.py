@@ -106,7 +106,9 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror or error}{where}.", 2
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    # On the CPU torch says it in words only.
+    no_memory = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    if no_memory or isinstance(error, torch.OutOfMemoryError | MemoryError):
         return "Out of memory: try a smaller --batch-size, or --device cpu.", 2
     text = str(error).strip().splitlines() or [""]
     return f"Unexpected {type(error).__name__}: {text[0]} (--debug shows where)", 1

@@ -295,7 +295,7 @@ def draw_transfer(path: Path, names: list[str], rows: list[list[float]]) -> None
 
 def draw_gallery(path: Path, config: Config, models: dict[str, nn.Module], data: Dataset) -> None:
     """Two rows per network, a column per class: PGD-40's image as read, and the input gradient."""
-    labels = range(min(len(data.classes), 8))
+    labels = data.test_labels.unique()[:8]
     first = [int((data.test_labels == label).nonzero()[0]) for label in labels]
     x, y = unit(data.test_images[first]), data.test_labels[first]
     rng = generator(config.seed, "gallery")
@@ -357,6 +357,7 @@ def run(config: Config) -> Result:
         restarts=2,
     )  # fmt: skip
     data = load_for(config, device)
+    data.needs_two_classes()
     config = fitted(config, data)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
     used = random_subset(len(data.images), config.train_images, "trained on").to(device)

@@ -28,7 +28,7 @@ import gan_mnist
 from imagelab.checkpoints import load_checkpoint, load_weights
 from imagelab.datasets import load_for
 from imagelab.results import Result, start_result
-from imagelab.runtime import autocast, prepare
+from imagelab.runtime import UserError, autocast, prepare
 from imagelab.samples import TRACKED, draw_only, judge_for, write_samples
 from imagelab.settings import Count, Rate
 
@@ -74,6 +74,10 @@ def stages(side: int) -> list[int]:
     count = 0
     while side % 2 == 0 and side > 7:
         side, count = side // 2, count + 1
+    if count == 0:
+        raise UserError(
+            f"A DCGAN halves the images: their sides must be even and over 7, not {side}."
+        )
     return [min(64 * 2**k, 512) for k in range(count)]
 
 

@@ -1,6 +1,6 @@
 """What steps and guidance buy: one trained network of studies/unet_diffusion.py, sampled in many ways.
 
-    python -m studies.unet_diffusion            # first: trains the network, ten minutes
+    python -m studies.unet_diffusion            # first: trains the network
     python -m studies.diffusion_curves          # half an hour, of which ten minutes train another T
 
 What to look at: `steps.png`, where twenty steps of a second-order solver are as good as a thousand of
@@ -13,7 +13,7 @@ from __future__ import annotations
 from imagelab.command import command_line
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated
 
 from imagelab import figures
@@ -61,7 +61,7 @@ class Config(unet_diffusion.Config):
     """Numbers of steps for every sampler."""
     many_steps: tuple[Steps, ...] = (500, 1000)
     """Further ones for DDPM alone."""
-    scales: tuple[float, ...] = (0, 1, 1.5, 2, 3, 5, 8)
+    scales: tuple[Annotated[float, Limits(0, 100)], ...] = (0, 1, 1.5, 2, 3, 5, 8)
     """Scales of the guidance."""
     short_t: Annotated[int, Limits(2, 10_000)] = 500
     """T of a second training, with which the checkpoint's is compared."""
@@ -146,7 +146,9 @@ def compare_lengths(
     """The T of two trainings, and the steps of sampling from one: 500 against 1000 as both."""
     path = config.output_dir / MODELS / f"trained_T{config.short_t}.pth"
     other = replace(config, T=config.short_t, resume=goes_on(config, path))
-    _, short = train(other, data, path)
+    network = {f.name for f in fields(unet_diffusion.NetworkSettings)}
+    own = tuple(f.name for f in fields(Config) if f.name not in network)
+    _, short = train(other, data, path, free=own)
     rows, pictures = [], {}
     for steps in config.lengths:
         for trained in (model, short):
@@ -172,6 +174,8 @@ def compare_lengths(
 
 def run(config: Config) -> Result:
     """The curves, from the checkpoint under --output-dir."""
+    if config.sample_only or config.samples_file:
+        raise UserError("The curves keep no samples: `-m studies.unet_diffusion` draws them.")
     device = prepare(config.seed, config.device)
     config = config.quickened(
         few_steps=(2, 5), many_steps=(10,), scales=(0, 1, 3), lengths=(10,), steps=5,

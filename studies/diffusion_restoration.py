@@ -4,7 +4,7 @@ The network of studies/unet_diffusion.py takes noise out with no further trainin
 of a known σ is a state of its own way back, and can enter there. For super-resolution a second network
 is trained, which sees the small picture beside the noise (SR3, Saharia et al. 2021).
 
-    python -m studies.unet_diffusion                    # first: trains the network, ten minutes
+    python -m studies.unet_diffusion                    # first: trains the network
     python -m studies.diffusion_restoration             # both, measured on held-out images
     python -m studies.diffusion_restoration --sample-only    # with the super-resolution already trained
 
@@ -91,7 +91,7 @@ def compare_denoisers(config: Config, model: Model, clean: torch.Tensor, result:
     n = len(clean)
     for sigma in config.sigmas:
         noisy = clean + sigma * torch.randn(clean.shape, generator=rng, device=clean.device)
-        ways = {"noisy": noisy.clamp(0, 1)}
+        ways = {"noisy": noisy}
         for name, method in methods(clean.device).items():
             name = "learned on photographs" if name == "learned" else name
             ways[name] = restore_images(method, noisy, sigma).to(clean.device)
@@ -134,7 +134,8 @@ def train_enlarger(config: Config, data: Dataset) -> Model:
         return {"beside": enlarge(shrink(x0, config.factor), config.factor)}
 
     channels = data.shape[0]
-    _, model = unet_diffusion.train(config, data, path, tell=tell, script=SCRIPT, beside=channels)
+    _, model = unet_diffusion.train(config, data, path, tell=tell, script=SCRIPT,
+                                    free=("images", "sigmas", "steps"), beside=channels)  # fmt: skip
     return model
 
 

@@ -7,7 +7,7 @@ the right one. Two ways to find out are compared: a small classifier that has le
 and the network itself, which tries all ten and keeps the one that makes the seen part most plausible
 (Li et al. 2023).
 
-    python -m studies.unet_diffusion                    # first: trains the network, ten minutes
+    python -m studies.unet_diffusion                    # first: trains the network
     python -m studies.inpainting                        # measured on held-out images
     python -m studies.inpainting inpaint --image seven.png --mask half --output filled.png
     python -m studies.inpainting inpaint --image seven.png --mask hole.png --output filled.png
@@ -46,7 +46,7 @@ SUMMARY = (
     "old methods smear the rim of the hole into it."
 )
 LESSONS = (
-    "With half a digit hidden, the fillings are read as before in {half: class kept by "
+    "With half a digit hidden, the fillings are read as their class in {half: class kept by "
     "diffusion|.0%}; the best method that knows no digits keeps {half: class kept by the best "
     "other|.0%}.",
     "What limits it is knowing the class: a classifier reads it from the seen half in "
@@ -72,7 +72,7 @@ class RePaint(Checked):
 
 @dataclass(frozen=True)
 class Config(RePaint, DataSettings):
-    """Settings of the inpainting; a classifier that reads with holes is all that is trained."""
+    """Settings of the inpainting, for which two classifiers are trained: judge and reader."""
 
     images: Count = 200
     """Held-out images that are filled."""
@@ -83,7 +83,7 @@ class Inpaint(RePaint):
     """Fill the hole in a picture of your own, with the network that unet_diffusion has trained."""
 
     image: Path
-    """The picture; it is scaled to the size that the network draws."""
+    """The picture, light on dark as the digits are; it is scaled to the size that the network draws."""
     output: Path
     """Where to write the result; the suffix (.png, .jpg, .webp, ...) decides the format."""
     mask: str = "half"
@@ -291,6 +291,8 @@ def run_inpaint(config: Inpaint) -> None:
     from PIL import Image
 
     device = prepare(config.seed, config.device)
+    if config.mask not in MASKS and not Path(config.mask).is_file():
+        raise UserError(f"--mask must be {', '.join(MASKS)} or a picture, not {config.mask!r}.")
     picture_format(config.output)  # before the work, not after it
     model = load_model(config.model, device)
     channels, height, width = model.shape

@@ -5,7 +5,7 @@ large it is, each as the lower, middle or upper third of its class. Ten combinat
 training. The words reach the U-Net by cross-attention: every pixel of an inner level looks at all words
 (Rombach et al. 2022), whose vectors are learnt with the rest.
 
-    python -m studies.text_diffusion                                  # ten minutes on two CPU cores
+    python -m studies.text_diffusion                                  # twelve minutes on two CPU cores
     python -m studies.text_diffusion --prompt "a thin upright three"  # from the trained network
     python -m studies.text_diffusion --prompt "bold slanted seven" --guidance 5 --num-samples 40
 
@@ -21,6 +21,7 @@ from imagelab.command import command_line
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from imagelab.diffusion import Estimate
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, prepare
 from imagelab.samples import GRID, draw_only, write_grid, write_samples
-from imagelab.settings import Count, Fraction
+from imagelab.settings import Count, Fraction, Limits
 from studies import unet_diffusion
 from studies.unet_diffusion import Model, Steps, load_model
 
@@ -73,7 +74,7 @@ class Config(unet_diffusion.NetworkSettings):
     """How often each word of a caption but the digit's is left out in training."""
     steps: Steps = 20
     """Steps of DPM-Solver++."""
-    guidance: float = 3.0
+    guidance: Annotated[float, Limits(0, 100)] = 3.0
     """Scale of the guidance: 0 ignores the prompt, 1 is the conditional model, more exaggerates."""
     num_samples: Count = 500
     """Images to draw for each line of the table, or of a prompt."""

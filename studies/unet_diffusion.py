@@ -6,7 +6,7 @@ One trained network is sampled by DDPM, DDIM and DPM-Solver++ (imagelab/diffusio
 steps; diffusion_curves.py measures what they and guidance buy. inpainting.py, diffusion_restoration.py
 and text_diffusion.py build on this file.
 
-    python -m studies.unet_diffusion                               # the embedded digits: ten minutes
+    python -m studies.unet_diffusion                               # the digits: a quarter of an hour
     python -m studies.unet_diffusion --dataset mnist
     python -m studies.unet_diffusion --sample-only --guidance 4 --labels 7 --num-samples 100
     python -m studies.unet_diffusion --sample-only --sampler ddim --steps 50 --samples-file samples.npz
@@ -242,20 +242,21 @@ def train(
     judge: Judge | None = None,
     tell: Tell | None = None,
     script: str = SCRIPT,
+    free: tuple[str, ...] = ("sampler", "steps", "eta", "guidance", "rescale", "labels"),
     **told: int,
 ) -> tuple[Training, Model]:
     """Train, or go on with --resume; the model has the averaged weights, to sample from.
 
     `judge` watches: it scores samples after every epoch and has no say in the training. `tell` makes
     what the network is told of a batch, from its images x0 (B, C, H, W), their indices (B,) and the
-    random generator: the class or, one time in ten, none, if it is not given.
+    random generator: the class or, one time in ten, none, if it is not given. `free` settings may be
+    others on --resume.
     """
     device = data.images.device
     torch.manual_seed(config.seed)
     model = build(plain(config), data.shape, **(told or {"classes": len(data.classes)}))
     network = model.network.to(device, memory_format=torch.channels_last)
     adam = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)
-    free = ("sampler", "steps", "eta", "guidance", "rescale", "labels")
     run = Training(path, script, config, data, {"unet": network}, {"adam": adam}, ema="unet",
                    ema_decay=config.ema_decay, free=free, label="U-Net", shared=True)  # fmt: skip
     averaged = replace(model, network=run.averaged.eval())

@@ -355,9 +355,11 @@ def evaluate(config: Config, data: Dataset, models, runs, rows, samples, result:
         path, {f"{size} latents": images for size, images in samples.items()},
         {f"{size} latents": score for size, score in scores.items()},
     )  # fmt: skip
-    path = result.add_file("interpolation.png", "From one held-out image to another through latent "
-                           "space: left and right are reconstructions.")  # fmt: skip
-    draw_interpolation(path, models[largest], data.test_images[first[: len(first) // 2 * 2]])
+    pairs = first[: len(first) // 2 * 2]
+    if pairs:
+        path = result.add_file("interpolation.png", "From one held-out image to another through "
+                               "latent space: left and right are reconstructions.")  # fmt: skip
+        draw_interpolation(path, models[largest], data.test_images[pairs])
 
 
 def main() -> None:

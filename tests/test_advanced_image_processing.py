@@ -6,12 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import torch
 from conftest import ROOT, complaint, run_here, run_script
 
 import advanced_image_processing as driver
+from imagelab.results import Metric
 
 SCRIPTS = ["advanced_image_processing", "fgsm", "diffusion_demo", "gan_mnist", "mlp_diffusion"]
 
@@ -139,3 +141,12 @@ def test_help_names_every_setting(script):
     for name in module.Config.__dataclass_fields__:
         assert "--" + name.replace("_", "-") in shown
     run_here(script, "--sede", 1, status=2)
+
+
+def test_every_row_can_be_chosen_and_has_a_headline():
+    assert get_args(driver.Name) == tuple(driver.EVERYTHING)
+    metrics = {"PGD: PGD-40, ε = 0.3": Metric(0.9, 1000), "PGD: clean": Metric(0.99, 1000)}
+    assert driver.headline(driver.EVERYTHING["adversarial_training"], metrics).startswith(
+        "PGD: PGD-40, ε = 0.3: 0.9"
+    )
+    assert driver.headline(driver.EVERYTHING["vae"], metrics) == ""

@@ -295,3 +295,17 @@ def test_a_training_that_had_not_begun_is_not_resumed(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert resumed() == [True, True, False]
+
+
+def test_a_class_without_held_out_images_is_left_out_of_the_gallery(stripes, tmp_path):
+    data = replace(stripes, classes=("left", "none", "right"), test_labels=stripes.test_labels * 2)
+    models = {"ordinary": new_classifier(data, 0).eval()}
+    study.draw_gallery(tmp_path / "g.png", study.Config(epsilon=0.1), models, data)
+    assert Image.open(tmp_path / "g.png").size[0] > 200
+
+
+def test_one_class_is_refused(tmp_path):
+    for i in range(10):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    assert "one class only" in complaint("studies.adversarial_training", "--output-dir", tmp_path,
+                                         "--dataset", f"folder:{tmp_path}")  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_script
+from conftest import complaint, run_script
 from torch import nn
 
 import gan_mnist
@@ -132,3 +132,7 @@ def test_the_command(tmp_path):
     assert written["ratios"][0]["ratio"] > 0 and written["ratios"][1]["ratio"] is None
     refused = run_script("benchmarks.__main__", "--only", "nonsense", status=2)
     assert "--only" in refused.stderr + refused.stdout
+
+
+def test_they_measure_the_cpu():
+    assert "CPU" in complaint("benchmarks.__main__", "--device", "cuda")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from conftest import complaint, run_here, untaught
 from PIL import Image
 
 from imagelab.classifier import DigitCNN
+from imagelab.datasets import IDX_MD5
 from studies import cnn_classifier
 
 CPU = torch.device("cpu")
@@ -133,3 +135,18 @@ def test_wrong_input(tmp_path):
     shared = ("studies.cnn_classifier", "--quick", "--dataset", "digits", "--output-dir", tmp_path)
     assert "colour" in complaint(*shared, "--backbone", "resnet18")
     assert "--runs" in complaint(*shared, "--runs", 0)
+
+
+def test_a_corrupt_mnist_does_not_spoil_a_run_on_the_digits(tmp_path, stripes, capsys):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in IDX_MD5["mnist"]:
+        (raw / file).write_bytes(b"cut short")
+    config = cnn_classifier.Config(data_dir=tmp_path)
+    cnn_classifier.read_mnist(config, replace(stripes, name="digits"), None, None)
+    assert "left out" in capsys.readouterr().out
+
+
+def test_fast_and_a_backbone_do_not_go_together():
+    assert "--fast" in complaint("studies.cnn_classifier", "--fast", "--backbone", "resnet18",
+                                 "--dataset", "digits")  # fmt: skip

@@ -410,3 +410,12 @@ def test_a_broken_picture_is_named(tmp_path):
     broken.write_bytes(broken.read_bytes()[:40])
     with pytest.raises(UserError, match=r"03\.png"):
         load_dataset(f"folder:{tmp_path}", tmp_path)
+
+
+def test_auto_does_not_download_what_is_missing(tmp_path, offline):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file, content in list(tiny_mnist().items())[:3]:
+        (raw / file).write_bytes(content)
+    assert load_dataset("auto", tmp_path).name == "digits"
+    assert len(list(raw.iterdir())) == 3

@@ -9,6 +9,7 @@ import torch
 from conftest import run_here, untaught
 from torch import nn
 
+from imagelab.runtime import UserError
 from studies import dcgan
 
 CPU = torch.device("cpu")
@@ -101,3 +102,9 @@ def test_real_and_generated_images_are_normalised_apart():
     assert torch.equal(first, second)
     together = D.logits(torch.cat([real, other * 0]))[:8]
     assert not torch.allclose(first, together)
+
+
+def test_sides_that_cannot_be_halved():
+    for side in (45, 7, 4):
+        with pytest.raises(UserError, match="even"):
+            dcgan.build(dcgan.Config(), (3, side, side), CPU)

@@ -15,4 +15,11 @@ def test_curves_come_from_the_checkpoint(unet_run):
 
 
 def test_without_a_network_one_sentence(tmp_path):
-    assert "train first" in complaint("studies.diffusion_curves", "--output-dir", tmp_path)
+    assert "unet_diffusion train first" in complaint(
+        "studies.diffusion_curves", "--output-dir", tmp_path
+    )
+
+
+def test_samples_are_drawn_elsewhere():
+    for option in (("--sample-only",), ("--samples-file", "a.npz")):
+        assert "unet_diffusion" in complaint("studies.diffusion_curves", *option)

@@ -68,4 +68,5 @@ def test_a_run_leaves_what_was_promised(quick):
 
 
 def test_without_a_network_one_sentence(tmp_path):
-    assert "train first" in complaint("studies.diffusion_restoration", "--output-dir", tmp_path)
+    sentence = complaint("studies.diffusion_restoration", "--output-dir", tmp_path)
+    assert "unet_diffusion train first" in sentence

@@ -9,6 +9,8 @@ from conftest import complaint, run_here, untaught
 from PIL import Image
 
 import fgsm
+from imagelab.classifier import new_classifier, predict
+from imagelab.datasets import load_dataset
 
 # --- the noise ------------------------------------------------------------------------------------
 
@@ -92,3 +94,16 @@ def test_wrong_input(tmp_path):
     assert "Unknown --dataset" in complaint("fgsm", *shared, "--dataset", "mnits")
     assert "cannot be used" in complaint("fgsm", *shared, "--device", "gpu")
     run_here("fgsm", "--epsilon", 1, status=2)
+
+
+def test_a_target_that_there_is_not(tmp_path):
+    for target in (-1, 10):
+        assert "0 to 9" in complaint("fgsm", "--quick", "--dataset", "digits", "--targeted", target,
+                                     "--output-dir", tmp_path)  # fmt: skip
+
+
+def test_a_picture_that_is_read_as_the_target_needs_no_attack(capsys):
+    model, image = new_classifier(load_dataset("digits", "data"), 0).eval(), torch.rand(1, 28, 28)
+    read = int(predict(model, image[None]).argmax())
+    fgsm.attack_own(model, image, tuple("0123456789"), read, [0.1], "mine.png", None)
+    assert f"mine.png: it is read as {read} as it is" in capsys.readouterr().out

@@ -114,5 +114,7 @@ def test_mistakes_are_told_in_a_sentence(unet_run, tmp_path):
         return complaint("studies.inpainting", "inpaint", "--model", model, *arguments)
 
     assert "no picture" in said("--image", "none.png", "--output", tmp_path / "o.png")
+    assert "box, half, strokes" in said("--image", "none.png", "--output", tmp_path / "o.png",
+                                        "--mask", "middle")  # fmt: skip
     assert "must end in" in said("--image", "none.png", "--output", tmp_path / "o.txt")
-    assert "train first" in complaint("studies.inpainting", "--output-dir", tmp_path)
+    assert "unet_diffusion train first" in complaint("studies.inpainting", "--output-dir", tmp_path)

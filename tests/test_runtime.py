@@ -53,7 +53,9 @@ def test_errors_that_the_user_can_mend():
     full = OSError(errno.ENOSPC, "No space left on device", "/a/b.png")
     assert explain(full) == ("No space left on device: /a/b.png.", 2)
     assert explain(OSError("odd")) == ("odd.", 2)
-    for error in (MemoryError(), torch.OutOfMemoryError()):
+    with pytest.raises(RuntimeError) as on_the_cpu:
+        torch.empty(2**60, dtype=torch.uint8)
+    for error in (MemoryError(), torch.OutOfMemoryError(), on_the_cpu.value):
         sentence, status = explain(error)
         assert "--batch-size" in sentence and status == 2
 

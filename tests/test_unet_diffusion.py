@@ -125,6 +125,6 @@ def test_mistakes_are_told_in_a_sentence(unet_run, tmp_path):
     assert "between 0 and 9" in said("--sample-only", "--labels", 12)
     assert "between 1 and T = 1000" in said("--sample-only", "--steps", 1001)
     assert "divisible by" in said("--dataset", "digits", "--quick", "--widths", 8, 8, 8, 8)
-    assert "train first" in complaint(
+    assert "unet_diffusion train first" in complaint(
         "studies.unet_diffusion", "--sample-only", "--output-dir", tmp_path
     )

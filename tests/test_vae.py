@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import complaint, run_here, untaught
+from PIL import Image
 
 from studies import vae
 
@@ -80,3 +81,14 @@ def test_bad_settings_are_refused(tmp_path):
         "studies.vae", "--latent-sizes", 2, 0, *where
     )
     assert "There is no checkpoint" in complaint("studies.vae", "--sample-only", *where)
+
+
+def test_a_folder_of_one_class(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "own").mkdir()
+    for i in range(20):
+        picture = Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8))
+        picture.save(tmp_path / "own" / f"{i}.png")
+    run_here("studies.vae", "--quick", "--dataset", f"folder:{tmp_path / 'own'}", "--latent-sizes", 2,
+             "--output-dir", tmp_path)  # fmt: skip
+    assert (tmp_path / "study_images" / "vae" / "results.json").is_file()
