@@ -31,7 +31,7 @@ import torch
 from imagelab.report import write_report
 from imagelab.results import metric_text, text_table, write_json
 from imagelab.runtime import UserError, explain, machine, prepare
-from imagelab.settings import Settings
+from imagelab.settings import DataSettings
 
 Name = Literal[
     "fgsm", "diffusion_demo", "gan_mnist", "mlp_diffusion",
@@ -95,7 +95,7 @@ def module_of(name: str) -> ModuleType:
 
 
 @dataclass(frozen=True)
-class Config(Settings):
+class Config(DataSettings):
     """Settings of the main job; --quick, --seed, --device and --output-dir reach every demo."""
 
     only: tuple[Name, ...] = ()
@@ -106,10 +106,6 @@ class Config(Settings):
     """Run the studies as well: two hours more on two CPU cores."""
     list: bool = False
     """List demos and studies with their times, and do nothing."""
-    dataset: str = "auto"
-    """auto, digits, textures, mnist, fashion-mnist, cifar10, or folder:PATH."""
-    data_dir: Path = Path("data")
-    """Where downloaded data sets lie."""
 
 
 @dataclass

@@ -38,7 +38,7 @@ from imagelab.pictures import fit_to_frame, open_picture, read_grey, write_png
 from imagelab.pretrained import imagenet_resnet18
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, generator, prepare
-from imagelab.settings import Count, Limits, Settings
+from imagelab.settings import Count, DataSettings, Limits
 
 SCRIPT = "fgsm"
 PICTURES = "adversarial_images"
@@ -54,7 +54,7 @@ PHOTO_EPSILONS = [k / 255 for k in (0.5, 1, 2, 4, 8)]
 
 
 @dataclass(frozen=True)
-class Config(Settings):
+class Config(DataSettings):
     """Settings of the noise and of the attack."""
 
     image: Path | None = None
@@ -64,10 +64,6 @@ class Config(Settings):
     """Standard deviation of the noise, in grey levels of 255."""
     noise_weight: Annotated[float, Limits(0, 10)] = 0.1
     """Factor of the noise when it is added."""
-    dataset: str = "auto"
-    """Data of the victim: auto, digits, textures, mnist, fashion-mnist, cifar10, or folder:PATH."""
-    data_dir: Path = Path("data")
-    """Where downloaded data sets lie."""
     num_images: Count = 2000
     """Held-out images to attack."""
     pgd_images: Count = 400

@@ -48,22 +48,28 @@ class Checked:
                         raise UserError(f"{option(name)} {limits.sentence()}, not {value}.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Common(Checked):
+    """What every command understands, also those for one picture."""
+
+    device: str = "auto"
+    """auto (the accelerator if there is one, else the CPU), cpu, cuda, cuda:1, mps, ..."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
 @dataclass(frozen=True)
-class Settings(Checked):
+class Settings(Common):
     """What every script understands."""
 
     output_dir: Path = Path(".")
     """The folder under which the fixed folders for pictures and checkpoints are made."""
     seed: Annotated[int, Limits(0, 2**31 - 1)] = 0
     """Seed of every random draw: the same seed gives the same pictures on one machine."""
-    device: str = "auto"
-    """auto (the accelerator if there is one, else the CPU), cpu, cuda, cuda:1, mps, ..."""
     quick: bool = False
     """A run of seconds that still does every step; its pictures are no measure of the method."""
     show: bool = False
     """Open the pictures in windows at the end, where there is a display."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
     def quickened(self, **changes) -> Self:
         """These settings, with `changes` where --quick was asked for and the user set nothing else."""

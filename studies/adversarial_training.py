@@ -42,7 +42,7 @@ from imagelab.classifier import accuracy, new_classifier, predict
 from imagelab.datasets import Dataset, load_for, random_subset, unit
 from imagelab.results import Result, start_result
 from imagelab.runtime import autocast, generator, prepare
-from imagelab.settings import Count, Limits, Rate, Settings
+from imagelab.settings import Count, DataSettings, Limits, Rate
 from imagelab.training import Training, goes_on, one_cycle
 
 SCRIPT = "adversarial_training"
@@ -72,13 +72,9 @@ SET_ASIDE = 500  # training images, kept for the check after each epoch
 
 
 @dataclass(frozen=True)
-class Config(Settings):
+class Config(DataSettings):
     """Settings of the three trainings and of the attacks on their results."""
 
-    dataset: str = "auto"
-    """auto, digits, textures, mnist, fashion-mnist, cifar10, or folder:PATH."""
-    data_dir: Path = Path("data")
-    """Where downloaded data sets lie."""
     resume: bool = False
     """Go on from the checkpoints of a run that was stopped."""
     epsilon: Annotated[float, Limits(0.001, 0.5)] | None = None

@@ -50,7 +50,7 @@ from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, autocast, generator, in_eval_mode, prepare
 from imagelab.samples import draw_loss, write_samples
 from imagelab.settings import (
-    Checked,
+    Common,
     Count,
     Limits,
     Rate,
@@ -113,8 +113,8 @@ class Photographs(ResumableSettings):
     """Decay of the moving average of the weights, which is what is kept."""
 
 
-@dataclass(frozen=True)
-class Denoise(Checked):
+@dataclass(frozen=True, kw_only=True)
+class Denoise(Common):
     """Take the noise out of a picture of your own."""
 
     image: Path
@@ -125,10 +125,6 @@ class Denoise(Checked):
     """Standard deviation of the noise, for pixels in [0, 1]; measured in the picture if not given."""
     weights: Path = WEIGHTS
     """A checkpoint of `photographs`; default: the one that comes with the project."""
-    device: str = "auto"
-    """auto (the accelerator if there is one, else the CPU), cpu, cuda, cuda:1, mps, ..."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 # --- small images: the autoencoder ----------------------------------------------------------------

@@ -40,7 +40,7 @@ from imagelab.pretrained import coco_ssdlite
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, autocast, prepare
 from imagelab.samples import draw_loss
-from imagelab.settings import Checked, Count, Fraction, Limits, Rate, ResumableSettings
+from imagelab.settings import Common, Count, Fraction, Limits, Rate, ResumableSettings
 from imagelab.training import Training, one_cycle
 from imagelab.video import Change, change, open_video, write_video
 
@@ -88,8 +88,8 @@ class Config(ResumableSettings):
     """Peak of Adam's learning rate: it climbs over the first quarter of the steps, then falls to 0."""
 
 
-@dataclass(frozen=True)
-class Predict(Checked):
+@dataclass(frozen=True, kw_only=True)
+class Predict(Common):
     """Find things in a picture, a folder of pictures, a video, or what a camera sees."""
 
     source: str
@@ -104,10 +104,6 @@ class Predict(Checked):
     """Weights file for --coco; default: torchvision's cache, else its download."""
     least: Fraction = LEAST
     """Boxes that are less sure than this are not drawn."""
-    device: str = "auto"
-    """auto (the accelerator if there is one, else the CPU), cpu, cuda, cuda:1, mps, ..."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 # --- the network ----------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from imagelab import figures
+from imagelab.checkpoints import load_checkpoint
 from imagelab.classifier import DigitCNN, predict, trained_classifier
 from imagelab.datasets import Dataset, random_subset, to_uint8, unit
 from imagelab.diffusion import image_noise, last, way_back
@@ -128,6 +129,9 @@ def train_enlarger(config: Config, data: Dataset) -> Model:
     """A U-Net that sees, beside the noise, the small picture enlarged; or the one of the checkpoint."""
     path = config.output_dir / MODELS / "super_resolution.pth"
     if config.sample_only:
+        factor = load_checkpoint(path, SCRIPT)["config"].get("factor")
+        if factor != config.factor:
+            raise UserError(f"{path} was trained with --factor {factor}, not {config.factor}.")
         return load_model(path, data.images.device, SCRIPT, beside=data.shape[0])
 
     def tell(x0: torch.Tensor, _batch, _rng) -> dict[str, torch.Tensor]:
@@ -205,8 +209,8 @@ def run(config: Config) -> Result:
     classifier = trained_classifier(data, config.output_dir, config.seed, config.quick)
     rows = random_subset(len(data.test_images), config.images, "images to restore").to(device)
     images, labels = data.test_images[rows], data.test_labels[rows]
-    compare_denoisers(config, model, unit(images), result)
     enlarger = train_enlarger(config, data)
+    compare_denoisers(config, model, unit(images), result)
     drawn = compare_enlargements(config, enlarger, classifier, images, labels, result)
     write_samples(config.samples_file, drawn)
     return result.save(*LESSONS)

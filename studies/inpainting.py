@@ -34,7 +34,7 @@ from imagelab.diffusion import image_noise, repaint
 from imagelab.pictures import open_picture, picture_format, write_picture
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, prepare
-from imagelab.settings import Checked, Count, DataSettings, Limits
+from imagelab.settings import Checked, Common, Count, DataSettings, Limits
 from studies import unet_diffusion
 from studies.unet_diffusion import Model, Steps, load_model, load_with_data
 
@@ -79,7 +79,7 @@ class Config(RePaint, DataSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inpaint(RePaint):
+class Inpaint(RePaint, Common):
     """Fill the hole in a picture of your own, with the network that unet_diffusion has trained."""
 
     image: Path
@@ -96,10 +96,6 @@ class Inpaint(RePaint):
     """The checkpoint of unet_diffusion."""
     seed: Annotated[int, Limits(0, 2**31 - 1)] = 0
     """Seed of the random draws."""
-    device: str = "auto"
-    """auto (the accelerator if there is one, else the CPU), cpu, cuda, cuda:1, mps, ..."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 # --- holes ----------------------------------------------------------------------------------------

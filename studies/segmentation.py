@@ -36,7 +36,7 @@ from imagelab.masks import IGNORE, TEST_SCENES, MaskedPictures, load_masked
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, autocast, generator, in_eval_mode, prepare
 from imagelab.samples import draw_loss
-from imagelab.settings import Checked, Count, Limits, Rate, ResumableSettings
+from imagelab.settings import Common, Count, Limits, Rate, ResumableSettings
 from imagelab.training import Training, one_cycle
 from imagelab.video import change
 
@@ -96,8 +96,8 @@ class Config(ResumableSettings):
     """Peak of Adam's learning rate: it climbs over the first quarter of the steps, then falls to 0."""
 
 
-@dataclass(frozen=True)
-class Predict(Checked):
+@dataclass(frozen=True, kw_only=True)
+class Predict(Common):
     """Lay what the network sees over a picture or a video of your own."""
 
     output: Path
@@ -110,10 +110,6 @@ class Predict(Checked):
     """The checkpoint of a training."""
     strength: Annotated[float, Limits(0, 1)] = 0.5
     """How strongly the colours cover the picture."""
-    device: str = "auto"
-    """auto (the accelerator if there is one, else the CPU), cpu, cuda, cuda:1, mps, ..."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 # --- the network ----------------------------------------------------------------------------------

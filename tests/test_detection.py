@@ -221,5 +221,5 @@ def test_wrong_input(quick, tmp_path):
     with pytest.raises(UserError, match="does not say"):
         saved = torch.load(model, weights_only=True)
         torch.save(saved | {"extra": {}}, tmp_path / "other.pth")
-        detection.looking(detection.Predict("a.png", tmp_path, tmp_path / "other.pth"),
-                          torch.device("cpu"))  # fmt: skip
+        asked = detection.Predict(source="a.png", output=tmp_path, model=tmp_path / "other.pth")
+        detection.looking(asked, torch.device("cpu"))
