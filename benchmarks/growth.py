@@ -40,7 +40,7 @@ def growth(device: torch.device, quick: bool) -> list[dict]:
 
     def width(k: int) -> Callable:
         unet = unet_diffusion.Config(epochs=1, widths=(24 * k, 48 * k))
-        own = part(data, 256 // scale)
+        own = part(data, 128 // scale)
         return quietly(lambda at: unet_diffusion.train(unet, own, at / "model.pth"))
 
     lines = []

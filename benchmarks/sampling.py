@@ -35,7 +35,7 @@ def sampling(device: torch.device, quick: bool) -> Iterator[tuple]:
         ("VAE, 16 latents", 10_000, lambda n: vae.sample(coder, n, 0)),
         ("DCGAN", 1_000, lambda n: gan_mnist.sample(conv, n, 0)),
         ("MLP DDPM, 50 steps", 1_000, lambda n: mlp_diffusion.sample(ddpm, gaussians, n, shape, 0)),
-        ("U-Net DDPM, 20 guided steps", 50, lambda n: unet_diffusion.sample(unet, config, n)),
+        ("U-Net DDPM, 20 guided steps", 25, lambda n: unet_diffusion.sample(unet, config, n)),
     ):
         n = max(n // 10, 10) if quick else n
         yield f"{name}: sampling", "images drawn", n, lambda draw=draw, n=n: draw(n), None
