@@ -144,6 +144,13 @@ def lost(before: Path, after: Path) -> list[str]:
             if path.is_file() and not (after / path.relative_to(before)).is_file()]  # fmt: skip
 
 
+def harm(
+    process: subprocess.Popen, statuses: tuple[int, ...], scene: Scene, folder: Path
+) -> list[str]:
+    """Wait; what is wrong with how the process ended, and with what it left in its copy of the scene."""
+    return end(process, statuses) + damaged(folder) + lost(scene.folder, folder)
+
+
 # --- the kinds of faults --------------------------------------------------------------------------
 
 
@@ -163,7 +170,7 @@ def signals(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
         time.sleep(at)
         process.send_signal(number)
         case = Case(scene.script, f"{number.name} after {at:.1f} s")
-        case.problems = end(process, statuses) + damaged(folder) + lost(scene.folder, folder)
+        case.problems = harm(process, statuses, scene, folder)
         yield case
 
 
@@ -189,8 +196,7 @@ def full_disk(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
             try:
                 folder = scene.copy(work / "disk" / "case")
                 case = Case(scene.script, f"{room:,} bytes left on the disk")
-                case.problems = end(start(scene.script, folder), (2,)) + damaged(folder)
-                case.problems += lost(scene.folder, folder)
+                case.problems = harm(start(scene.script, folder), (2,), scene, folder)
             finally:
                 subprocess.run(["umount", str(work / "disk")], check=True)
             yield case
@@ -202,7 +208,7 @@ def full_disk(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
 
         process = start(scene.script, folder, preexec_fn=lower)
         case = Case(scene.script, f"files end at {limit:,} bytes")
-        case.problems = end(process, (2,)) + damaged(folder) + lost(scene.folder, folder)
+        case.problems = harm(process, (2,), scene, folder)
         yield case
 
 
@@ -298,7 +304,7 @@ def random_settings(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
         case = Case(scene.script, " ".join(more))
         stop = threading.Timer(LONG, process.send_signal, [signal.SIGINT])
         stop.start()
-        case.problems = end(process, (0, 2, 130)) + damaged(folder) + lost(scene.folder, folder)
+        case.problems = harm(process, (0, 2, 130), scene, folder)
         stop.cancel()
         yield case
 

@@ -200,7 +200,7 @@ def load_dataset(name: str, data_dir: Path, image_size: int | None = None) -> Da
 
 def has_mnist(data_dir: Path) -> bool:
     """Whether all of MNIST's files lie under `data_dir`, so that reading it downloads nothing."""
-    return all((Path(data_dir) / "MNIST" / "raw" / file).is_file() for file in IDX_MD5["mnist"])
+    return _all_there(Path(data_dir) / "MNIST" / "raw", "mnist")
 
 
 def load_for(config, device: torch.device) -> Dataset:
@@ -311,7 +311,7 @@ def _idx(name: str, data_dir: Path) -> Dataset:
     )
     for file, md5 in {**archives, **IDX_MD5[name]}.items():
         _verify(raw / file, md5)
-    if not all((raw / file).is_file() for file in IDX_MD5[name]):
+    if not _all_there(raw, name):
         with _download(name, data_dir, by_hand) as scratch:
             if raw.is_dir():  # archives placed by hand spare their download
                 shutil.copytree(raw, scratch / kind.__name__ / "raw")
@@ -330,6 +330,10 @@ def _idx(name: str, data_dir: Path) -> Dataset:
         test.data[:, None],
         test.targets,
     )
+
+
+def _all_there(raw: Path, name: str) -> bool:
+    return all((raw / file).is_file() for file in IDX_MD5[name])
 
 
 def _cifar10(data_dir: Path) -> Dataset:
