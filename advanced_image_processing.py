@@ -77,9 +77,7 @@ STUDIES: dict[str, Demo] = {
     "segmentation": Demo("study_images/segmentation", 300, 15, "mean IoU", {"dataset": "scenes"}),
     "detection": Demo("study_images/detection", 540, 15, "mAP at 0.5", {"dataset": "digit-scenes"}),
     "unet_diffusion": Demo("study_images/unet_diffusion", 830, 20, "read as the class asked for"),
-    "diffusion_curves": Demo(
-        "study_images/diffusion_curves", 1600, 20, "dpm-solver in 20 steps, share of ddpm's 1000"
-    ),
+    "diffusion_curves": Demo("study_images/diffusion_curves", 1600, 20, "dpm-solver in 20 steps"),
     "inpainting": Demo("study_images/inpainting", 600, 10, "half: class kept by diffusion"),
     "diffusion_restoration": Demo(
         "study_images/diffusion_restoration", 270, 15, "super-resolution: PSNR less bicubic's"
@@ -116,6 +114,7 @@ class Outcome:
     exit_status: int
     report: Path | None = None
     stop: KeyboardInterrupt | None = None
+    shown: list[Path] = field(default_factory=list)
 
     def print_summary(self) -> None:
         if self.report is not None:
@@ -125,7 +124,7 @@ class Outcome:
             raise self.stop
 
     def pictures(self) -> list[Path]:
-        return []
+        return self.shown
 
 
 def chosen(config: Config) -> list[str]:
@@ -162,7 +161,7 @@ def run(config: Config) -> Outcome:
         f"Running {', '.join(names)} on {machine(device)}: about {seconds} s on two CPU "
         f"cores. Pictures and report.html go to {config.output_dir.resolve()}."
     )
-    rows, stop = [], None
+    rows, stop, shown = [], None, []
     for i, name in enumerate(names, start=1):
         print(f"\n[{i}/{len(names)}] {name}, about {costs[name]} s", flush=True)
         row = {
@@ -179,6 +178,7 @@ def run(config: Config) -> Outcome:
             module = module_of(name)
             result = module.run(demo_config(module, config, demo))
             row["figure"] = headline(demo, result.metrics)
+            shown += result.pictures()
         except KeyboardInterrupt as interruption:
             stop = interruption
             row |= {"status": "stopped", "error": str(interruption)}
@@ -199,7 +199,7 @@ def run(config: Config) -> Outcome:
     write_report(report, config.output_dir, rows, facts)
     write_json(config.output_dir / "results.json", {**facts, "demos": rows})
     failed = any(row["status"] == "failed" for row in rows)
-    return Outcome(rows, 1 if failed else 0, report, stop)
+    return Outcome(rows, 1 if failed else 0, report, stop, shown)
 
 
 def headline(demo: Demo, metrics: dict) -> str:

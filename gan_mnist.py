@@ -48,7 +48,7 @@ from imagelab.samples import (
     write_grid,
     write_samples,
 )
-from imagelab.settings import Count, Fraction, Limits, Rate, TrainingSettings
+from imagelab.settings import Count, Fraction, Limits, Rate, SamplingSettings
 from imagelab.training import Training
 
 SCRIPT = "gan_mnist"
@@ -68,7 +68,7 @@ LESSONS = (
 
 
 @dataclass(frozen=True)
-class Config(TrainingSettings):
+class Config(SamplingSettings):
     """Settings of the MLP GAN."""
 
     epochs: Count = 12

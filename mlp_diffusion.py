@@ -64,7 +64,7 @@ from imagelab.samples import (
     write_grid,
     write_samples,
 )
-from imagelab.settings import Count, Fraction, Limits, Rate, TrainingSettings, plain
+from imagelab.settings import Count, Fraction, Limits, Rate, SamplingSettings, plain
 from imagelab.training import Training, goes_on
 
 SCRIPT = "mlp_diffusion"
@@ -105,7 +105,7 @@ RECIPES = {
 
 
 @dataclass(frozen=True)
-class Config(TrainingSettings):
+class Config(SamplingSettings):
     """Settings of the MLP diffusion model."""
 
     recipe: Literal["corrected", "literal", "rescaled"] = "corrected"

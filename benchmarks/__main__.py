@@ -18,7 +18,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 from benchmarks.attack import attack
@@ -28,14 +27,14 @@ from benchmarks.sampling import sampling
 from benchmarks.training import limit, training
 from imagelab.results import text_table, write_json
 from imagelab.runtime import UserError, has_fast_bfloat16, machine, prepare, versions
-from imagelab.settings import Count, Settings
+from imagelab.settings import Count, RunSettings
 
 RATIOS = {"training": training, "limit": limit, "attack": attack, "sampling": sampling}
 Name = Literal["training", "limit", "attack", "sampling", "growth", "main-job"]
 
 
 @dataclass(frozen=True)
-class Config(Settings):
+class Config(RunSettings):
     """Settings of the benchmarks."""
 
     only: tuple[Name, ...] = ()
@@ -96,9 +95,6 @@ class Outcome:
             print("\n" + text_table(["time for so much", *(f"{k}×" for k in FACTORS)], rows))
         if self.main_job:
             print("\n" + table(self.main_job))
-
-    def pictures(self) -> list[Path]:
-        return []
 
 
 def run(config: Config) -> Outcome:

@@ -32,7 +32,7 @@ import torch
 
 import advanced_image_processing as driver
 from imagelab.results import text_table, write_json
-from imagelab.settings import Count, Settings, option
+from imagelab.settings import Count, RunSettings, option
 
 ROOT = Path(__file__).resolve().parent.parent
 Kind = Literal["signals", "full-disk", "read-only", "two-runs", "foreign-checkpoint", "bad-data",
@@ -47,7 +47,7 @@ PATIENCE = 120.0  # seconds, for a process to end after a signal
 
 
 @dataclass(frozen=True)
-class Config(Settings):
+class Config(RunSettings):
     """Settings of the faults."""
 
     only: tuple[driver.Name, ...] = ()
@@ -348,9 +348,6 @@ class Outcome:
                 ["tracebacks shown", tracebacks],
                 ["other problems", len(wrong) - harmed - tracebacks]]  # fmt: skip
         print(text_table(["", "count"], rows))
-
-    def pictures(self) -> list[Path]:
-        return []
 
 
 def run(config: Config) -> Outcome:

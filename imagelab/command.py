@@ -51,7 +51,7 @@ def command_line(
         if result is None:
             sys.exit(0)
         result.print_summary()
-        if config.show:
+        if getattr(config, "show", False):
             from imagelab.figures import show
 
             show(result.pictures())

@@ -220,8 +220,9 @@ def show(paths: Sequence[Path]) -> None:
             file=sys.stderr,
         )
         return
-    for path in (p for p in paths if p.suffix == ".png"):
-        pyplot.figure(path.name, layout="constrained")
-        pyplot.imshow(pyplot.imread(path), cmap="gray")
-        pyplot.axis("off")
+    with pyplot.rc_context({"figure.max_open_warning": 0}):  # a main job has more than 20
+        for path in (p for p in paths if p.suffix == ".png"):
+            pyplot.figure(path.name, layout="constrained")
+            pyplot.imshow(pyplot.imread(path), cmap="gray")
+            pyplot.axis("off")
     pyplot.show()

@@ -59,8 +59,8 @@ class Common(Checked):
 
 
 @dataclass(frozen=True)
-class Settings(Common):
-    """What every script understands."""
+class RunSettings(Common):
+    """What every run of something as a whole understands."""
 
     output_dir: Path = Path(".")
     """The folder under which the fixed folders for pictures and checkpoints are made."""
@@ -68,8 +68,6 @@ class Settings(Common):
     """Seed of every random draw: the same seed gives the same pictures on one machine."""
     quick: bool = False
     """A run of seconds that still does every step; its pictures are no measure of the method."""
-    show: bool = False
-    """Open the pictures in windows at the end, where there is a display."""
 
     def quickened(self, **changes) -> Self:
         """These settings, with `changes` where --quick was asked for and the user set nothing else."""
@@ -78,6 +76,14 @@ class Settings(Common):
         defaults = {f.name: f.default for f in fields(self)}
         untouched = {k: v for k, v in changes.items() if getattr(self, k) == defaults[k]}
         return replace(self, **untouched)
+
+
+@dataclass(frozen=True)
+class Settings(RunSettings):
+    """What every script understands."""
+
+    show: bool = False
+    """Open the pictures in windows at the end, where there is a display."""
 
 
 @dataclass(frozen=True)
@@ -103,15 +109,12 @@ class ResumableSettings(Settings):
 
 @dataclass(frozen=True)
 class TrainingSettings(ResumableSettings, DataSettings):
-    """What every script that trains on a data set and draws samples understands besides."""
+    """What every script that trains on a data set and makes images understands besides."""
 
     sample_only: bool = False
-    """Load the checkpoint and draw samples; train nothing."""
-    num_samples: Annotated[int, Limits(1, 1_000_000)] = 10_000
-    """How many samples to draw for --samples-file and to score; as many are scored as there are
-    held-out images to compare them with."""
+    """Load the checkpoint and make the images; train nothing."""
     samples_file: Path | None = None
-    """Also write the samples into this .npz file (array 'images', uint8, N×H×W or N×H×W×3)."""
+    """Also write the images into this .npz file (array 'images', uint8, N×H×W or N×H×W×3)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,6 +122,15 @@ class TrainingSettings(ResumableSettings, DataSettings):
             raise UserError("--resume trains and --sample-only does not: choose one of them.")
         if self.samples_file is not None and self.samples_file.suffix != ".npz":
             raise UserError(f"--samples-file must end in .npz, not {self.samples_file.name!r}.")
+
+
+@dataclass(frozen=True)
+class SamplingSettings(TrainingSettings):
+    """What every script that draws as many images as one likes understands besides."""
+
+    num_samples: Annotated[int, Limits(1, 1_000_000)] = 10_000
+    """How many samples to draw for --samples-file and to score; as many are scored as there are
+    held-out images to compare them with."""
 
 
 def _limits(hint) -> list[Limits]:

@@ -39,7 +39,7 @@ from imagelab.restoration import add_noise, by_filters
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, autocast, generator, prepare
 from imagelab.samples import judge_for, write_samples
-from imagelab.settings import Count, Limits, Rate, TrainingSettings
+from imagelab.settings import Count, Limits, Rate, SamplingSettings
 from imagelab.training import Training, goes_on
 
 SCRIPT = "denoising_gan"
@@ -57,7 +57,7 @@ Weight = Annotated[float, Limits(0, 1e6)]
 
 
 @dataclass(frozen=True)
-class Config(TrainingSettings):
+class Config(SamplingSettings):
     """Settings of the denoising GAN."""
 
     sigma: Annotated[float, Limits(0, 2)] = 0.5

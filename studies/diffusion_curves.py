@@ -178,7 +178,7 @@ def run(config: Config) -> Result:
         raise UserError("The curves keep no samples: `-m studies.unet_diffusion` draws them.")
     device = prepare(config.seed, config.device)
     config = config.quickened(
-        few_steps=(2, 5), many_steps=(10,), scales=(0, 1, 3), lengths=(10,), steps=5,
+        few_steps=(5, 20), many_steps=(50,), scales=(0, 1, 3), lengths=(10,), steps=5,
         widths=(16, 32), epochs=1, num_samples=300,
     )  # fmt: skip
     model = load_model(checkpoint_path(config), device)

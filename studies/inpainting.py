@@ -83,7 +83,8 @@ class Inpaint(RePaint, Common):
     """Fill the hole in a picture of your own, with the network that unet_diffusion has trained."""
 
     image: Path
-    """The picture, light on dark as the digits are; it is scaled to the size that the network draws."""
+    """The picture, light on dark as the digits are; it is scaled to the size that the network draws,
+    and gets margins where its sides are in another proportion."""
     output: Path
     """Where to write the result; the suffix (.png, .jpg, .webp, ...) decides the format."""
     mask: str = "half"
@@ -284,7 +285,7 @@ def run(config: Config) -> Result:
 
 def run_inpaint(config: Inpaint) -> None:
     """Read picture and hole, fill, write."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     device = prepare(config.seed, config.device)
     if config.mask not in MASKS and not Path(config.mask).is_file():
@@ -293,12 +294,12 @@ def run_inpaint(config: Inpaint) -> None:
     model = load_model(config.model, device)
     channels, height, width = model.shape
     picture = open_picture(config.image).convert("L" if channels == 1 else "RGB")
-    picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    picture = ImageOps.pad(picture, (width, height), Image.Resampling.LANCZOS)
     image = torch.from_numpy(np.array(picture)).reshape(height, width, channels).permute(2, 0, 1)
     if config.mask in MASKS:
         hole = make_holes(config.mask, 1, model.shape, config.seed)
     else:
-        mask = open_picture(Path(config.mask)).convert("L").resize((width, height))
+        mask = ImageOps.pad(open_picture(Path(config.mask)).convert("L"), (width, height))
         hole = torch.from_numpy(np.array(mask) > 127)[None, None]
     if config.label is not None and not 0 <= config.label < model.network.classes:
         raise UserError(f"--label must lie between 0 and {model.network.classes - 1}.")

@@ -67,7 +67,15 @@ from imagelab.samples import (
     track,
     write_samples,
 )
-from imagelab.settings import Count, Fraction, Limits, Rate, TrainingSettings, plain
+from imagelab.settings import (
+    Count,
+    Fraction,
+    Limits,
+    Rate,
+    SamplingSettings,
+    TrainingSettings,
+    plain,
+)
 from imagelab.training import Training, one_cycle
 from imagelab.unet import UNet
 
@@ -127,7 +135,7 @@ class NetworkSettings(TrainingSettings):
 
 
 @dataclass(frozen=True)
-class Config(NetworkSettings):
+class Config(NetworkSettings, SamplingSettings):
     """Settings of the class-conditional U-Net."""
 
     sampler: Sampler = "dpm-solver"

@@ -46,7 +46,7 @@ from imagelab.samples import (
     samples_to_draw,
     write_samples,
 )
-from imagelab.settings import Count, Rate, TrainingSettings
+from imagelab.settings import Count, Rate, SamplingSettings
 from imagelab.training import Training, goes_on, one_cycle
 
 SCRIPT = "vae"
@@ -64,7 +64,7 @@ LESSONS = (
 
 
 @dataclass(frozen=True)
-class Config(TrainingSettings):
+class Config(SamplingSettings):
     """Settings of the variational autoencoders."""
 
     latent_sizes: tuple[Count, ...] = (2, 4, 16)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, complaint, run_here, run_script
@@ -74,17 +75,20 @@ def test_studies_run_when_they_are_asked_for():
 
 def test_a_study_is_reported_like_a_demo(tmp_path, monkeypatch):
     """With a stand-in for the study's work: what it writes is found in its own folder."""
+    from imagelab.pictures import write_png
     from imagelab.results import start_result
     from studies import vae
 
     def short(config):
         result = start_result("vae", "A short VAE", "", config, vae.PICTURES, torch.device("cpu"))
         result.add_metric("Fréchet distance", 12.5, 300)
+        write_png(result.add_file("drawn.png", "What it shows."), np.zeros((9, 9), np.uint8))
         return result.save()
 
     monkeypatch.setattr(vae, "run", short)
     outcome = driver.run(driver.Config(only=("vae",), output_dir=tmp_path))
     assert outcome.exit_status == 0 and "12.5" in outcome.rows[0]["figure"]
+    assert outcome.pictures() == [tmp_path / vae.PICTURES / "drawn.png"]  # what --show opens
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "A short VAE" in page and "12.5" in page
 

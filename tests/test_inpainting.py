@@ -92,10 +92,11 @@ def test_a_run_leaves_what_was_promised(unet_run):
 
 
 def test_a_picture_of_one_s_own(unet_run, tmp_path):
-    digit = np.zeros((40, 40), np.uint8)
-    digit[5:35, 15:22] = 255
+    """One that is twice as high as wide: it gets margins, and so does the picture of the hole."""
+    digit = np.zeros((40, 20), np.uint8)
+    digit[5:35, 8:13] = 255
     Image.fromarray(digit).save(tmp_path / "one.png")
-    hole = np.zeros((40, 40), np.uint8)
+    hole = np.zeros((40, 20), np.uint8)
     hole[20:] = 255
     Image.fromarray(hole).save(tmp_path / "hole.png")
     model = unet_run / "study_models" / "unet_diffusion" / "unet.pth"
@@ -104,8 +105,9 @@ def test_a_picture_of_one_s_own(unet_run, tmp_path):
                "--samples", 2, "--label", 1)  # fmt: skip
     out = np.asarray(Image.open(tmp_path / "out.png"))
     assert out.shape == (112, 232)
-    seen = np.asarray(Image.fromarray(digit).resize((28, 28), Image.Resampling.LANCZOS))[:14]
-    assert (out[: 14 * 4 : 4, : 28 * 4 : 4] == seen).all()  # the known part is as it was
+    seen = np.asarray(Image.fromarray(digit).resize((14, 28), Image.Resampling.LANCZOS))[:14]
+    assert (out[: 14 * 4 : 4, 7 * 4 : 21 * 4 : 4] == seen).all()  # the known part is as it was
+    assert (out[: 14 * 4, : 7 * 4] == 0).all()
 
 
 def test_mistakes_are_told_in_a_sentence(unet_run, tmp_path):

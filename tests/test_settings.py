@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from imagelab.runtime import UserError
-from imagelab.settings import Count, Rate, TrainingSettings, plain
+from imagelab.settings import Count, Rate, SamplingSettings, plain
 from studies import adversarial_training
 
 
 @dataclass(frozen=True)
-class Config(TrainingSettings):
+class Config(SamplingSettings):
     epochs: Count = 10
     lr: Rate = 1e-3
     limit: Count | None = None
