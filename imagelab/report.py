@@ -12,18 +12,18 @@ from imagelab.files import atomic_path
 from imagelab.results import metric_text, number
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-MAX_BYTES = 7_500_000  # of embedded pictures, as base64
+MAX_BYTES = 7_500_000  # of embedded pictures, as base64, for every four demos
 
 
 def write_report(path: Path, root: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
     """Write the page. `rows` are the driver's table: name, status, seconds, error, folder.
 
-    A demo without results is shown with its error only. Pictures are embedded as PNG or GIF, in
+    A demo without results is shown with its error only. Pictures are embedded, large ones as WebP, in
     the order of the demos; those that no longer fit into the limit are named with their path.
     """
     import jinja2
 
-    room = MAX_BYTES
+    room = int(MAX_BYTES * max(len(rows) / 4, 1))
     demos = []
     for row in rows:
         demo = {**row, "anchor": row["name"].replace("_", "-"), "result": None}
@@ -74,13 +74,11 @@ def _embed(path: Path, room: int) -> dict[str, Any]:
         return {"data": "", "width": 0, "height": 0}
     with Image.open(path) as picture:
         width, height = picture.size
-        raw = path.read_bytes()
-        if path.suffix == ".png" and picture.mode in ("RGB", "RGBA") and len(raw) > 60_000:
-            # 256 colours are enough for a chart or a grey photograph, at a third of the size.
+        raw, kind = path.read_bytes(), path.suffix[1:]
+        if kind == "png" and len(raw) > 60_000:
             buffer = io.BytesIO()
-            picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
-                buffer, format="PNG", optimize=True
-            )
-            raw = min(raw, buffer.getvalue(), key=len)
-    data = f"data:image/{path.suffix[1:]};base64,{base64.b64encode(raw).decode()}"
+            picture.convert("RGB").save(buffer, format="WEBP", quality=90)
+            if len(buffer.getvalue()) < len(raw):
+                raw, kind = buffer.getvalue(), "webp"
+    data = f"data:image/{kind};base64,{base64.b64encode(raw).decode()}"
     return {"data": data if len(data) <= room else "", "width": width, "height": height}

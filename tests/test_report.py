@@ -129,6 +129,14 @@ def test_the_limit_holds_for_all_pictures_together(root, monkeypatch):
     assert len(page.all("img")) == 1 and page.text.count("is not embedded") == 1
 
 
+def test_more_demos_have_more_room(root, monkeypatch):
+    """The page of --all has as much for each of the eighteen as the main job's for each of the four."""
+    size = len(write(root, [GOOD]).all("img")[0]["src"])
+    monkeypatch.setattr(report, "MAX_BYTES", 4 * size)
+    rows = [{**GOOD, "name": f"demo {k}"} for k in range(18)]
+    assert len(write(root, rows).all("img")) == 18
+
+
 def test_a_picture_that_is_gone_is_named(root):
     (root / "pictures" / "a.png").unlink()
     page = write(root, [GOOD])
