@@ -77,7 +77,7 @@ STUDIES: dict[str, Demo] = {
     "segmentation": Demo("study_images/segmentation", 300, 15, "mean IoU", {"dataset": "scenes"}),
     "detection": Demo("study_images/detection", 540, 15, "mAP at 0.5", {"dataset": "digit-scenes"}),
     "unet_diffusion": Demo("study_images/unet_diffusion", 830, 20, "read as the class asked for"),
-    "diffusion_curves": Demo("study_images/diffusion_curves", 1600, 20, "dpm-solver in 20 steps"),
+    "diffusion_curves": Demo("study_images/diffusion_curves", 1600, 20, "dpm-solver in"),
     "inpainting": Demo("study_images/inpainting", 600, 10, "half: class kept by diffusion"),
     "diffusion_restoration": Demo(
         "study_images/diffusion_restoration", 270, 15, "super-resolution: PSNR less bicubic's"

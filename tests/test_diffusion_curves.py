@@ -4,12 +4,17 @@ import json
 
 from conftest import complaint, run_here
 
+import advanced_image_processing as driver
+
 
 def test_curves_come_from_the_checkpoint(unet_run):
     run_here("studies.diffusion_curves", "--quick", "--dataset", "digits", "--output-dir", unet_run)
     folder = unet_run / "study_images" / "diffusion_curves"
     assert all((folder / n).is_file() for n in ("steps.png", "guidance_curve.png", "lengths.png"))
-    tables = json.loads((folder / "results.json").read_text("utf-8"))["tables"]
+    result = json.loads((folder / "results.json").read_text("utf-8"))
+    headline = driver.STUDIES["diffusion_curves"].headline
+    assert any(name.startswith(headline) for name in result["metrics"])
+    tables = result["tables"]
     assert [row[0] for row in tables[0]["rows"]] == [0, 1, 3]
     assert {row[0] for row in tables[1]["rows"]} == {"ddpm", "ddim", "dpm-solver"}
 

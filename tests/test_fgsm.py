@@ -12,6 +12,9 @@ import fgsm
 from imagelab.classifier import new_classifier, predict
 from imagelab.datasets import load_dataset
 
+# For runs of which the attack on one's own picture is looked at.
+FEW = ("--quick", "--dataset", "digits", "--num-images", 20, "--pgd-images", 10)
+
 # --- the noise ------------------------------------------------------------------------------------
 
 
@@ -63,8 +66,8 @@ def test_a_picture_of_a_digit_is_attacked(main_job, tmp_path):
         right = 240 if y < 110 else left + 45
         seven.paste(20, (left, y, right, y + 1))
     seven.save(tmp_path / "seven.png")
-    shown, _ = run_here("fgsm", "--quick", "--dataset", "digits", "--output-dir", main_job,
-                      "--image", tmp_path / "seven.png", "--targeted", 3)  # fmt: skip
+    shown, _ = run_here("fgsm", *FEW, "--output-dir", main_job, "--image", tmp_path / "seven.png",
+                        "--targeted", 3)  # fmt: skip
     assert "your_picture.png" in shown or "does not fool" in shown
 
 
@@ -74,7 +77,7 @@ def test_resnet18_on_a_photograph(main_job, tmp_path):
     torch.manual_seed(0)
     torch.save(resnet18().state_dict(), tmp_path / "weights.pth")
     Image.effect_noise((300, 200), 60).convert("RGB").save(tmp_path / "photo.jpg")
-    shared = ("--quick", "--dataset", "digits", "--output-dir", main_job, "--victim", "resnet18")
+    shared = (*FEW, "--output-dir", main_job, "--victim", "resnet18")
     run_here("fgsm", *shared, "--image", tmp_path / "photo.jpg",
                "--weights", tmp_path / "weights.pth")  # fmt: skip
     (tmp_path / "broken.pth").write_bytes(b"no weights")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_script, untaught
+from conftest import complaint, run_here, untaught
 
 import mlp_diffusion as ddpm
 from imagelab.diffusion import linear_schedule
@@ -138,8 +138,8 @@ def test_the_main_job_left_what_was_promised(main_job):
 
 
 def test_sampling_from_the_checkpoint(main_job, tmp_path):
-    run_script("mlp_diffusion", "--sample-only", "--num-samples", 1200, "--output-dir", main_job,
-               "--samples-file", tmp_path / "s.npz")  # fmt: skip
+    run_here("mlp_diffusion", "--sample-only", "--num-samples", 1200, "--output-dir", main_job,
+             "--samples-file", tmp_path / "s.npz")  # fmt: skip
     images = np.load(tmp_path / "s.npz")["images"]
     assert images.shape == (1200, 28, 28) and images.dtype == np.uint8
     assert len(np.unique(images, axis=0)) == 1200
