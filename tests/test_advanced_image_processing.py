@@ -11,7 +11,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, complaint, run_here, run_script
+from conftest import ROOT, complaint, run_here
 
 import advanced_image_processing as driver
 from imagelab.results import Metric
@@ -40,13 +40,14 @@ def test_the_report_is_one_self_contained_file(main_job):
     assert "floor" in page and "not embedded" not in page
 
 
-def test_a_failing_demo_does_not_stop_the_others(main_job, tmp_path):
+def test_a_failing_demo_does_not_stop_the_others(tmp_path):
     models = tmp_path / "classifier_models"
     models.mkdir()
     (models / "digits_cnn_quick.pth").write_bytes(b"damaged")
-    done = run_script("advanced_image_processing", "--quick", "--dataset", "digits",
-                      "--only", "fgsm", "diffusion_demo", "--output-dir", tmp_path, status=1)  # fmt: skip
-    table = done.stdout[done.stdout.index("demo ") :]
+    demos = ("--only", "fgsm", "diffusion_demo")
+    shown, _ = run_here("advanced_image_processing", "--quick", "--dataset", "digits", *demos,
+                        "--output-dir", tmp_path, status=1)  # fmt: skip
+    table = shown[shown.index("demo ") :]
     assert re.search(r"fgsm +failed .*digits_cnn_quick\.pth", table)
     assert re.search(r"diffusion_demo +done", table)
     assert "digits_cnn_quick.pth" in (tmp_path / "report.html").read_text("utf-8")
@@ -54,8 +55,8 @@ def test_a_failing_demo_does_not_stop_the_others(main_job, tmp_path):
 
 
 def test_list_and_choice(tmp_path):
-    done = run_script("advanced_image_processing", "--list", "--output-dir", tmp_path)
-    assert all(name in done.stdout for name in driver.EVERYTHING)
+    shown, _ = run_here("advanced_image_processing", "--list", "--output-dir", tmp_path)
+    assert all(name in shown for name in driver.EVERYTHING)
     assert not list(tmp_path.iterdir())
     assert "leave no demo" in complaint(
         "advanced_image_processing", "--only", "fgsm", "--skip", "fgsm"
