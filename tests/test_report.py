@@ -55,7 +55,7 @@ def root(tmp_path) -> Path:
     write_png(run.add_file("b.png", "A frame.", featured=False), PICTURE)
     run.add_metric("PSNR", 31.25, 1234, unit="dB")
     run.add_metric("broken", float("nan"), 5)
-    run.add_table("Accuracy", ["ε", "accuracy"], [[0.1, 0.987]])
+    run.add_table("Accuracy", ["ε", "accuracy", "of"], [[0.1, 0.987, "all"]])
     run.save()
     return tmp_path
 
@@ -93,6 +93,7 @@ def test_figures_tables_and_facts_are_shown(root):
     for text in ("The good <i>demo</i>", "It & its summary.", "31.2 dB", "1,234", "Accuracy",
                  "0.987", "CNN 1234", "made by the tests", "seed 7", "2030-01-02"):  # fmt: skip
         assert text in page.text
+    assert '<td class="num">0.987</td><td>all</td>' in page.source  # numbers to the right
     assert not page.all("i")
     assert "quick run" not in page.text and "quick run" in write(root, [GOOD], quick=True).text
 
