@@ -95,7 +95,20 @@ def write_video(path: Path, frames: Iterable[np.ndarray], rate: float = FRAMES_P
         finally:
             if writer is not None:
                 writer.release()
+        if _length(temporary) < count:  # of a full disk OpenCV says nothing
+            raise UserError(f"{path} could not be written as a whole: the disk may be full.")
     return count
+
+
+def _length(path: Path) -> int:
+    """How many frames can be read; what the file itself says is no measure of that."""
+    import cv2
+
+    capture = cv2.VideoCapture(str(path))
+    try:
+        return sum(1 for _ in iter(capture.grab, False))
+    finally:
+        capture.release()
 
 
 Change = Callable[[np.ndarray], np.ndarray]  # a picture (H, W, 3) uint8 to another of its size

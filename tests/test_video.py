@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from imagelab.runtime import UserError
@@ -27,6 +31,26 @@ def test_what_is_written_is_read(tmp_path, suffix):
     for frame, original in zip(read, frames(8), strict=True):
         assert abs(frame.astype(int) - original).mean() < 8  # colours in the right order
     assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no half of a file is left
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
+def test_a_film_that_does_not_fit_leaves_the_old_one(tmp_path, suffix):
+    """In a process whose files may not grow, as on a full disk; OpenCV itself says nothing of it."""
+    path = tmp_path / f"film{suffix}"
+    write_video(path, frames(8))
+    before = path.read_bytes()
+    code = (
+        "import resource, signal, sys; import numpy as np; from pathlib import Path\n"
+        "from imagelab.video import write_video\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "noise = np.random.default_rng(0).integers(0, 256, (20, 96, 96, 3), np.uint8)\n"
+        "write_video(Path(sys.argv[1]), noise)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    assert done.returncode == 1 and "could not be written as a whole" in done.stderr
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def darker(picture: np.ndarray) -> np.ndarray:
