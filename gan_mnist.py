@@ -311,7 +311,8 @@ def evaluate(
     )
     draw_curves(path, run)
     frames = [read_png(path) for path in epoch_grids(config, run, result)]
-    write_gif(result.add_file("training.gif", "The same latents through the training."), frames)
+    if frames:  # else a run was continued without its pictures
+        write_gif(result.add_file("training.gif", "The same latents through the training."), frames)
     return samples
 
 

@@ -203,7 +203,10 @@ def psnr(original: np.ndarray, picture: np.ndarray) -> float:
 
 
 def ssim(original: np.ndarray, picture: np.ndarray) -> float:
-    """Structural similarity of pictures (H, W) or (H, W, 3) in [0, 1] (Wang et al. 2004)."""
+    """Structural similarity of pictures (H, W) or (H, W, 3) in [0, 1].
+
+    That of Wang et al. (2004) with scikit-image's window, 7 by 7 pixels that count alike.
+    """
     from skimage.metrics import structural_similarity
 
     channels = 2 if original.ndim == 3 else None

@@ -24,12 +24,14 @@ class Interrupted(KeyboardInterrupt):
 def pick_device(name: str) -> torch.device:
     """The device for `--device`: 'auto' is the accelerator if there is one, else the CPU.
 
-    Raises UserError for a device that torch does not know or that is not in this machine.
+    Raises UserError for a device that torch does not know, that is not in this machine, or that has
+    no float64 (Apple's mps), in which noise schedules and distances are computed.
     """
     if name == "auto":
-        if torch.accelerator.is_available():
-            return torch.accelerator.current_accelerator()
-        return torch.device("cpu")
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found if found is not None and found.type != "mps" else torch.device("cpu")
+    if name.startswith("mps"):
+        raise UserError("--device mps has no float64, which is needed here: use --device cpu.")
     try:
         device = torch.device(name)
         torch.empty(1, device=device).item()
@@ -58,11 +60,17 @@ def generator(seed: int, purpose: str, device: torch.device | str = "cpu") -> to
     return torch.Generator(device=device).manual_seed(zlib.crc32(f"{seed}/{purpose}".encode()))
 
 
+def synchronise() -> None:
+    """Wait for what a GPU still has to do, before a look at the clock."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 matrix products are faster than float32 ones: GPUs, processors with AMX."""
     if device.type == "cpu":
         return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def autocast(device: torch.device) -> AbstractContextManager:

@@ -25,6 +25,7 @@ from imagelab.metrics import (
 )
 from imagelab.pictures import write_gif, write_png
 from imagelab.results import Result, start_result
+from imagelab.runtime import synchronise
 from imagelab.training import Training
 
 GRID = 100  # images in a grid, ten by ten
@@ -34,12 +35,10 @@ TRACKED = 2000  # samples that are scored along a training
 @contextlib.contextmanager
 def clocked(result: Result, n: int) -> Iterator[None]:
     """How long each of the `n` samples took that are drawn inside the block, as a metric."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    synchronise()
     started = time.perf_counter()
     yield
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    synchronise()
     each = 1000 * (time.perf_counter() - started) / n
     result.add_metric("milliseconds per sample", each, n, unit="ms", better="lower")
 

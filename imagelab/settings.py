@@ -38,8 +38,10 @@ class Checked:
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self), include_extras=True)
-        for name in (f.name for f in fields(self)):
+        for name, default in ((f.name, f.default) for f in fields(self)):
             given = getattr(self, name)
+            if given == () and default != ():
+                raise UserError(f"{option(name)} must be followed by a value.")
             for value in given if isinstance(given, tuple) else (given,):
                 if isinstance(value, float) and not math.isfinite(value):
                     raise UserError(f"{option(name)} must be a finite number, not {value}.")
@@ -53,7 +55,7 @@ class Common(Checked):
     """What every command understands, also those for one picture."""
 
     device: str = "auto"
-    """auto (the accelerator if there is one, else the CPU), cpu, cuda, cuda:1, mps, ..."""
+    """auto (the accelerator if there is one, else the CPU), cpu, cuda, cuda:1, ..."""
     debug: bool = False
     """Show the traceback of an error."""
 

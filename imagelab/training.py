@@ -111,6 +111,8 @@ class Training:
             raise UserError("--time-limit needs a single process: their clocks would not agree.")
         if config.resume:
             self._load()
+        elif getattr(config, "quick", False):
+            self._spare_a_whole_run()
 
     # --- the loop ---------------------------------------------------------------------------------
 
@@ -127,6 +129,8 @@ class Training:
             self._bar.close()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        if error is None and self._stop is not None:  # asked for in the last step, or after it
+            raise self._stopped("after the training")
         if self.shared and isinstance(error, RuntimeError):  # torch.distributed's, as a rule
             raise UserError(
                 f"the training ended because another of its {distributed.world()} processes did "
@@ -270,10 +274,12 @@ class Training:
     def _leave_if_asked(self) -> None:
         if self._stop is None or self.epoch >= self.config.epochs:
             return
-        done = f"{self.steps_done:,} of {self.total_steps:,} steps"
-        stop = Interrupted(f"stopped after {done} and saved in {self.path}; {self.go_on}.")
+        raise self._stopped(f"after {self.steps_done:,} of {self.total_steps:,} steps")
+
+    def _stopped(self, when: str) -> Interrupted:
+        stop = Interrupted(f"stopped {when} and saved in {self.path}; {self.go_on}.")
         stop.terminated = self._stop == signal.SIGTERM
-        raise stop
+        return stop
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -300,6 +306,18 @@ class Training:
             },
         )
 
+    def _spare_a_whole_run(self) -> None:
+        """A quick run does not take the place of a training of minutes or hours."""
+        try:
+            config = load_checkpoint(self.path, self.script)["config"]
+        except UserError:  # nothing there that could be used
+            return
+        if not config.get("quick", True):
+            raise UserError(
+                f"{self.path} is that of a whole training, which --quick would overwrite: choose "
+                "another --output-dir, or move it away."
+            )
+
     def _load(self) -> None:
         saved = load_checkpoint(self.path, self.script, self.data.images.device)
         config = plain(self.config)
@@ -323,7 +341,13 @@ class Training:
                 optimizer.load_state_dict(saved["optimizer"][name])
             if self.averaged is not None:
                 load_weights(self.averaged, saved["ema"], self.path)
-            self.rng.set_state(saved["rng"]["training"].cpu())
+            state = saved["rng"]["training"].cpu()
+            if len(state) != len(self.rng.get_state()):
+                raise UserError(
+                    f"--resume: {self.path} was trained on another kind of device than "
+                    f"{self.data.images.device}; --device chooses it."
+                )
+            self.rng.set_state(state)
             self.history = {k: [v] for k, v in saved["history"].items()}
             self.extra = saved["extra"]
             self._seconds_before = float(saved.get("seconds", 0.0))

@@ -131,7 +131,12 @@ def change(source: str | Path, output: Path, by: Callable[[], Change]) -> str:
         pictures = pictures_in(path)
         if not pictures:
             raise UserError(f"There are no pictures in {path}.")
-        outputs = [output / f"{p.stem}.png" for p in pictures]
+        if output.resolve() == path.resolve():
+            raise UserError(
+                f"{output} holds the pictures themselves: choose another folder to write to."
+            )
+        alike = len({p.stem for p in pictures}) < len(pictures)
+        outputs = [output / f"{p.name if alike else p.stem}.png" for p in pictures]
     else:
         picture_format(output)
         open_picture(path)

@@ -38,6 +38,7 @@ from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, prepare
 from imagelab.samples import draw_loss
 from imagelab.settings import Count, DataSettings, Limits, Rate, ResumableSettings
+from imagelab.training import goes_on
 
 SCRIPT = "cnn_classifier"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
@@ -326,10 +327,10 @@ def run(config: Config) -> Result:
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
     shares, seconds = [], []
     for k in range(config.runs):
-        own = replace(config, seed=config.seed + k)
+        seed, name = config.seed + k, "fast" if config.fast else config.backbone
+        path = config.output_dir / MODELS / f"{name}{f'_seed{seed}' if k else ''}.pth"
+        own = replace(config, seed=seed, resume=goes_on(config, path, first=k == 0))
         model = new_network(own, data)
-        name = "fast" if config.fast else config.backbone
-        path = config.output_dir / MODELS / f"{name}{f'_seed{own.seed}' if k else ''}.pth"
         training = train(own, data, model, path)
         model.eval()
         shares.append(accuracy(model, data.test_images, data.test_labels))

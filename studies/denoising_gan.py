@@ -39,7 +39,7 @@ from imagelab.restoration import add_noise, by_filters
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, autocast, generator, prepare
 from imagelab.samples import judge_for, write_samples
-from imagelab.settings import Count, Limits, Rate, SamplingSettings
+from imagelab.settings import Count, Limits, Rate, TrainingSettings
 from imagelab.training import Training, goes_on
 
 SCRIPT = "denoising_gan"
@@ -57,7 +57,7 @@ Weight = Annotated[float, Limits(0, 1e6)]
 
 
 @dataclass(frozen=True)
-class Config(SamplingSettings):
+class Config(TrainingSettings):
     """Settings of the denoising GAN."""
 
     sigma: Annotated[float, Limits(0, 2)] = 0.5
@@ -332,7 +332,7 @@ def run(config: Config) -> Result:
         settings = replace(settings, resume=goes_on(config, path, first=name == "L1 alone"))
         runs[name] = train(settings, data, path, result, name)
         networks[name] = runs[name].networks["generator"]
-    judge = judge_for(config, data, config.num_samples)
+    judge = judge_for(config, data, len(data.test_images))
     images = evaluate(config, data, networks, judge, result)
     if runs:
         draw_curves(result.add_file("curves.png", "L1 while training, and the game."), runs)

@@ -323,7 +323,8 @@ def evaluate(config: Config, data: BoxedPictures, model: Detector, result: Resul
     result.add_metric("mAP at 0.5 to 0.95", scores["map"], len(images), better="higher")
     counts = torch.bincount(torch.cat(data.test_labels), minlength=len(data.classes)).tolist()
     kinds, values = scores["classes"].reshape(-1), scores["map_per_class"].reshape(-1)
-    rows = [[data.classes[k], counts[k], value]
+    # A class of which nothing is held out has -1.
+    rows = [[data.classes[k], counts[k], value if value >= 0 else "absent"]
             for k, value in zip(kinds.tolist(), values.tolist(), strict=True)]  # fmt: skip
     result.add_table(
         f"{len(images)} held-out pictures", ["class", "things", "AP at 0.5 to 0.95"], rows

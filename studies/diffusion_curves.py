@@ -17,10 +17,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Annotated
 
 from imagelab import figures
-from imagelab.datasets import Dataset, load_for
+from imagelab.datasets import Dataset
 from imagelab.metrics import Judge
 from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, prepare
+from imagelab.runtime import UserError, prepare, synchronise
 from imagelab.samples import judge_for
 from imagelab.settings import Limits
 from imagelab.training import goes_on
@@ -30,8 +30,7 @@ from studies.unet_diffusion import (
     Model,
     Steps,
     asked_accuracy,
-    checkpoint_path,
-    load_model,
+    load_with_data,
     sample,
     train,
 )
@@ -76,6 +75,7 @@ def measure(model: Model, judge: Judge, config: unet_diffusion.Config) -> dict[s
     """Distance, coverage, accuracy on the asked class and milliseconds per image of samples."""
     started = time.perf_counter()
     images, asked = sample(model, config, judge.n)
+    synchronise()
     seconds = time.perf_counter() - started
     scores = judge.scores(images)
     return {
@@ -182,8 +182,7 @@ def run(config: Config) -> Result:
         few_steps=(2, 5), many_steps=(10,), scales=(0, 1, 3), lengths=(10,), steps=5,
         widths=(16, 32), epochs=1, num_samples=300,
     )  # fmt: skip
-    model = load_model(checkpoint_path(config), device)
-    data = load_for(config, device)
+    model, data = load_with_data(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
     judge = judge_for(config, data, config.num_samples)
     if judge is None:

@@ -35,7 +35,7 @@ from imagelab.diffusion import image_noise, way_back
 from imagelab.metrics import Judge, Scores
 from imagelab.mixture import fit_gaussians
 from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, generator, prepare
+from imagelab.runtime import UserError, generator, prepare, synchronise
 from imagelab.samples import judge_for
 from imagelab.settings import Count, DataSettings, Limits
 from imagelab.training import Training, goes_on
@@ -204,6 +204,7 @@ def measure(name: str, config: Config, data: Dataset, judge: Judge, result: Resu
     trained = TRAIN[name](config, data, path, result)
     started = time.perf_counter()
     samples = trained.draw(judge.n, config.seed)
+    synchronise()
     took = time.perf_counter() - started
     each = [took / judge.n]
     if took < SLOW:  # else it was long enough to be a measurement
@@ -211,6 +212,7 @@ def measure(name: str, config: Config, data: Dataset, judge: Judge, result: Resu
         for _ in range(3):
             started = time.perf_counter()
             trained.draw(1000, config.seed)
+            synchronise()
             each.append((time.perf_counter() - started) / 1000)
     run = trained.run
     return Measured(
@@ -225,8 +227,9 @@ def table_row(name: str, runs: list[Measured], budget: float) -> list[Any]:
         key: statistics.mean(getattr(run.scores, key) for run in runs)
         for key in ("frechet", "kid", "coverage", "entropy")
     }
+    spread_of = spread(runs) if len(runs) > 1 else ""  # one run has none
     return [
-        NAMES[name], mean["frechet"], spread(runs), sum(run.failed for run in runs), mean["kid"],
+        NAMES[name], mean["frechet"], spread_of, sum(run.failed for run in runs), mean["kid"],
         mean["coverage"], mean["entropy"], budget / statistics.mean(run.epochs for run in runs),
         statistics.mean(run.milliseconds for run in runs), runs[0].parameters,
     ]  # fmt: skip
@@ -270,7 +273,7 @@ def claims(rows: dict[str, list[Any]]) -> list[list[str]]:
          DIFFUSION),
     ):  # fmt: skip
         low, high = values(key, lower), values(key, higher)
-        if low and high:
+        if low and high and "" not in (*low.values(), *high.values()):
             pairs = [a < b for a in low.values() for b in high.values()]
             verdict = "agrees" if all(pairs) else "does not agree" if not any(pairs) else "in part"
             said.append([text, f"{key}: {listed({**low, **high}, form)}", verdict])

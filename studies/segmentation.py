@@ -186,6 +186,8 @@ def segmentation_loss(
     logits: torch.Tensor, target: torch.Tensor, kind: str, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
     """The loss of --loss, `weights` (classes,) in its cross-entropy; pixels of no class count nowhere."""
+    if not (target != IGNORE).any():
+        return 0 * logits.sum()
     loss = torch.zeros((), device=logits.device)
     if kind != "dice":
         loss = loss + F.cross_entropy(logits, target, weights, ignore_index=IGNORE)

@@ -49,6 +49,7 @@ from imagelab.diffusion import (
     last,
     linear_schedule,
     noisy_pair,
+    trailing_steps,
     way_back,
     zero_terminal_snr,
 )
@@ -174,6 +175,8 @@ class Model:
     schedule: Schedule
     prediction: Prediction
     shape: tuple[int, int, int]
+    trained_on: str = ""
+    """The name of the data set, if the network comes from a checkpoint."""
 
     @property
     def device(self) -> torch.device:
@@ -225,17 +228,18 @@ def load_model(path: Path, device: torch.device, script: str = SCRIPT, **told: i
                   **(told or {"classes": saved["dataset"]["classes"]}))  # fmt: skip
     load_weights(model.network, saved["ema"], path)
     model.network.to(device, memory_format=torch.channels_last).eval()
-    return model
+    return replace(model, trained_on=saved["dataset"]["name"])
 
 
 def load_with_data(config, device: torch.device) -> tuple[Model, Dataset]:
     """The network under --output-dir, for other uses, and the data that it was trained for."""
     model = load_model(checkpoint_path(config), device)
     data = load_for(config, device)
-    if model.shape != data.shape or model.network.classes != len(data.classes):
+    known = (model.trained_on, model.shape, model.network.classes)
+    if known != (data.name, data.shape, len(data.classes)):
         raise UserError(
-            f"The network draws {model.network.classes} classes of {model.shape}; {data.name} has "
-            f"{len(data.classes)} of {data.shape}: train studies.unet_diffusion on it first."
+            f"The network draws {known[2]} classes of {known[0]} {known[1]}; the data are {data.name}, "
+            f"{len(data.classes)} classes of {data.shape}: train studies.unet_diffusion on them first."
         )
     return model, data
 
@@ -261,6 +265,9 @@ def train(
     others on --resume.
     """
     device = data.images.device
+    trailing_steps(
+        config.T, config.steps
+    )  # wrong ones are refused before the training, not after it
     torch.manual_seed(config.seed)
     model = build(plain(config), data.shape, **(told or {"classes": len(data.classes)}))
     network = model.network.to(device, memory_format=torch.channels_last)
@@ -293,7 +300,7 @@ def train(
                 adam.step()
                 run.log(loss=distributed.mean(loss))
             if judge is not None:
-                tracked = replace(config, labels=(), steps=10)
+                tracked = replace(config, labels=(), steps=min(10, config.T))
                 track(run, judge, sample(averaged, tracked, TRACKED)[0])
     return run, averaged
 
@@ -350,7 +357,7 @@ def draw_guidance(result: Result, model: Model, config: Config, scales: tuple[fl
     labels = torch.arange(min(model.network.classes, 10), device=model.device)
     for scale in scales:
         noise = image_noise(config.seed, 1_000, len(labels), model.shape, labels.device)
-        states = way_back(config.sampler, model.schedule, model.of_classes(labels, scale),
+        states = way_back(config.sampler, model.schedule, model.of_classes(labels, scale, config.rescale),
                           config.steps, config.eta, noise)  # fmt: skip
         rows[f"scale {scale:g}"] = to_uint8(last(states))
     path = result.add_file(
@@ -366,8 +373,8 @@ def draw_way(result: Result, model: Model, config: Config) -> None:
     device = model.device
     labels = torch.arange(8, device=device) % model.network.classes
     noise = image_noise(config.seed, 2_000, 8, model.shape, device)
-    states = way_back(config.sampler, model.schedule, model.of_classes(labels, config.guidance),
-                      config.steps, config.eta, noise)  # fmt: skip
+    estimate = model.of_classes(labels, config.guidance, config.rescale)
+    states = way_back(config.sampler, model.schedule, estimate, config.steps, config.eta, noise)
     draw_trajectory(result, [(t, to_uint8(x)) for t, x in states])
 
 
@@ -393,6 +400,7 @@ def run(config: Config) -> Result | None:
         return draw_only(SCRIPT, TITLE, PICTURES, config, device, samples)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
+    asked_classes(config, len(data.classes), 1)
     watch = judge_for(config, data, TRACKED) if distributed.writes() else None
     training, model = train(config, data, path, watch)
     distributed.leave()

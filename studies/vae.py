@@ -254,7 +254,8 @@ def draw_elbo(path: Path, runs: dict[int, Training], rows: dict[int, dict[str, f
     figure, axes = figures.new_figure(9.5, 3.4, columns=2)
     for k, (size, run) in enumerate(runs.items()):
         epochs, loss = run.smoothed("loss", max(run.steps_done // 100, 1))
-        axes[0, 0].plot(epochs, loss, label=f"{size} latents", color=figures.PALETTE[k])
+        axes[0, 0].plot(epochs, loss, label=f"{size} latents",
+                        color=figures.PALETTE[k % len(figures.PALETTE)])  # fmt: skip
     least = min(row["reconstruction"] for row in rows.values())
     axes[0, 0].set(
         xlabel="epoch", ylabel="negative ELBO (nats per image)", ylim=(0.8 * least, None)

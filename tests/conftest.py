@@ -7,6 +7,8 @@ import os
 # Several processes of pytest-xdist with one thread each do more than one with several threads.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What imagelab.runtime.prepare sets comes too late in a process whose tests have multiplied before.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 import contextlib
 import importlib
@@ -36,9 +38,10 @@ def command(script: str, *arguments: object) -> list[str]:
 
 def run_script(script: str, *arguments: object, status: int = 0) -> subprocess.CompletedProcess:
     """Run a script and check its exit status; a traceback is never shown."""
+    own = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
     done = subprocess.run(
         command(script, *arguments), capture_output=True, text=True, encoding="utf-8",
-        env={**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(ROOT)}, check=False,
+        env={**own, "PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(ROOT)}, check=False,
     )  # fmt: skip
     assert done.returncode == status, done.stderr[-3000:]
     assert "Traceback" not in done.stderr

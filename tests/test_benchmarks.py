@@ -65,11 +65,33 @@ def small(n: int) -> Dataset:
         (lambda d: ordinary.unet_ddpm(d, unet_diffusion.Config(batch_size=16, widths=(8, 16))), 8),
     ],
 )
-def test_the_ordinary_way_learns_as_well(train, n):
-    """128 images in batches of 16: as many losses as steps, all of them numbers."""
+def test_the_ordinary_way_learns_as_well(train, n, monkeypatch):
+    """128 images in batches of 16: as many losses as steps, each after a gradient of all weights."""
     torch.manual_seed(0)
+    steps, step = [], torch.optim.Adam.step
+
+    def watched(self):
+        weights = [p for group in self.param_groups for p in group["params"]]
+        steps.append(all(p.grad is not None for p in weights))
+        steps[-1] &= any(p.grad.abs().sum() > 0 for p in weights)
+        return step(self)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watched)
     losses = train(small(128))
-    assert len(losses) == n and all(0 < loss < 100 for loss in losses)
+    assert len(losses) == len(steps) == n and all(0 < loss < 100 for loss in losses)
+    assert all(steps)
+
+
+def test_ours_runs_on_every_network_of_the_comparison(monkeypatch):
+    sizes = {"gan": 64, "ddpm": 512, "classifier": 256, "dcgan": 64, "unet": 64}
+    monkeypatch.setattr(training, "IMAGES", sizes)
+    monkeypatch.setattr(training, "load_dataset", lambda *of: small(512))
+    for what, _, n, ours, _ in training.training(torch.device("cpu"), True):
+        assert n == sizes[{"MLP GAN": "gan", "MLP DDPM": "ddpm", "CNN classifier": "classifier",
+                           "DCGAN": "dcgan", "U-Net DDPM": "unet"}[what.split(",")[0]]]  # fmt: skip
+        ours()
+    for _, _, _, ours, alone in training.limit(torch.device("cpu"), True):
+        ours(), alone()
 
 
 def test_the_ordinary_networks_are_ours():

@@ -88,7 +88,9 @@ def test_ctrl_c_then_resume_ends_at_the_same_weights(main_job, tmp_path):
                                stdout=subprocess.DEVNULL, encoding="utf-8")  # fmt: skip
     shown = ""
     while "step 50:" not in shown:  # in the middle of the first epoch
-        shown += process.stderr.read(1)
+        letter = process.stderr.read(1)
+        assert letter, shown  # else it has ended
+        shown += letter
     process.send_signal(signal.SIGINT)
     shown += process.stderr.read()
     assert process.wait() == 130 and "--resume goes on" in shown and "Traceback" not in shown

@@ -76,7 +76,8 @@ def test_a_quick_comparison(tmp_path):
     assert [row[0] for row in table["rows"]] == [*study.NAMES.values(), "held-out real images"]
     real = table["rows"][-1][1]
     assert all(row[1] > real for row in table["rows"][:-1])
-    assert len(said["rows"]) == 5 and "seconds from each of 1 seeds" in result["summary"]
+    assert len(said["rows"]) == 4  # one seed says nothing of stability
+    assert "seconds from each of 1 seeds" in result["summary"]
     assert all((folder / entry["path"]).is_file() for entry in result["files"])
     models = {path.name for path in (tmp_path / "study_models" / "model_comparison").iterdir()}
     assert models == {f"{name}_seed0.pth" for name in study.TRAIN}

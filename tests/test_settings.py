@@ -43,6 +43,13 @@ def test_a_count_may_be_left_out():
         study(pgd_epochs=0)
 
 
+def test_a_list_of_values_is_not_empty():
+    from studies.vae import Config as Sizes
+
+    with pytest.raises(UserError, match="--latent-sizes must be followed by a value"):
+        Sizes(latent_sizes=())
+
+
 def test_quick_changes_only_what_the_user_left_alone():
     assert Config(quick=True).quickened(epochs=2, num_samples=5) == Config(
         quick=True, epochs=2, num_samples=5

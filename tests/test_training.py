@@ -52,10 +52,8 @@ def weights(run: Training) -> list[torch.Tensor]:
 def test_stopped_and_resumed_ends_at_the_same_weights(stripes, tmp_path, stop_at):
     whole = fit(Config(), stripes, tmp_path / "whole.pth")
     path = tmp_path / "stopped.pth"
-    if stop_at < whole.total_steps:
-        with pytest.raises(Interrupted, match="--resume"):
-            fit(Config(), stripes, path, stop_at)
-    else:  # asked during the very last step: the run is complete
+    when = "after the training" if stop_at == whole.total_steps else f"after {stop_at} of 15 steps"
+    with pytest.raises(Interrupted, match=f"{when}.*--resume"):
         fit(Config(), stripes, path, stop_at)
     resumed = fit(Config(resume=True), stripes, path)
     for a, b in zip(weights(whole), weights(resumed), strict=True):
@@ -96,13 +94,35 @@ def test_resume_refuses_other_settings_and_other_data(stripes, tmp_path):
     assert longer.steps_done == 10
 
 
-def test_average_follows_its_ramp(stripes, tmp_path):
-    run = fit(Config(epochs=1), stripes, tmp_path / "a.pth")
-    current, averaged = run.networks["net"][1].weight, run.averaged[1].weight
-    assert not torch.equal(current, averaged)
-    # After 5 steps with decays (1 + n)/(10 + n) the first weights count for less than 1 %.
-    kept = torch.tensor([(1 + n) / (10 + n) for n in range(1, 6)]).prod()
-    assert kept < 0.01
+def test_average_follows_its_ramp(stripes, tmp_path, monkeypatch):
+    """After n steps the mean keeps (1 + n)/(10 + n) of what it was."""
+    seen, update = [], Training._update_average
+
+    def watched(run: Training) -> None:
+        seen.append(
+            [run.averaged[1].weight.clone(), run.networks["net"][1].weight.detach().clone()]
+        )
+        update(run)
+        seen[-1].append(run.averaged[1].weight.clone())
+
+    monkeypatch.setattr(Training, "_update_average", watched)
+    fit(Config(epochs=1), stripes, tmp_path / "a.pth")
+    assert len(seen) == 5
+    for n, (before, current, after) in enumerate(seen, start=1):
+        kept = (1 + n) / (10 + n)
+        assert torch.allclose(after, kept * before + (1 - kept) * current, atol=1e-7)
+        assert not torch.equal(before, current)
+
+
+def test_a_quick_run_spares_a_whole_one(stripes, tmp_path):
+    path = tmp_path / "a.pth"
+    fit(Config(epochs=2, quick=True), stripes, path)
+    fit(Config(epochs=2, quick=True), stripes, path)  # one of its own kind may go
+    fit(Config(epochs=2), stripes, path)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="--quick would overwrite"):
+        fit(Config(epochs=1, quick=True), stripes, path)
+    assert path.read_bytes() == before
 
 
 def test_one_cycle_climbs_for_a_quarter_and_then_falls():

@@ -72,6 +72,15 @@ def test_pictures_folders_and_films(tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0.png", "1.png"]
 
 
+def test_pictures_are_not_overwritten_by_what_is_found_in_them(tmp_path):
+    for suffix in ("jpg", "png"):
+        Image.new("L", (20, 30), 200).save(tmp_path / f"a.{suffix}")
+    with pytest.raises(UserError, match="holds the pictures themselves"):
+        change(tmp_path, tmp_path / "." / "", never)
+    change(tmp_path, tmp_path / "out", lambda: darker)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.jpg.png", "a.png.png"]
+
+
 def never():
     raise AssertionError("the work must not begin")
 
