@@ -7,7 +7,8 @@
 Both sides of a ratio run by turns in one process, several times; the median and the spread of the
 ratios are printed and written into `benchmarks/results.json`. An absolute time says little: the same
 machine is a third faster or slower an hour later. `training` is ours against the ordinary script
-(ordinary.py), `limit` ours against the matrix products and convolutions of the same steps alone.
+(ordinary.py), `limit` ours against the matrix products and convolutions of the same steps alone,
+`shares` what the time of a training goes into.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from benchmarks.attack import attack
 from benchmarks.growth import FACTORS, growth
 from benchmarks.main_job import main_job, table
 from benchmarks.sampling import sampling
+from benchmarks.shares import shares
 from benchmarks.training import limit, training
 from imagelab.results import text_table, write_json
 from imagelab.runtime import UserError, has_fast_bfloat16, machine, prepare, versions
 from imagelab.settings import Count, RunSettings
 
 RATIOS = {"training": training, "limit": limit, "attack": attack, "sampling": sampling}
-Name = Literal["training", "limit", "attack", "sampling", "growth", "main-job"]
+Name = Literal["training", "limit", "attack", "sampling", "growth", "shares", "main-job"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Outcome:
 
     ratios: list[Ratio]
     growth: list[dict]
+    shares: list[dict]
     main_job: list[dict]
     exit_status: int = 0
 
@@ -93,6 +96,9 @@ class Outcome:
         if self.growth:
             rows = [[line["what"], *line["relative"]] for line in self.growth]
             print("\n" + text_table(["time for so much", *(f"{k}×" for k in FACTORS)], rows))
+        if self.shares:
+            rows = [list(line.values()) for line in self.shares]
+            print("\n" + text_table(["share of the time", *list(self.shares[0])[1:]], rows))
         if self.main_job:
             print("\n" + table(self.main_job))
 
@@ -103,11 +109,13 @@ def run(config: Config) -> Outcome:
         raise UserError("The benchmarks measure the CPU: leave out --device.")
     device = prepare(config.seed, "cpu")
     repeats = 1 if config.quick else config.repeats
-    outcome = Outcome([], [], [])
+    outcome = Outcome([], [], [], [])
     for name in config.only or get_args(Name):
         print(f"{name} ...", flush=True)
         if name == "growth":
             outcome.growth = growth(device, config.quick)
+        elif name == "shares":
+            outcome.shares = shares()
         elif name == "main-job":
             outcome.main_job = main_job(quick=True)
         else:
@@ -122,6 +130,7 @@ def run(config: Config) -> Outcome:
             "repeats": repeats,
             "ratios": [asdict(ratio) for ratio in outcome.ratios],
             "growth": outcome.growth,
+            "shares": outcome.shares,
             "main_job": outcome.main_job,
         },
     )

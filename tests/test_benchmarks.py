@@ -12,7 +12,7 @@ from torch import nn
 import gan_mnist
 import mlp_diffusion
 from benchmarks import __main__ as benchmarks
-from benchmarks import attack, main_job, ordinary, training
+from benchmarks import attack, main_job, ordinary, shares, training
 from imagelab.classifier import new_classifier
 from imagelab.datasets import Dataset, load_dataset, unit
 from studies import dcgan, unet_diffusion
@@ -131,6 +131,16 @@ def test_the_limit_is_the_work_of_a_training_step():
     with FlopCounterMode(display=False) as whole:
         cnn(images).sum().backward()
     assert alone.get_total_flops() == whole.get_total_flops() > 0
+
+
+def test_shares_of_the_time_add_up(monkeypatch):
+    monkeypatch.setattr(training, "IMAGES", {**training.IMAGES, "gan": 128, "classifier": 512})
+    monkeypatch.setattr(shares, "load_dataset", lambda *of: small(512))
+    for row in shares.shares():
+        parts = {kind: part for kind, part in row.items() if kind != "what"}
+        assert sum(parts.values()) == pytest.approx(1) and min(parts.values()) >= 0
+        assert parts["products"] > 0.1 and parts["Adam"] > 0
+        assert (parts["pooling"] > 0) == (row["what"] == "CNN classifier")
 
 
 def test_a_phase_within_another_stops_its_clock(monkeypatch):

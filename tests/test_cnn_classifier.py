@@ -77,8 +77,9 @@ def test_a_run_leaves_what_was_promised(quick):
 
 
 def test_resume_goes_on_with_a_longer_training(quick, tmp_path):
+    """The third of the runs has no checkpoint yet: it begins."""
     run_here("studies.cnn_classifier", "--quick", "--fast", "--dataset", "digits", "--resume",
-             "--epochs", 2, "--output-dir", quick)  # fmt: skip
+             "--epochs", 2, "--runs", 3, "--output-dir", quick)  # fmt: skip
     result = json.loads((quick / "study_images/cnn_classifier/results.json").read_text("utf-8"))
     assert result["config"]["epochs"] == 2
     sentence = complaint("studies.cnn_classifier", "--quick", "--fast", "--dataset", "digits",

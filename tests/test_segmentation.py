@@ -56,6 +56,14 @@ def test_dice_loss_against_its_definition():
 
 
 @pytest.mark.parametrize("kind", ["cross-entropy", "dice", "both"])
+def test_a_batch_without_a_known_pixel_teaches_nothing(kind):
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    loss = segmentation.segmentation_loss(logits, torch.full((2, 4, 4), 255), kind)
+    loss.backward()
+    assert loss == 0 and (logits.grad == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["cross-entropy", "dice", "both"])
 def test_pixels_of_no_class_count_nowhere(kind):
     torch.manual_seed(0)
     logits, truth = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
