@@ -23,7 +23,7 @@ from imagelab.results import start_result
 from studies import dcgan, unet_diffusion
 
 CPU = torch.device("cpu")
-IMAGES = {"gan": 9_600, "ddpm": 20_480, "classifier": 5_120, "dcgan": 512, "unet": 640}
+IMAGES = {"gan": 9_600, "ddpm": 15_360, "classifier": 5_120, "dcgan": 512, "unet": 512}
 
 
 def part(data: Dataset, n: int) -> Dataset:
