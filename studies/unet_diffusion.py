@@ -265,9 +265,7 @@ def train(
     others on --resume.
     """
     device = data.images.device
-    trailing_steps(
-        config.T, config.steps
-    )  # wrong ones are refused before the training, not after it
+    trailing_steps(config.T, config.steps)  # a wrong number is refused now, not after the training
     torch.manual_seed(config.seed)
     model = build(plain(config), data.shape, **(told or {"classes": len(data.classes)}))
     network = model.network.to(device, memory_format=torch.channels_last)

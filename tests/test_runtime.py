@@ -35,6 +35,15 @@ def test_devices():
     torch.empty(1, device=pick_device("auto"))
 
 
+def test_mps_is_not_taken(monkeypatch):
+    """It has no float64."""
+    mps = torch.device("mps")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: mps)
+    assert pick_device("auto") == CPU
+    with pytest.raises(UserError, match="float64"):
+        pick_device("mps")
+
+
 @pytest.mark.parametrize("name", ["toaster", "cuda:99", "cpu:x", ""])
 def test_a_device_that_is_not_there(name):
     with pytest.raises(UserError, match=f"--device {name} cannot be used here") as error:
