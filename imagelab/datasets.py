@@ -203,9 +203,13 @@ def has_mnist(data_dir: Path) -> bool:
     return _all_there(Path(data_dir) / "MNIST" / "raw", "mnist")
 
 
-def load_for(config, device: torch.device) -> Dataset:
-    """The data set that a script's settings ask for, on `device`; a part of it for --quick."""
-    data = load_dataset(config.dataset, config.data_dir, getattr(config, "image_size", None))
+def load_for(config, device: torch.device, image_size: int | None = None) -> Dataset:
+    """The data set that a script's settings ask for, on `device`; a part of it for --quick.
+
+    The pictures of folder:PATH get the side of `image_size`, or of --image-size where there is one.
+    """
+    size = image_size or getattr(config, "image_size", None)
+    data = load_dataset(config.dataset, config.data_dir, size)
     return (data.shortened() if config.quick else data).to(device)
 
 

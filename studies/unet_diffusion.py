@@ -234,7 +234,7 @@ def load_model(path: Path, device: torch.device, script: str = SCRIPT, **told: i
 def load_with_data(config, device: torch.device) -> tuple[Model, Dataset]:
     """The network under --output-dir, for other uses, and the data that it was trained for."""
     model = load_model(checkpoint_path(config), device)
-    data = load_for(config, device)
+    data = load_for(config, device, image_size=model.shape[-1])
     known = (model.trained_on, model.shape, model.network.classes)
     if known != (data.name, data.shape, len(data.classes)):
         raise UserError(

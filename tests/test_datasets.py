@@ -17,8 +17,17 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, MNIST
 
 from imagelab import datasets
-from imagelab.datasets import Dataset, batch_indices, load_dataset, signed, to_uint8, unit
+from imagelab.datasets import (
+    Dataset,
+    batch_indices,
+    load_dataset,
+    load_for,
+    signed,
+    to_uint8,
+    unit,
+)
 from imagelab.runtime import UserError
+from imagelab.settings import DataSettings
 
 
 def rows(images: torch.Tensor) -> list[bytes]:
@@ -394,6 +403,8 @@ def test_subfolders_are_classes_and_every_tenth_picture_is_held_out(tmp_path):
 def test_pictures_of_a_folder_are_32_pixels_wide_unless_told(tmp_path):
     write_pictures(tmp_path, 5)
     assert load_dataset(f"folder:{tmp_path}", Path("nowhere")).shape == (3, 32, 32)
+    config = DataSettings(dataset=f"folder:{tmp_path}")  # as for a network of that size
+    assert load_for(config, torch.device("cpu"), image_size=48).shape == (3, 48, 48)
 
 
 def test_too_few_pictures(tmp_path):
