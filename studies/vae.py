@@ -243,7 +243,10 @@ def draw_tsne(path: Path, models: dict[int, VAE], data: Dataset, config: Config)
         with torch.no_grad():
             means = model.encode(unit(data.test_images[:n]))[0].cpu()
         tsne = TSNE(perplexity=min(30, n / 4), init="pca", random_state=config.seed)
-        points = torch.from_numpy(tsne.fit_transform(means.numpy()))
+        if (means == means[0]).all():  # collapsed: nothing to lay out, and t-SNE would crash
+            points = means[:, :2]
+        else:
+            points = torch.from_numpy(tsne.fit_transform(means.numpy()))
         figures.draw_classes(axis, points, data.test_labels[:n].cpu(), data.classes)
         axis.set(title=f"{size} latents (t-SNE)", xticks=[], yticks=[])
     figures.save_figure(figure, path)

@@ -83,6 +83,15 @@ def test_bad_settings_are_refused(tmp_path):
     assert "There is no checkpoint" in complaint("studies.vae", "--sample-only", *where)
 
 
+def test_a_collapsed_encoder_is_drawn(tmp_path, stripes):
+    """All images in one point of the latent space, as after --hidden 3: t-SNE would divide by 0."""
+    model = vae.VAE(stripes.shape, 4)
+    for weight in model.parameters():
+        torch.nn.init.zeros_(weight)
+    vae.draw_tsne(tmp_path / "tsne.png", {4: model}, stripes, vae.Config())
+    assert (tmp_path / "tsne.png").is_file()
+
+
 def test_a_folder_of_one_class(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "own").mkdir()
