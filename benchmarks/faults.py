@@ -196,14 +196,30 @@ def signals(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
         yield case
 
 
-def small_disk(place: Path, size: int) -> bool:
-    """Mount a disk of `size` bytes in memory at `place`, where Linux and the user's rights allow it."""
+def on_a_disk(
+    scene: Scene, work: Path, room: int, what: str, read_only: bool = False
+) -> list[Case]:
+    """The case of a run on a disk in memory, `room` bytes larger than the scene that lies on it.
+
+    None where Linux or the user's rights do not allow to mount one.
+    """
+    place = work / "disk"
     place.mkdir(exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={scene.size + room}", "none", str(place)]
     try:
-        return subprocess.run(mount, capture_output=True).returncode == 0
+        if subprocess.run(mount, capture_output=True).returncode != 0:
+            return []
     except FileNotFoundError:  # no Linux
-        return False
+        return []
+    try:
+        folder = scene.copy(place / "case")
+        if read_only:
+            subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+        case = Case(scene.script, what)
+        case.problems = harm(start(scene.script, folder), (2,), scene, folder)
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+    return [case]
 
 
 def full_disk(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
@@ -212,14 +228,7 @@ def full_disk(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
     import resource
 
     for room in (0, 20_480):
-        if small_disk(work / "disk", scene.size + room):
-            try:
-                folder = scene.copy(work / "disk" / "case")
-                case = Case(scene.script, f"{room:,} bytes left on the disk")
-                case.problems = harm(start(scene.script, folder), (2,), scene, folder)
-            finally:
-                subprocess.run(["umount", str(work / "disk")], check=True)
-            yield case
+        yield from on_a_disk(scene, work, room, f"{room:,} bytes left on the disk")
     for limit in (2_000, 20_000):
         folder = scene.copy(work / "case")
 
@@ -240,24 +249,15 @@ def read_only(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
         yield Case(
             scene.script, f"output under {place.parent.name}", end(start(scene.script, place), (2,))
         )
-    if small_disk(work / "disk", 2 * scene.size):
-        try:
-            folder = scene.copy(work / "disk" / "case")
-            subprocess.run(["mount", "-o", "remount,ro", str(work / "disk")], check=True)
-            case = Case(scene.script, "a disk that may only be read")
-            case.problems = harm(start(scene.script, folder), (2,), scene, folder)
-        finally:
-            subprocess.run(["umount", str(work / "disk")], check=True)
-        yield case
+    yield from on_a_disk(scene, work, scene.size, "a disk that may only be read", read_only=True)
 
 
 def two_runs(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
     """Two runs at once in one folder, of two seeds: both end well, and all files are whole."""
     folder = scene.copy(work / "case")
-    both = [start(scene.script, folder, "--seed", seed) for seed in ("0", "1")]
+    one, other = (start(scene.script, folder, "--seed", seed) for seed in ("0", "1"))
     case = Case(scene.script, "two runs in one folder")
-    case.problems = [p for process in both for p in end(process, (0,))]
-    case.problems += damaged(folder) + lost(scene.folder, folder)
+    case.problems = end(one, (0,)) + harm(other, (0,), scene, folder)
     yield case
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -60,10 +61,23 @@ def generator(seed: int, purpose: str, device: torch.device | str = "cpu") -> to
     return torch.Generator(device=device).manual_seed(zlib.crc32(f"{seed}/{purpose}".encode()))
 
 
-def synchronise() -> None:
-    """Wait for what a GPU still has to do, before a look at the clock."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+class Stopwatch:
+    """`with Stopwatch() as watch:` measures `watch.seconds`, what a GPU still had to do included."""
+
+    seconds: float
+
+    def __enter__(self) -> Stopwatch:
+        self._started = self._now()
+        return self
+
+    def __exit__(self, *_error) -> None:
+        self.seconds = self._now() - self._started
+
+    @staticmethod
+    def _now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

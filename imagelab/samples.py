@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from imagelab.metrics import (
 )
 from imagelab.pictures import write_gif, write_png
 from imagelab.results import Result, start_result
-from imagelab.runtime import synchronise
+from imagelab.runtime import Stopwatch
 from imagelab.training import Training
 
 GRID = 100  # images in a grid, ten by ten
@@ -35,12 +34,11 @@ TRACKED = 2000  # samples that are scored along a training
 @contextlib.contextmanager
 def clocked(result: Result, n: int) -> Iterator[None]:
     """How long each of the `n` samples took that are drawn inside the block, as a metric."""
-    synchronise()
-    started = time.perf_counter()
-    yield
-    synchronise()
-    each = 1000 * (time.perf_counter() - started) / n
-    result.add_metric("milliseconds per sample", each, n, unit="ms", better="lower")
+    with Stopwatch() as watch:
+        yield
+    result.add_metric(
+        "milliseconds per sample", 1000 * watch.seconds / n, n, unit="ms", better="lower"
+    )
 
 
 def write_grid(path: Path, images: torch.Tensor) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from imagelab.command import command_line
 
-import time
 from dataclasses import dataclass, fields, replace
 from typing import Annotated
 
@@ -20,7 +19,7 @@ from imagelab import figures
 from imagelab.datasets import Dataset
 from imagelab.metrics import Judge
 from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, prepare, synchronise
+from imagelab.runtime import Stopwatch, UserError, prepare
 from imagelab.samples import judge_for
 from imagelab.settings import Limits
 from imagelab.training import goes_on
@@ -73,16 +72,14 @@ class Config(unet_diffusion.Config):
 
 def measure(model: Model, judge: Judge, config: unet_diffusion.Config) -> dict[str, float]:
     """Distance, coverage, accuracy on the asked class and milliseconds per image of samples."""
-    started = time.perf_counter()
-    images, asked = sample(model, config, judge.n)
-    synchronise()
-    seconds = time.perf_counter() - started
+    with Stopwatch() as watch:
+        images, asked = sample(model, config, judge.n)
     scores = judge.scores(images)
     return {
         "distance": scores.frechet,
         "coverage": scores.coverage,
         "accuracy": asked_accuracy(judge, images, asked),
-        "milliseconds": 1000 * seconds / len(images),
+        "milliseconds": 1000 * watch.seconds / len(images),
     }
 
 

@@ -19,7 +19,6 @@ from imagelab.command import command_line
 
 import math
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from imagelab.diffusion import image_noise, way_back
 from imagelab.metrics import Judge, Scores
 from imagelab.mixture import fit_gaussians
 from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, generator, prepare, synchronise
+from imagelab.runtime import Stopwatch, UserError, generator, prepare
 from imagelab.samples import judge_for
 from imagelab.settings import Count, DataSettings, Limits
 from imagelab.training import Training, goes_on
@@ -202,18 +201,15 @@ def measure(name: str, config: Config, data: Dataset, judge: Judge, result: Resu
     """Train one model with the seed of `config`, draw and score."""
     path = config.output_dir / MODELS / f"{name}_seed{config.seed}.pth"
     trained = TRAIN[name](config, data, path, result)
-    started = time.perf_counter()
-    samples = trained.draw(judge.n, config.seed)
-    synchronise()
-    took = time.perf_counter() - started
-    each = [took / judge.n]
-    if took < SLOW:  # else it was long enough to be a measurement
+    with Stopwatch() as watch:
+        samples = trained.draw(judge.n, config.seed)
+    each = [watch.seconds / judge.n]
+    if watch.seconds < SLOW:  # else it was long enough to be a measurement
         each = []
         for _ in range(3):
-            started = time.perf_counter()
-            trained.draw(1000, config.seed)
-            synchronise()
-            each.append((time.perf_counter() - started) / 1000)
+            with Stopwatch() as watch:
+                trained.draw(1000, config.seed)
+            each.append(watch.seconds / 1000)
     run = trained.run
     return Measured(
         name, config.seed, judge.scores(samples), run.steps_done / run.steps_per_epoch,

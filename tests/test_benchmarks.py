@@ -86,9 +86,9 @@ def test_ours_runs_on_every_network_of_the_comparison(monkeypatch):
     sizes = {"gan": 64, "ddpm": 512, "classifier": 256, "dcgan": 64, "unet": 64}
     monkeypatch.setattr(training, "IMAGES", sizes)
     monkeypatch.setattr(training, "load_dataset", lambda *of: small(512))
-    for what, _, n, ours, _ in training.training(torch.device("cpu"), True):
-        assert n == sizes[{"MLP GAN": "gan", "MLP DDPM": "ddpm", "CNN classifier": "classifier",
-                           "DCGAN": "dcgan", "U-Net DDPM": "unet"}[what.split(",")[0]]]  # fmt: skip
+    cases = training.training(torch.device("cpu"), True)
+    for size, (_, _, n, ours, _) in zip(sizes.values(), cases, strict=True):
+        assert n == size
         ours()
     for _, _, _, ours, alone in training.limit(torch.device("cpu"), True):
         ours(), alone()
