@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, run_script
 from PIL import Image
 
-from benchmarks import faults
+from benchmarks import scenes
 
 
 def test_what_is_not_whole_is_seen(tmp_path):
@@ -17,15 +17,15 @@ def test_what_is_not_whole_is_seen(tmp_path):
     Image.new("L", (40, 40), 7).save(tmp_path / "good.png")
     torch.save({"model": {}}, tmp_path / "good.pth")
     (tmp_path / "good.json").write_text("{}")
-    assert faults.damaged(tmp_path) == []
+    assert scenes.damaged(tmp_path) == []
     for name in ("good.png", "good.pth", "good.json"):
         raw = (tmp_path / name).read_bytes()
         (tmp_path / f"bad{Path(name).suffix}").write_bytes(raw[: len(raw) // 2])
-    assert {problem.split()[0] for problem in faults.damaged(tmp_path)} == {
+    assert {problem.split()[0] for problem in scenes.damaged(tmp_path)} == {
         "bad.png", "bad.pth", "bad.json",
     }  # fmt: skip
     (tmp_path / "after").mkdir()
-    assert len(faults.lost(tmp_path, tmp_path / "after")) == 6
+    assert len(scenes.lost(tmp_path, tmp_path / "after")) == 6
 
 
 def test_tracebacks_and_statuses_are_seen():
@@ -35,9 +35,9 @@ def test_tracebacks_and_statuses_are_seen():
     def process(code: str) -> subprocess.Popen:
         return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
 
-    assert faults.end(process("raise ValueError"), (1,)) == ["traceback"]
-    assert faults.end(process("exit(3)"), (0, 2)) == ["status 3: "]
-    assert faults.end(process("exit(2)"), (2,)) == []
+    assert scenes.end(process("raise ValueError"), (1,)) == ["traceback"]
+    assert scenes.end(process("exit(3)"), (0, 2)) == ["status 3: "]
+    assert scenes.end(process("exit(2)"), (2,)) == []
 
 
 def test_some_faults_of_one_script(tmp_path):

@@ -1,0 +1,140 @@
+"""A script run in a process of its own, and what is left of its output when it has been hurt."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import advanced_image_processing as driver
+from imagelab.video import open_video
+
+ROOT = Path(__file__).resolve().parent.parent
+# What a script needs before it can run: the study whose checkpoint it builds on.
+BUILDS_ON = {
+    name: "unet_diffusion" for name in ("diffusion_curves", "inpainting", "diffusion_restoration")
+}
+OF_ITS_OWN = {"segmentation": "scenes", "detection": "digit-scenes", "diffusion_demo": None}  # data
+PATIENCE = 120.0  # seconds, for a process to end after a signal
+
+
+@dataclass
+class Scene:
+    """A folder in which a run of the script has ended well, to be copied for every case."""
+
+    script: str
+    folder: Path
+    seconds: float
+
+    @property
+    def size(self) -> int:
+        """Bytes that its files take on a disk."""
+        files = [path for path in self.folder.rglob("*") if path.is_file()]
+        return sum(-(-path.stat().st_size // 4096) * 4096 for path in files)
+
+    def copy(self, to: Path) -> Path:
+        shutil.rmtree(to, ignore_errors=True)
+        return Path(shutil.copytree(self.folder, to))
+
+
+def command(script: str, folder: Path, *more: str) -> list[str]:
+    how = ["-m", f"studies.{script}"] if script in driver.STUDIES else [f"{script}.py"]
+    data = OF_ITS_OWN.get(script, "digits")
+    chosen = ["--dataset", data] if data else []
+    return [sys.executable, *how, "--quick", *chosen, "--output-dir", str(folder), *more]
+
+
+def start(
+    script: str, folder: Path, *more: str, environment: dict[str, str] | None = None, **how
+) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(script, folder, *more), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        text=True, encoding="utf-8", errors="replace",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(ROOT),
+             **(environment or {})}, **how,
+    )  # fmt: skip
+
+
+def end(process: subprocess.Popen, statuses: tuple[int, ...]) -> list[str]:
+    """Wait; what is wrong with how the process ended."""
+    try:
+        complaint = process.communicate(timeout=PATIENCE)[1]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return [f"still running after {PATIENCE:.0f} s"]
+    problems = ["traceback"] if "Traceback" in complaint else []
+    if process.returncode not in statuses:
+        last = (complaint.strip().splitlines() or [""])[-1]
+        problems.append(f"status {process.returncode}: {last[:200]}")
+    return problems
+
+
+def damaged(folder: Path) -> list[str]:
+    """The files under `folder` that are not whole."""
+    from PIL import Image, ImageSequence
+
+    def picture(path: Path) -> None:
+        with Image.open(path) as image:
+            for frame in ImageSequence.Iterator(image):
+                frame.load()
+        if path.suffix == ".gif" and path.read_bytes()[-1:] != b";":
+            raise ValueError("cut between two frames")
+
+    def film(path: Path) -> None:
+        with open_video(path) as video:
+            if sum(1 for _ in video.frames) != video.length:
+                raise ValueError("frames are missing")
+
+    def page(path: Path) -> None:
+        if not path.read_text("utf-8").rstrip().endswith("</html>"):
+            raise ValueError("cut short")
+
+    readers: dict[str, Callable[[Path], object]] = {
+        ".pth": lambda path: torch.load(path, weights_only=True)["model"],
+        ".json": lambda path: json.loads(path.read_text("utf-8")),
+        ".npz": lambda path: dict(np.load(path)),
+        ".png": picture, ".gif": picture, ".mp4": film, ".html": page,
+    }  # fmt: skip
+    problems = []
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.name.startswith(".") and path.suffix in readers:
+            try:
+                readers[path.suffix](path)
+            except Exception as error:
+                problems.append(f"{path.relative_to(folder)} is damaged ({type(error).__name__})")
+    return problems
+
+
+def lost(before: Path, after: Path) -> list[str]:
+    """Files of the run that ended well that are gone."""
+    return [f"{path.relative_to(before)} is gone" for path in before.rglob("*")
+            if path.is_file() and not (after / path.relative_to(before)).is_file()]  # fmt: skip
+
+
+def harm(
+    process: subprocess.Popen, statuses: tuple[int, ...], scene: Scene, folder: Path
+) -> list[str]:
+    """Wait; what is wrong with how the process ended, and with what it left in its copy of the scene."""
+    return end(process, statuses) + damaged(folder) + lost(scene.folder, folder)
+
+
+def prepared(script: str, folder: Path) -> Scene:
+    """Run the script undisturbed, after the one that it builds on."""
+    if script in BUILDS_ON:
+        prepared(BUILDS_ON[script], folder)
+    for _ in range(2):  # the second time with the classifier in the cache, as in the cases
+        began = time.perf_counter()
+        problems = end(start(script, folder), (0,))
+        if problems:
+            raise RuntimeError(f"{script} fails undisturbed: {problems}")
+    return Scene(script, folder, time.perf_counter() - began)
