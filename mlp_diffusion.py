@@ -48,7 +48,7 @@ from imagelab.diffusion import Schedule, last, linear_schedule
 from imagelab.metrics import Judge
 from imagelab.mixture import draw_gaussians, fit_gaussians
 from imagelab.results import Result, start_result
-from imagelab.runtime import generator, prepare
+from imagelab.runtime import autocast, generator, prepare
 from imagelab.samples import (
     GRID,
     TRACKED,
@@ -181,7 +181,9 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """ε̂ (B, D) for x_t (B, D) and t (B,)."""
-        out = self.mlp(torch.cat([x_t + 1, self.embedding[t]], dim=1))  # a black background is 0
+        seen = torch.cat([x_t + 1, self.embedding[t]], dim=1)  # a black background is 0
+        with autocast(x_t.device):
+            out = self.mlp(seen).float()
         if not self.recipe.skip:
             return out
         return (x_t - self.a[t, None] * out) / self.b[t, None]  # out is x̂₀

@@ -4,6 +4,8 @@ Adam that is not fused, float32, and the loss as a Python number at every step."
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
+from unittest import mock
 
 import numpy as np
 import torch
@@ -40,6 +42,17 @@ class Digits(Dataset):
 
 def batches(data: datasets.Dataset, size: int, signed: bool = True) -> DataLoader:
     return DataLoader(Digits(data, signed), batch_size=size, shuffle=True, drop_last=True)
+
+
+def in_float32(train: Callable) -> Callable:
+    """`train` in float32, also where a network of ours would take bfloat16 by itself."""
+
+    @wraps(train)
+    def run(*args, **kwargs):
+        with mock.patch("imagelab.runtime.has_fast_bfloat16", lambda _device: False):
+            return train(*args, **kwargs)
+
+    return run
 
 
 Layers = Callable[[torch.Tensor], torch.Tensor]
@@ -92,6 +105,7 @@ def conv_gan(data: datasets.Dataset, config: dcgan.Config) -> list[float]:
     return play(data, G, D, draw, lambda x: D.layers(x).squeeze(1), config.batch_size, config.lr)
 
 
+@in_float32
 def mlp_ddpm(data: datasets.Dataset, config: mlp_diffusion.Config) -> list[float]:
     model = mlp_diffusion.build(vars(config), data.shape)
     weight = mlp_diffusion.loss_weight(model.schedule, model.recipe.skip, config.gamma)
@@ -129,6 +143,7 @@ def classifier(data: datasets.Dataset, size: int, lr: float) -> list[float]:
     return losses
 
 
+@in_float32
 def unet_ddpm(data: datasets.Dataset, config: unet_diffusion.Config) -> list[float]:
     model = unet_diffusion.build(vars(config), data.shape, classes=len(data.classes))
     schedule: Schedule = model.schedule

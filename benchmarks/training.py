@@ -6,6 +6,7 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from imagelab.classifier import ClassifierConfig, new_classifier, train_classifi
 from imagelab.datasets import Dataset, load_dataset, signed, unit
 from imagelab.mixture import fit_gaussians
 from imagelab.results import start_result
+from imagelab.runtime import has_fast_bfloat16
 from studies import dcgan, unet_diffusion
 
 CPU = torch.device("cpu")
@@ -110,12 +112,15 @@ def products(network: nn.Module, *inputs: torch.Tensor) -> Callable[[], None]:
     """All matrix products and convolutions of one training step, and nothing else.
 
     For each dense or convolution layer: its output, the gradient of its weights, and that of its input
-    unless that is the image.
+    unless that is the image. In bfloat16 where the training takes it.
     """
+    dtype = torch.bfloat16 if has_fast_bfloat16(CPU) else torch.float32
     calls: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
     hooks = [
         layer.register_forward_hook(
-            lambda layer, x, y: calls.append((layer, x[0].detach(), torch.ones_like(y)))
+            lambda layer, x, y: calls.append(
+                (layer, x[0].to(dtype), torch.ones_like(y, dtype=dtype))
+            )
         )
         for layer in network.modules()
         if isinstance(layer, nn.Linear | nn.Conv2d)
@@ -124,6 +129,7 @@ def products(network: nn.Module, *inputs: torch.Tensor) -> Callable[[], None]:
         network(*inputs)
     for hook in hooks:
         hook.remove()
+    calls = [(deepcopy(layer).to(dtype), x, g) for layer, x, g in calls]
 
     @torch.no_grad()
     def step() -> None:

@@ -113,12 +113,13 @@ def versions() -> dict[str, str]:
 
 
 def machine(device: torch.device) -> str:
-    """The device in words: 'cpu, 2 threads, AVX512' or 'cuda, NVIDIA H200'."""
+    """The device in words: 'cpu, 2 threads, AVX512' or 'cuda, NVIDIA H200, bfloat16'."""
+    words = [device.type]
     if device.type == "cpu":
-        capability = torch.backends.cpu.get_cpu_capability()
-        return f"cpu, {torch.get_num_threads()} threads, {capability}"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return ", ".join(filter(None, [device.type, name]))
+        words += [f"{torch.get_num_threads()} threads", torch.backends.cpu.get_cpu_capability()]
+    elif device.type == "cuda":
+        words.append(torch.cuda.get_device_name(device))
+    return ", ".join(words + ["bfloat16"] * has_fast_bfloat16(device))
 
 
 def explain(error: Exception) -> tuple[str, int]:

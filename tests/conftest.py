@@ -116,6 +116,12 @@ def unet_run(tmp_path_factory) -> Path:
     return once(tmp_path_factory, "unet", lambda folder: run_here(*command, folder))
 
 
+@pytest.fixture
+def float32(monkeypatch) -> None:
+    """No bfloat16, which some processors take where the others compute in float32."""
+    monkeypatch.setattr("imagelab.runtime.has_fast_bfloat16", lambda _device: False)
+
+
 @pytest.fixture(scope="session")
 def stripes() -> Dataset:
     """A tiny data set: class 0 has a bright left half, class 1 a bright right half, plus noise."""

@@ -70,7 +70,7 @@ def test_epsilon_zero_returns_the_input(model, images, labels, kind):
     assert torch.equal(attacks.gaussian_noise(images, 0.0, rng()), images)
 
 
-def test_gradient_of_a_linear_model(images, labels):
+def test_gradient_of_a_linear_model(images, labels, float32):
     """∇ₓL = Wᵀ(softmax − one-hot), in closed form."""
     model = linear_model()
     expected = (model(images).softmax(1) - nn.functional.one_hot(labels, 3)) @ model[1].weight
@@ -78,7 +78,7 @@ def test_gradient_of_a_linear_model(images, labels):
     assert torch.allclose(got.flatten(1), expected, atol=1e-6)
 
 
-def test_the_best_answer_for_two_classes_of_a_linear_model():
+def test_the_best_answer_for_two_classes_of_a_linear_model(float32):
     """With two classes the worst point of a ball inside [0, 1] is known: x ± ε along Δw."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 2))
@@ -378,12 +378,6 @@ def ours(model, images, labels, epsilon, norm="linf", targeted=False, **pgd):
 
 def settings(epsilon: float, steps: int) -> dict:
     return {"steps": steps, "step_size": 2.5 * epsilon / steps} if steps else {}
-
-
-@pytest.fixture
-def float32(monkeypatch):
-    """The toolbox does not compute in bfloat16 where the processor could."""
-    monkeypatch.setattr(attacks, "autocast", contextlib.nullcontext)
 
 
 @pytest.mark.parametrize("targeted", [False, True])

@@ -13,6 +13,7 @@ import gan_mnist
 import mlp_diffusion
 from benchmarks import __main__ as benchmarks
 from benchmarks import attack, main_job, ordinary, shares, training
+from imagelab import runtime
 from imagelab.classifier import new_classifier
 from imagelab.datasets import Dataset, load_dataset, unit
 from studies import dcgan, unet_diffusion
@@ -66,7 +67,12 @@ def small(n: int) -> Dataset:
     ],
 )
 def test_the_ordinary_way_learns_as_well(train, n, monkeypatch):
-    """128 images in batches of 16: as many losses as steps, each after a gradient of all weights."""
+    """128 images in batches of 16: as many losses as steps, each after a gradient of all weights.
+
+    And in float32, on processors with bfloat16 too.
+    """
+    monkeypatch.setattr(runtime, "has_fast_bfloat16", lambda _device: True)
+    monkeypatch.setattr(torch, "autocast", lambda *_: pytest.fail("not in float32"))
     torch.manual_seed(0)
     steps, step = [], torch.optim.Adam.step
 
@@ -94,7 +100,7 @@ def test_ours_runs_on_every_network_of_the_comparison(monkeypatch):
         ours(), alone()
 
 
-def test_the_ordinary_networks_are_ours():
+def test_the_ordinary_networks_are_ours(float32):
     """The same layers and the same outcome, whichever way they are written."""
     torch.manual_seed(0)
     data = small(32)

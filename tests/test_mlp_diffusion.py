@@ -32,7 +32,7 @@ def test_the_forward_process_of_the_recipe_does_not_end_in_noise():
     assert "never" not in ddpm.what_the_end_means(rescaled, "noise")
 
 
-def test_a_bottleneck_of_256_passes_at_most_256_dimensions_of_noise():
+def test_a_bottleneck_of_256_passes_at_most_256_dimensions_of_noise(float32):
     """The literal network's output is an affine image of 256 numbers; the skip lifts the limit."""
     torch.manual_seed(0)
     x, t = torch.randn(600, 784), torch.full((600,), 20)

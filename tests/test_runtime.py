@@ -8,7 +8,9 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from torch import nn
 
+import mlp_diffusion
 from imagelab.runtime import (
     UserError,
     explain,
@@ -17,6 +19,8 @@ from imagelab.runtime import (
     machine,
     pick_device,
 )
+from imagelab.unet import UNet
+from studies import dcgan
 
 CPU = torch.device("cpu")
 
@@ -55,6 +59,32 @@ def test_the_hardware_in_words():
     assert isinstance(has_fast_bfloat16(CPU), bool)
     assert not has_fast_bfloat16(torch.device("mps"))
     assert machine(CPU).startswith(f"cpu, {torch.get_num_threads()} threads")
+
+
+@pytest.mark.parametrize("name", ["MLP DDPM", "U-Net", "DCGAN's G", "DCGAN's D"])
+def test_bfloat16_answers_nearly_the_same_in_float32(monkeypatch, name):
+    """Taken where the hardware is made for it; every processor can compute in it."""
+    torch.manual_seed(0)
+    shape, t = (1, 28, 28), torch.arange(8) * 6
+    x, z = torch.rand(8, *shape), torch.randn(8, 100)
+    ddpm = mlp_diffusion.build(vars(mlp_diffusion.Config()), shape)
+    unet = UNet(1, widths=(8, 16))
+    nn.init.normal_(unet.last.weight)  # it starts at 0
+    G, D = dcgan.build(dcgan.Config(), shape, CPU)
+    network = {
+        "MLP DDPM": lambda: ddpm(x.flatten(1), t),
+        "U-Net": lambda: unet(x, t / 50),
+        "DCGAN's G": lambda: G(z),
+        "DCGAN's D": lambda: D.logits(x),
+    }[name]
+    answers = []
+    for fast in (False, True):
+        monkeypatch.setattr("imagelab.runtime.has_fast_bfloat16", lambda _device, fast=fast: fast)
+        with torch.no_grad():
+            answers.append(network())
+    exact, fast = answers
+    assert fast.dtype == torch.float32
+    assert 0 < (fast - exact).norm() / exact.norm() < 0.02
 
 
 def test_errors_that_the_user_can_mend():
