@@ -29,6 +29,7 @@ def command_line(
     """
     import tyro
 
+    from imagelab.files import give_back
     from imagelab.runtime import explain
 
     signal.signal(signal.SIGTERM, _terminate)
@@ -65,6 +66,8 @@ def command_line(
         sentence, status = explain(error)
         print(f"{script}: {sentence}", file=sys.stderr)
         sys.exit(status)
+    finally:
+        give_back()
 
 
 def _terminate(_signum, _frame) -> None:

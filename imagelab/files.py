@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one."""
+"""Writing files so that a reader never meets half of one, and two runs not each other's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,40 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from imagelab.runtime import UserError
+
+_claimed: dict[Path, FileLock] = {}
+
+
+def claim(folder: Path) -> None:
+    """Keep other processes from claiming `folder` until this one ends or calls `give_back`.
+
+    Raises UserError where another has it. A process that is killed loses its claims; the hidden file
+    that stays means nothing. Where the file system knows no locks, nothing is kept from anybody.
+    """
+    folder = Path(folder).resolve()
+    if folder in _claimed:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"Another run writes into {folder}: wait for its end, or choose another --output-dir."
+        ) from error
+    except NotImplementedError:
+        return
+    _claimed[folder] = lock
+
+
+def give_back() -> None:
+    """End all claims of this process."""
+    while _claimed:
+        _claimed.popitem()[1].release()
 
 
 @contextlib.contextmanager

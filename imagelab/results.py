@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from imagelab.files import atomic_path
+from imagelab import distributed
+from imagelab.files import atomic_path, claim
 from imagelab.runtime import machine, versions
 from imagelab.settings import Settings, plain
 
@@ -107,7 +108,12 @@ class Result:
 def start_result(
     module: str, title: str, summary: str, config: Settings, folder: str, device, dataset=None
 ) -> Result:
-    """A Result whose clock starts now, for pictures in `folder` under --output-dir."""
+    """A Result whose clock starts now, for pictures in `folder` under --output-dir.
+
+    Raises UserError where another run is writing into that folder.
+    """
+    if distributed.writes():
+        claim(Path(config.output_dir) / folder)
     return Result(
         script=module,
         title=title,

@@ -23,7 +23,7 @@ from unittest import mock
 
 import pytest
 import torch
-from filelock import FileLock  # comes with torch
+from filelock import FileLock
 
 from imagelab.datasets import Dataset
 

@@ -3,8 +3,10 @@ from __future__ import annotations
 import errno
 
 import pytest
+from filelock import FileLock
 
-from imagelab.files import atomic_path
+from imagelab.files import atomic_path, claim, give_back
+from imagelab.runtime import UserError
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -32,3 +34,17 @@ def test_an_error_of_the_system_names_the_file_that_was_meant(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert error.value.filename == str(path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_claimed_by_one_run_at_a_time(tmp_path):
+    folder = tmp_path / "pictures"
+    claim(folder)
+    claim(folder)  # the same run may ask twice
+    other = FileLock(folder / ".lock", timeout=0)
+    with pytest.raises(TimeoutError):
+        other.acquire()
+    give_back()
+    with other, pytest.raises(UserError, match="Another run writes into"):
+        claim(folder)
+    claim(folder)
+    give_back()
