@@ -28,7 +28,7 @@ from benchmarks.sampling import sampling
 from benchmarks.shares import shares
 from benchmarks.training import limit, training
 from imagelab.results import text_table, write_json
-from imagelab.runtime import UserError, has_fast_bfloat16, machine, prepare, versions
+from imagelab.runtime import UserError, machine, prepare, versions
 from imagelab.settings import Count, RunSettings
 
 RATIOS = {"training": training, "limit": limit, "attack": attack, "sampling": sampling}
@@ -121,19 +121,10 @@ def run(config: Config) -> Outcome:
         else:
             for case in RATIOS[name](device, config.quick):
                 outcome.ratios.append(measure(*case, repeats))
-    write_json(
-        config.output_dir / "benchmarks" / "results.json",
-        {
-            "device": machine(device),
-            "fast_bfloat16": has_fast_bfloat16(device),
-            "versions": versions(),
-            "repeats": repeats,
-            "ratios": [asdict(ratio) for ratio in outcome.ratios],
-            "growth": outcome.growth,
-            "shares": outcome.shares,
-            "main_job": outcome.main_job,
-        },
-    )
+        record = {"device": machine(device), "versions": versions(), "repeats": repeats}
+        measured = asdict(outcome)
+        del measured["exit_status"]
+        write_json(config.output_dir / "benchmarks" / "results.json", record | measured)
     return outcome
 
 

@@ -23,17 +23,22 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 import advanced_image_processing as driver
-from benchmarks.scenes import OF_ITS_OWN, ROOT, Scene, end, harm, prepared, start
+from benchmarks.scenes import BUILDS_ON, OF_ITS_OWN, ROOT, Scene, end, harm, prepared, start
 from imagelab.results import text_table, write_json
 from imagelab.settings import Count, RunSettings, option
 
-Kind = Literal["signals", "full-disk", "read-only", "two-runs", "foreign-checkpoint", "bad-data",
-               "random-settings"]  # fmt: skip
+Kind = Literal["signals", "killed-saves", "full-disk", "read-only", "two-runs", "foreign-checkpoint",
+               "bad-data", "random-settings"]  # fmt: skip
+MainJob = Literal["advanced_image_processing"]
+OF_THE_MAIN_JOB: tuple[Kind, ...] = (
+    "signals",
+    "killed-saves",
+)  # it goes on after a demo that failed
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")  # nobody answers
 
 
@@ -41,12 +46,13 @@ NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9") 
 class Config(RunSettings):
     """Settings of the faults."""
 
-    only: tuple[driver.Name, ...] = ()
+    only: tuple[driver.Name | MainJob, ...] = ()
     """Try these scripts only."""
     kinds: tuple[Kind, ...] = ()
     """Try these kinds only."""
     moments: Count = 20
-    """Signals for each script, at random moments of its run, by turns SIGINT, SIGTERM and SIGKILL."""
+    """Of each script, how often each of SIGINT, SIGTERM and SIGKILL comes, at random moments spread
+    over its run, and how many of its saves are killed."""
     settings: Count = 5
     """Runs of each script with strange settings."""
 
@@ -71,16 +77,46 @@ def signals(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
         (signal.SIGTERM, (0, 143, -15)),
         (signal.SIGKILL, (0, -9)),
     )
-    for k in range(config.moments):
-        number, statuses = ways[k % len(ways)]
-        at = rng.uniform(0.05, scene.seconds)
+    for number, statuses in ways:
+        for k in range(config.moments):  # one in each of as many parts of the run: every phase
+            at = scene.seconds * (k + rng.random()) / config.moments
+            folder = scene.copy(work / "case")
+            process = start(scene.script, folder)
+            time.sleep(at)
+            late = ", when it had ended" * (process.poll() is not None)
+            process.send_signal(number)
+            case = Case(scene.script, f"{number.name} after {at:.1f} s{late}")
+            case.problems = harm(process, statuses, scene, folder)
+            yield case
+
+
+# Python imports a module of this name before all others.
+KILLED = """
+import os, signal
+replace, left = os.replace, {n}
+
+def replace_or_die(*names, **more):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*names, **more)
+
+os.replace = replace_or_die
+"""
+
+
+def killed_saves(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
+    """SIGKILL when a file is written and is just about to take the place of the old one: that stands."""
+    rng = random.Random(config.seed)
+    files = sum(path.is_file() for path in scene.folder.rglob("*"))
+    for n in (0, *sorted(rng.sample(range(1, files), min(config.moments, files) - 1))):
+        (work / "sitecustomize.py").write_text(KILLED.format(n=n), encoding="utf-8")
+        path = os.pathsep.join((str(work), str(ROOT)))
         folder = scene.copy(work / "case")
-        process = start(scene.script, folder)
-        time.sleep(at)
-        late = ", when it had ended" * (process.poll() is not None)
-        process.send_signal(number)
-        case = Case(scene.script, f"{number.name} after {at:.1f} s{late}")
-        case.problems = harm(process, statuses, scene, folder)
+        process = start(scene.script, folder, environment={"PYTHONPATH": path})
+        case = Case(scene.script, f"killed in its save number {n + 1}, if it has as many")
+        case.problems = harm(process, (0, -9) if n else (-9,), scene, folder)
         yield case
 
 
@@ -141,11 +177,14 @@ def read_only(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
 
 
 def two_runs(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
-    """Two runs at once in one folder, of two seeds: both end well, and all files are whole."""
+    """Two runs at once in one folder, of two seeds: one does its work, the other one is refused or
+    finds the first at its end, and all files are whole."""
     folder = scene.copy(work / "case")
     one, other = (start(scene.script, folder, "--seed", seed) for seed in ("0", "1"))
     case = Case(scene.script, "two runs in one folder")
-    case.problems = end(one, (0,)) + harm(other, (0,), scene, folder)
+    case.problems = end(one, (0, 2)) + harm(other, (0, 2), scene, folder)
+    if (one.returncode, other.returncode) == (2, 2):
+        case.problems.append("both were refused")
     yield case
 
 
@@ -167,7 +206,8 @@ def foreign_checkpoint(scene: Scene, work: Path, config: Config) -> Iterator[Cas
             "cut short",
             "empty",
             "of another script",
-            "of another format",
+            "of a later format",
+            "of an earlier format",
             "with code in it",
         ):
             folder = scene.copy(work / "case")
@@ -177,13 +217,19 @@ def foreign_checkpoint(scene: Scene, work: Path, config: Config) -> Iterator[Cas
             elif what in ("cut short", "empty"):
                 path.write_bytes(raw[: len(raw) // 2] if what == "cut short" else b"")
             else:
-                changed = {"script": "another"} if "script" in what else {"format": 99}
+                another = {"script": {"script": "another"}, "later": {"format": 99},
+                           "earlier": {"format": 0}}  # fmt: skip
+                changed = next(another[word] for word in what.split() if word in another)
                 torch.save({**state, **changed}, path)
             found = path.read_bytes()
-            more = () if "classifier_models" in path.parts else ("--resume",)
-            # The classifier's cache is read by every run; the others' checkpoints by --resume.
+            # The classifier's cache is read by every run, and so is the network that a script builds
+            # on; the others' checkpoints by --resume.
+            own = (
+                scene.script in BUILDS_ON and f"study_models/{scene.script}" not in path.as_posix()
+            )
+            more = () if "classifier_models" in path.parts or own else ("--resume",)
             case = Case(scene.script, f"{path.name} {what}")
-            case.problems = end(start(scene.script, folder, *more), (2,))
+            case.problems = end(start(scene.script, folder, *more), (2,), path.name)
             if path.read_bytes() != found:
                 case.problems.append(f"{path.name} was overwritten")
             if (ROOT / "executed").exists():
@@ -201,8 +247,18 @@ def bad_data(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
     (raw / "train-images-idx3-ubyte").write_bytes(b"\x00\x00\x08\x03 cut short")
     for what, place in (("corrupt", work / "data"), ("absent, no network", work / "none")):
         more = ("--dataset", "mnist", "--data-dir", str(place))
-        process = start(scene.script, work / "out", *more, environment=NO_NETWORK)
-        yield Case(scene.script, f"MNIST {what}", end(process, (2,)))
+        process = start(scene.script, scene.copy(work / "case"), *more, environment=NO_NETWORK)
+        yield Case(scene.script, f"MNIST {what}", end(process, (2,), str(place)))
+    pictures = work / "pictures" / "a"
+    pictures.mkdir(parents=True, exist_ok=True)
+    picture = next(scene.folder.rglob("*.png")).read_bytes()
+    (pictures / "short.png").write_bytes(picture[: len(picture) // 2])
+    process = start(
+        scene.script, scene.copy(work / "case"), "--dataset", f"folder:{pictures.parent}"
+    )
+    yield Case(
+        scene.script, "a folder with a picture cut short", end(process, (2,), str(pictures.parent))
+    )
 
 
 WHOLE = ("0", "1", "2", "3", "-1", "99999999999")
@@ -231,8 +287,8 @@ def random_settings(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
 
 
 KINDS: dict[str, Callable[[Scene, Path, Config], Iterator[Case]]] = {
-    "signals": signals, "full-disk": full_disk, "read-only": read_only, "two-runs": two_runs,
-    "foreign-checkpoint": foreign_checkpoint, "bad-data": bad_data,
+    "signals": signals, "killed-saves": killed_saves, "full-disk": full_disk, "read-only": read_only,
+    "two-runs": two_runs, "foreign-checkpoint": foreign_checkpoint, "bad-data": bad_data,
     "random-settings": random_settings,
 }  # fmt: skip
 
@@ -263,10 +319,13 @@ class Outcome:
 def run(config: Config) -> Outcome:
     """Try the chosen kinds of faults on the chosen scripts; `benchmarks/faults.json` lists the cases."""
     cases: list[Case] = []
-    for script in config.only or driver.EVERYTHING:
+    for script in config.only or (*driver.EVERYTHING, *get_args(MainJob)):
+        kinds = config.kinds or KINDS
+        if script in get_args(MainJob):
+            kinds = [kind for kind in kinds if kind in OF_THE_MAIN_JOB]
         with tempfile.TemporaryDirectory(prefix="fäult ") as work:
             scene = prepared(script, Path(work) / "ended well")
-            for kind in config.kinds or KINDS:
+            for kind in kinds:
                 for case in KINDS[kind](scene, Path(work), config):
                     cases.append(case)
                     print(

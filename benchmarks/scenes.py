@@ -64,17 +64,23 @@ def start(
     )  # fmt: skip
 
 
-def end(process: subprocess.Popen, statuses: tuple[int, ...]) -> list[str]:
-    """Wait; what is wrong with how the process ended."""
+def end(process: subprocess.Popen, statuses: tuple[int, ...], names: str = "") -> list[str]:
+    """Wait; what is wrong with how the process ended, and with a complaint that does not name `names`.
+
+    A script catches its exceptions: what it did not foresee it calls unexpected, which counts as a
+    traceback.
+    """
     try:
         complaint = process.communicate(timeout=PATIENCE)[1]
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
         return [f"still running after {PATIENCE:.0f} s"]
-    problems = ["traceback"] if "Traceback" in complaint else []
+    problems = ["traceback"] if "Traceback" in complaint or ": Unexpected " in complaint else []
+    last = (complaint.strip().splitlines() or [""])[-1]
+    if names not in last:
+        problems.append(f"{names} is not in: {last[:200]}")
     if process.returncode not in statuses:
-        last = (complaint.strip().splitlines() or [""])[-1]
         problems.append(f"status {process.returncode}: {last[:200]}")
     return problems
 

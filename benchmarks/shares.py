@@ -15,9 +15,10 @@ KINDS = {
     "Adam": ("adam", "Adam"),
     "pooling": ("pool",),
     "filling": ("fill_", "zero_"),  # with zeros, from which pooling's way back begins
-    "activations": ("relu", "clamp_min", "threshold", "tanh", "sigmoid"),
+    "activations": ("relu", "clamp_min", "threshold", "tanh", "sigmoid", "silu"),
+    "random numbers": ("normal_", "uniform_", "random_"),
 }
-NAMES = ("MLP GAN", "CNN classifier")
+NAMES = ("MLP GAN", "MLP DDPM", "CNN classifier")
 
 
 def shares() -> list[dict]:

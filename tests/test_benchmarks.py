@@ -140,7 +140,9 @@ def test_the_limit_is_the_work_of_a_training_step():
 
 
 def test_shares_of_the_time_add_up(monkeypatch):
-    monkeypatch.setattr(training, "IMAGES", {**training.IMAGES, "gan": 128, "classifier": 512})
+    monkeypatch.setattr(
+        training, "IMAGES", {"gan": 128, "ddpm": 512, "classifier": 512, "dcgan": 64, "unet": 64}
+    )
     monkeypatch.setattr(shares, "load_dataset", lambda *of: small(512))
     for row in shares.shares():
         parts = {kind: part for kind, part in row.items() if kind != "what"}

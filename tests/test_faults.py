@@ -38,6 +38,11 @@ def test_tracebacks_and_statuses_are_seen():
     assert scenes.end(process("raise ValueError"), (1,)) == ["traceback"]
     assert scenes.end(process("exit(3)"), (0, 2)) == ["status 3: "]
     assert scenes.end(process("exit(2)"), (2,)) == []
+    refuse = "import sys; print('x.pth is empty.', file=sys.stderr); exit(2)"
+    assert scenes.end(process(refuse), (2,), "x.pth") == []
+    assert scenes.end(process(refuse), (2,), "y.pth") == ["y.pth is not in: x.pth is empty."]
+    crash = "import sys; print('a.py: Unexpected KeyError: 1', file=sys.stderr); exit(1)"
+    assert scenes.end(process(crash), (1,)) == ["traceback"]
 
 
 def test_some_faults_of_one_script(tmp_path):
