@@ -79,9 +79,9 @@ SUMMARY = (
 LESSONS = (
     "To the letter the recipe ends at a distance of {literal: Fréchet distance|,.0f}; two "
     "corrections, with all its numbers kept, bring it to {Fréchet distance|,.0f}, a share of "
-    "{Fréchet distance, share of literal's|.2f}.",
-    "With so few steps and such small betas the last x_t is not noise: sampling must start "
-    "where training ended, and what 256 units cannot carry must pass beside them.",
+    "{Fréchet distance, share of literal's|.2f}. With so few steps and such small betas the last "
+    "x_t is not noise: sampling must start where training ended, and what 256 units cannot carry "
+    "must pass beside them.",
 )
 
 

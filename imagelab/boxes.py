@@ -65,7 +65,7 @@ def load_boxed(name: str, count: int, test: int, size: int) -> BoxedPictures:
 
 
 def _drawn(count: int, test: int, size: int) -> BoxedPictures:
-    """Held-out scenes have digits of other writers, over other pieces of the same photographs.
+    """Held-out scenes have digits of other writers, over other cuts of the same photographs.
 
     Those to train on hold up to twice as many digits: as much more to learn from each.
     """
@@ -94,7 +94,7 @@ def _yolo(root: Path) -> tuple[tuple[str, ...], list[Entry]]:
     entries: list[Entry] = []
     for path in pictures_in(images):
         text = labels / f"{path.stem}.txt"
-        lines = text.read_text("utf-8").split("\n") if text.is_file() else []
+        lines = _lines(text)
         width, height = open_picture(path).size
         boxes, kinds = [], []
         for number, line in enumerate(lines, start=1):
@@ -114,10 +114,17 @@ def _yolo(root: Path) -> tuple[tuple[str, ...], list[Entry]]:
         entries.append((path, boxes, kinds))
     highest = max((kind for _, _, kinds in entries for kind in kinds), default=-1)
     names = root / "classes.txt"
-    classes = names.read_text("utf-8").split("\n") if names.is_file() else []
-    classes = [name.strip() for name in classes if name.strip()]
+    classes = [name.strip() for name in _lines(names) if name.strip()]
     classes += [f"class {k}" for k in range(len(classes), highest + 1)]
     return tuple(classes), entries
+
+
+def _lines(path: Path) -> list[str]:
+    """Of a text file, with or without a byte order mark; none if it is not there."""
+    try:
+        return path.read_text("utf-8-sig").split("\n") if path.is_file() else []
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file in UTF-8.") from error
 
 
 def _coco(images: Path, file: Path) -> tuple[tuple[str, ...], list[Entry]]:
@@ -125,7 +132,7 @@ def _coco(images: Path, file: Path) -> tuple[tuple[str, ...], list[Entry]]:
     if not file.is_file():
         raise UserError(f"There is no file {file}.")
     try:
-        content = json.loads(file.read_text("utf-8"))
+        content = json.loads(file.read_text("utf-8-sig"))
         categories = sorted(content["categories"], key=lambda category: category["id"])
         index = {category["id"]: k for k, category in enumerate(categories)}
         entries = {
@@ -157,6 +164,8 @@ def _split(name: str, classes: tuple[str, ...], entries: list[Entry], size: int)
         all_labels.append(torch.tensor(kinds, dtype=torch.long))
     stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     test = [k for k in range(len(entries)) if k % 10 == 9]
+    if not any(entries[k][2] for k in test):
+        raise UserError(f"{name}: every tenth picture is held out, and none of these has a box.")
     train = [k for k in range(len(entries)) if k % 10 != 9]
 
     def part(rows: list[int]) -> tuple[torch.Tensor, Boxes, Boxes]:

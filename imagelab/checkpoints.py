@@ -11,6 +11,7 @@ import torch
 
 from imagelab.files import atomic_path
 from imagelab.runtime import UserError
+from imagelab.settings import option
 
 FORMAT = 1
 FIELDS = {
@@ -74,6 +75,16 @@ def load_checkpoint(path: Path, script: str, device: torch.device | str = "cpu")
     if wrong:
         raise UserError(f"{path} lacks {', '.join(wrong)}, which a checkpoint must hold.")
     return contents
+
+
+def check_trained_for(saved: dict[str, Any], path: Path, data, config, *names: str) -> None:
+    """Raises UserError unless a checkpoint's training had `data` and the settings `names` of `config`."""
+    for what, then, now in (
+        ("--dataset", saved["dataset"].get("name"), data.name),
+        *((option(name), saved["config"].get(name), getattr(config, name)) for name in names),
+    ):
+        if then != now:
+            raise UserError(f"{path} was trained with {what} {then}, not {now}.")
 
 
 def load_weights(module: torch.nn.Module, weights: dict, path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from imagelab.checkpoints import load_checkpoint, load_weights
-from imagelab.runtime import autocast
+from imagelab.runtime import UserError, autocast
 
 SCRIPT = "denoising_autoencoder"
 WEIGHTS = Path(__file__).with_name("denoiser.pth")
@@ -88,6 +88,8 @@ class Denoiser(nn.Module):
 def trained_denoiser(device: torch.device | str = "cpu", path: Path = WEIGHTS) -> Denoiser:
     """The network with the weights that come with the project, or those of another checkpoint."""
     saved = load_checkpoint(path, SCRIPT, device)
+    if not saved["ema"] or not saved["config"].keys() >= {"width", "blocks"}:
+        raise UserError(f"{path} is not that of the network for photographs.")
     model = Denoiser(saved["config"]["width"], saved["config"]["blocks"])
     load_weights(model, saved["ema"], path)
     return model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)

@@ -318,6 +318,19 @@ class Training:
                 "another --output-dir, or move it away."
             )
 
+    def _refuse_more_than_asked(self, saved: dict) -> None:
+        """A longer training is not taken for the shorter one that is asked for now."""
+        limit, then = self.time_limit, saved["config"].get("time_limit")
+        if saved["epoch"] > self.config.epochs:
+            done, asked = f"{saved['epoch']} epochs", f"--epochs {self.config.epochs}"
+        elif limit and then and then > limit and saved.get("seconds", 0) > limit:
+            done, asked = f"{then:g} seconds", f"{limit:g}"
+        else:
+            return
+        raise UserError(
+            f"--resume: {self.path} has been trained for {done} already, more than {asked}."
+        )
+
     def _load(self) -> None:
         saved = load_checkpoint(self.path, self.script, self.data.images.device)
         config = plain(self.config)
@@ -333,6 +346,7 @@ class Training:
                 f"--resume: {self.path} was trained on {then.get('train')} images of "
                 f"{then.get('name')}, not on {now['train']} of {now['name']}."
             )
+        self._refuse_more_than_asked(saved)
         try:
             self.epoch, self.step = saved["epoch"], saved["step"]
             for name, network in self.networks.items():

@@ -50,8 +50,9 @@ PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
 METHODS = ("ordinary", "fast", "PGD")
 TITLE = "Adversarial training: the defence that holds"
 SUMMARY = (
-    "Training on attacked images gives back most of what the attacks took away, within the ball "
-    "trained in and nowhere else. The robust network looks at strokes; the ordinary one does not."
+    "Training on attacked images is to give back what the attacks took away. How much it does, against "
+    "which attacks, and what it does outside the ball that it trained in, stand beside one another, and "
+    "so do the gradients of the networks."
 )
 ATTACKS = ("random signs", "Gaussian, same L2", "FGSM", "PGD-40", "PGD-100 with restarts")
 # What fits the data, where a setting is left open. The embedded digits are soft scans, whose strokes
@@ -120,6 +121,7 @@ class Recipe:
     lr: float
     seed: int
     resume: bool
+    quick: bool
 
 
 def recipe(config: Config, method: str) -> Recipe:
@@ -132,6 +134,7 @@ def recipe(config: Config, method: str) -> Recipe:
         lr=config.lr,
         seed=config.seed,
         resume=goes_on(config, checkpoint_path(config, method), first=method == METHODS[0]),
+        quick=config.quick,
     )
 
 
@@ -390,7 +393,7 @@ def run(config: Config) -> Result:
 
     matrix = transfer(config, models, data)
     for name, caption, draw, *what in (
-        ("accuracy.png", "Training on attacks holds in the ball that it trained in.",
+        ("accuracy.png", "Accuracy against the size of the attack, in the ball trained in and beyond.",
          draw_accuracies, tables, clean),
         ("gradients.png", "What fools each network, and its gradient: noise, or strokes.",
          draw_gallery, config, models, data),

@@ -48,8 +48,8 @@ SUMMARY = (
     "network that is built from them is right, and where it is wrong and sure of it."
 )
 LESSONS = (
-    "{accuracy|.1%} of the held-out images are read rightly; the surest mistakes are images "
-    "that people would argue about, or of a kind that training never showed.",
+    "{accuracy|.1%} of the held-out images are read rightly; of the others ask whether people would "
+    "argue about them, or whether training never showed their kind.",
     "A network that has only ever seen the embedded digits reads {accuracy on MNIST's test "
     "images, never having seen MNIST|.0%} of MNIST: what is held out of the same collection "
     "says little about another one.",
@@ -127,6 +127,10 @@ def new_network(config: Config, data: Dataset) -> nn.Module:
     torch.manual_seed(config.seed)
     device, classes = data.images.device, len(data.classes)
     if config.backbone == "cnn":
+        if config.weights is not None:
+            raise UserError("--weights are those of a backbone: add --backbone resnet18.")
+        if config.fast and min(data.shape[1:]) < 12:
+            raise UserError("--fast needs pictures of at least 12 pixels a side: --image-size 12.")
         model = (FastCNN if config.fast else DigitCNN)(data.shape, classes)
         return model.to(device, memory_format=torch.channels_last)
     if data.shape[0] != 3:

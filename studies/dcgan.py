@@ -37,13 +37,13 @@ PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
 TITLE = "DCGAN: convolutions at the same game"
 SUMMARY = (
     "The generator and the discriminator of the GAN, rebuilt from convolutions: neighbouring pixels "
-    "are drawn together, so strokes are whole. Whether it draws all classes is measured, not assumed."
+    "are drawn together. Whether it draws all classes is measured, not assumed."
 )
 LESSONS = (
     "The samples lie at a distance of {Fréchet distance|.0f} from the data and cover "
     "{coverage|.0%} of it; the rarest class has {rarest class|.1%} of them.",
-    "Strokes are whole, because neighbouring pixels are drawn together; that all kinds are "
-    "drawn does not follow from that, and coverage is the figure to watch.",
+    "Neighbouring pixels are drawn together; that all kinds are drawn does not follow from "
+    "that, and coverage is the figure to watch.",
 )
 
 

@@ -32,7 +32,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from imagelab import figures
-from imagelab.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from imagelab.checkpoints import (
+    check_trained_for,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from imagelab.datasets import Dataset, load_for, random_subset, unit
 from imagelab.denoiser import SCRIPT, WEIGHTS, Denoiser, restore, trained_denoiser
 from imagelab.metrics import mean_psnr, mean_ssim
@@ -63,13 +68,13 @@ from imagelab.training import Training, one_cycle
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
 TITLE = "Denoising autoencoder: learning what a clean picture is"
 SUMMARY = (
-    "A network that has seen many pairs of noisy and clean digits redraws what the noise has hidden; "
+    "A network that has seen many pairs of noisy and clean images redraws what the noise has hidden; "
     "another, which only takes noise away, does so for photographs that it has never seen, and is "
     "measured beside the classical methods."
 )
 LESSONS = (
-    "Redrawing digits that are half hidden in noise reaches {autoencoder: PSNR|.1f} dB: the "
-    "network knows what digits look like, a filter does not.",
+    "Redrawing noisy images reaches {autoencoder: PSNR|.1f} dB: the network has learnt what such "
+    "images look like, a filter has not.",
     "On photographs, of which nobody knows all, a network that only takes noise away reaches "
     "{photographs, σ = 25: learned|.1f} dB at σ = 25 of 255.",
 )
@@ -325,6 +330,7 @@ def run(config: Config) -> Result:
     if config.sample_only:
         model = Autoencoder(data.shape[0]).to(device, memory_format=torch.channels_last)
         saved = load_checkpoint(path, SCRIPT, device)
+        check_trained_for(saved, path, data, config, "sigma")
         load_weights(model, saved["model"].get("autoencoder"), path)
     else:
         training = train(config, data, path)

@@ -48,15 +48,15 @@ SCRIPT = "detection"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
 TITLE = "Detection: where things are, and what"
 SUMMARY = (
-    "One pass of a small network over a picture finds handwritten digits of many sizes and angles over "
-    "photographs: a grid of cells, each of which says whether the middle of a thing lies in it, its "
-    "box, and its class."
+    "One pass of a small network over a picture finds what is in it, by default handwritten digits of "
+    "many sizes and angles over photographs: a grid of cells, each of which says whether the middle of "
+    "a thing lies in it, its box, and its class."
 )
 LESSONS = (
     "Average precision is {mAP at 0.5|.2f} where half an overlap is enough and {mAP at 0.5 to "
     "0.95|.2f} where boxes must fit closely: finding a thing is easier than measuring it.",
     "Over photographs of which training saw no piece it is {mAP at 0.5, photographs never "
-    "seen|.2f}: a dozen photographs do not show a network all that is no digit.",
+    "seen|.2f}: what is no digit must be learnt as well.",
     "One pass of {size of the detector|.1f} MB does for a whole picture: {frames a second, "
     "drawing included|.0f} frames a second here, drawing included.",
 )
@@ -350,7 +350,7 @@ def draw_steps(path: Path, model: Detector, images: torch.Tensor, classes: tuple
     """A column per picture: the cells, the boxes before suppression, those after it."""
     with torch.no_grad():
         sure = model(unit(images))[..., 0].sigmoid()
-    before = detect(model, unit(images), 0.2, overlap=1.0)
+    before = detect(model, unit(images), LEAST, overlap=1.0)
     after = detect(model, unit(images), LEAST)
     figure, axes = figures.new_figure(3 * len(images), 9, 3, len(images))
     for column, image, cells, many, few in zip(axes.T, images, sure, before, after, strict=True):
@@ -360,7 +360,7 @@ def draw_steps(path: Path, model: Detector, images: torch.Tensor, classes: tuple
         column[0].imshow(
             cells.cpu().numpy(), cmap="magma", vmin=0, vmax=1, alpha=0.7, extent=extent
         )
-        figures.show_image(column[1], draw_boxes(picture, many, classes, 0.2))
+        figures.show_image(column[1], draw_boxes(picture, many, classes, LEAST))
         figures.show_image(column[2], draw_boxes(picture, few, classes, LEAST))
     figures.name_rows(axes, ("how sure each cell is", "all sure boxes", "after suppression"))
     figures.save_figure(figure, path)

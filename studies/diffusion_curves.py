@@ -4,8 +4,8 @@
     python -m studies.diffusion_curves          # half an hour, of which ten minutes train another T
 
 What to look at: `steps.png`, where twenty steps of a second-order solver are as good as a thousand of
-DDPM; `guidance_curve.png`, where accuracy rises first and coverage falls after it; the table of T: the
-length of the process in training matters little, the number of steps in sampling does.
+DDPM; `guidance_curve.png`, where accuracy rises first and coverage falls after it; the table of T, where
+the length of the process in training makes little difference.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from dataclasses import dataclass, fields, replace
 from typing import Annotated
 
 from imagelab import figures
+from imagelab.checkpoints import load_checkpoint
 from imagelab.datasets import Dataset
+from imagelab.diffusion import Sampler, trailing_steps
 from imagelab.metrics import Judge
 from imagelab.results import Result, start_result
 from imagelab.runtime import Stopwatch, UserError, prepare
 from imagelab.samples import judge_for
-from imagelab.settings import Limits
+from imagelab.settings import DataSettings, Limits, ResumableSettings, TrainingSettings
 from imagelab.training import goes_on
 from studies import unet_diffusion
 from studies.unet_diffusion import (
@@ -29,6 +31,7 @@ from studies.unet_diffusion import (
     Model,
     Steps,
     asked_accuracy,
+    checkpoint_path,
     load_with_data,
     sample,
     train,
@@ -43,16 +46,20 @@ SUMMARY = (
 )
 LESSONS = (
     "Twenty steps of DPM-Solver++ come to {dpm-solver in 20 steps, share of ddpm's 1000|.2f} "
-    "times the distance of all thousand: the network is good enough for large steps, if their "
-    "errors are corrected.",
-    "Guidance has a best scale that is small; beyond it variety is lost and nothing is gained.",
+    "times the distance of all thousand.",
+    "Of the scales of the guidance {scale of the smallest distance|g} has the smallest distance; what "
+    "larger ones buy in accuracy on the class, and what they cost in coverage, is in the figure.",
 )
 
 
 @dataclass(frozen=True)
-class Config(unet_diffusion.Config):
-    """Settings of the curves; those of the network are of the second training."""
+class Config(ResumableSettings, DataSettings):
+    """Settings of the curves; the second network is as the checkpoint's, but for its T."""
 
+    sampler: Sampler = "dpm-solver"
+    """The sampler of the curve of the guidance, and of up to 20 steps from the two networks."""
+    steps: Steps = 20
+    """Its steps for the curve of the guidance."""
     num_samples: Annotated[int, Limits(300, 1_000_000)] = 300
     """Samples for each point of the curves."""
     few_steps: tuple[Steps, ...] = (5, 10, 20, 50, 100)
@@ -70,6 +77,17 @@ class Config(unet_diffusion.Config):
 # --- measuring ------------------------------------------------------------------------------------
 
 
+def settings_of_network(config: Config) -> unet_diffusion.Config:
+    """How the checkpoint's network was trained, with what this run says besides."""
+    saved = load_checkpoint(checkpoint_path(config), unet_diffusion.SCRIPT)["config"]
+    network = {f.name for f in fields(unet_diffusion.NetworkSettings)}
+    network -= {f.name for f in fields(TrainingSettings)}
+    here = {f.name for f in fields(unet_diffusion.Config)} & {f.name for f in fields(config)}
+    return unet_diffusion.Config(
+        **{name: saved[name] for name in network}, **{name: getattr(config, name) for name in here}
+    )
+
+
 def measure(model: Model, judge: Judge, config: unet_diffusion.Config) -> dict[str, float]:
     """Distance, coverage, accuracy on the asked class and milliseconds per image of samples."""
     with Stopwatch() as watch:
@@ -83,14 +101,16 @@ def measure(model: Model, judge: Judge, config: unet_diffusion.Config) -> dict[s
     }
 
 
-def curve_by_steps(result: Result, model: Model, judge: Judge, config: Config) -> dict:
+def curve_by_steps(
+    result: Result, model: Model, judge: Judge, config: Config, own: unet_diffusion.Config
+) -> dict:
     """The table and the figure; returns what was measured, by sampler and steps."""
     T, n = len(model.schedule), judge.n
     rows, found = [], {}
     for name in ("ddpm", "ddim", "dpm-solver"):
         counts = config.few_steps + (config.many_steps if name == "ddpm" else ())
         for steps in sorted({min(steps, T) for steps in counts}):
-            this = replace(config, sampler=name, steps=steps, guidance=1)
+            this = replace(own, sampler=name, steps=steps, guidance=1)
             found[name, steps] = measure(model, judge, this)
             rows.append([name, steps, *found[name, steps].values()])
     columns = ["sampler", "steps", "Fréchet distance", "coverage", "accuracy", "ms per image"]
@@ -98,8 +118,8 @@ def curve_by_steps(result: Result, model: Model, judge: Judge, config: Config) -
     figure, axes = figures.new_figure(9, 3.4, columns=2)
     for axis, column in ((axes[0, 0], 2), (axes[0, 1], 3)):
         for k, name in enumerate(dict.fromkeys(row[0] for row in rows)):
-            own = [row for row in rows if row[0] == name]
-            axis.plot([r[1] for r in own], [r[column] for r in own], label=name,
+            line = [row for row in rows if row[0] == name]
+            axis.plot([r[1] for r in line], [r[column] for r in line], label=name,
                       color=figures.PALETTE[k], marker=figures.MARKERS[k], markersize=5)  # fmt: skip
         axis.set_xscale("log")
         axis.set_xlabel("steps of sampling")
@@ -118,12 +138,16 @@ def curve_by_steps(result: Result, model: Model, judge: Judge, config: Config) -
     return found
 
 
-def curve_by_guidance(result: Result, model: Model, judge: Judge, config: Config) -> None:
-    found = [measure(model, judge, replace(config, guidance=scale)) for scale in config.scales]
+def curve_by_guidance(
+    result: Result, model: Model, judge: Judge, config: Config, own: unet_diffusion.Config
+) -> None:
+    found = [measure(model, judge, replace(own, guidance=scale)) for scale in config.scales]
     columns = ["scale", "Fréchet distance", "coverage", "accuracy"]
     rows = [[s, *list(f.values())[:3]] for s, f in zip(config.scales, found, strict=True)]
     caption = f"Guidance, {config.sampler} in {config.steps} steps, n = {judge.n:,}"
     result.add_table(caption, columns, rows)
+    best = min(zip(config.scales, found, strict=True), key=lambda pair: pair[1]["distance"])[0]
+    result.add_metric("scale of the smallest distance", best, judge.n)
     figure, axes = figures.new_figure(9, 3.4, columns=2)
     lines = {"accuracy on the asked class": "accuracy", "coverage": "coverage"}
     lines = {name: [f[what] for f in found] for name, what in lines.items()}
@@ -139,14 +163,17 @@ def curve_by_guidance(result: Result, model: Model, judge: Judge, config: Config
 
 
 def compare_lengths(
-    result: Result, model: Model, judge: Judge, config: Config, data: Dataset, found: dict
+    result: Result,
+    model: Model,
+    judge: Judge,
+    config: Config,
+    own: unet_diffusion.Config,
+    data: Dataset,
+    found: dict,
 ) -> None:
     """The T of two trainings, and the steps of sampling from one: 500 against 1000 as both."""
     path = config.output_dir / MODELS / f"trained_T{config.short_t}.pth"
-    other = replace(config, T=config.short_t, resume=goes_on(config, path))
-    network = {f.name for f in fields(unet_diffusion.NetworkSettings)}
-    own = tuple(f.name for f in fields(Config) if f.name not in network)
-    _, short = train(other, data, path, free=own)
+    _, short = train(replace(own, T=config.short_t, resume=goes_on(config, path)), data, path)
     rows, pictures = [], {}
     for steps in config.lengths:
         for trained in (model, short):
@@ -154,7 +181,7 @@ def compare_lengths(
             if steps > T:
                 continue
             sampler = "ddpm" if steps > 20 else config.sampler
-            this = replace(config, sampler=sampler, steps=steps, guidance=1)
+            this = replace(own, sampler=sampler, steps=steps, guidance=1)
             name = f"T = {T}, {steps} steps"
             known = found.get((sampler, steps)) if trained is model else None
             rows.append([name, sampler, *(known or measure(trained, judge, this)).values()])
@@ -172,21 +199,23 @@ def compare_lengths(
 
 def run(config: Config) -> Result:
     """The curves, from the checkpoint under --output-dir."""
-    if config.sample_only or config.samples_file:
-        raise UserError("The curves keep no samples: `-m studies.unet_diffusion` draws them.")
     device = prepare(config.seed, config.device)
     config = config.quickened(
         few_steps=(2, 5), many_steps=(10,), scales=(0, 1, 3), lengths=(10,), steps=5,
-        widths=(16, 32), epochs=1, num_samples=300,
     )  # fmt: skip
     model, data = load_with_data(config, device)
+    own = settings_of_network(config)
+    longest = max(own.T, config.short_t)
+    if min(config.lengths) > longest:
+        raise UserError(f"--lengths must name a number of steps up to {longest}, the longer T.")
+    trailing_steps(config.short_t, config.steps)  # a wrong number is refused now
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
     judge = judge_for(config, data, config.num_samples)
     if judge is None:
         raise UserError("The curves need a data set with classes and 300 held-out images.")
-    curve_by_guidance(result, model, judge, config)
-    found = curve_by_steps(result, model, judge, config)
-    compare_lengths(result, model, judge, config, data, found)
+    curve_by_guidance(result, model, judge, config, own)
+    found = curve_by_steps(result, model, judge, config, own)
+    compare_lengths(result, model, judge, config, own, data, found)
     return result.save(*LESSONS)
 
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from imagelab import figures
-from imagelab.checkpoints import load_checkpoint
+from imagelab.checkpoints import check_trained_for, load_checkpoint
 from imagelab.classifier import DigitCNN, predict, trained_classifier
 from imagelab.datasets import Dataset, random_subset, to_uint8, unit
 from imagelab.diffusion import image_noise, last, way_back
@@ -42,13 +42,13 @@ PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
 TITLE = "Restoring with diffusion: noise and resolution"
 SUMMARY = (
     "A model that has learnt what digits look like takes noise out of them, and, trained once more, "
-    "draws them large from seven by seven pixels."
+    "draws them large again from a few pixels."
 )
 LESSONS = (
     "Restored in one step, heavy noise leaves {σ = 0.5: one step less the best classical "
     "method|.1f} dB more than the best classical method does.",
-    "Drawn from 7×7 pixels, digits are {super-resolution: PSNR less bicubic's|.1f} dB nearer to"
-    " the originals than by bicubic enlargement.",
+    "Drawn from their shrunken pictures, images are {super-resolution: PSNR less bicubic's|.1f} dB "
+    "nearer to the originals than by bicubic enlargement.",
 )
 
 
@@ -129,9 +129,7 @@ def train_enlarger(config: Config, data: Dataset) -> Model:
     """A U-Net that sees, beside the noise, the small picture enlarged; or the one of the checkpoint."""
     path = config.output_dir / MODELS / "super_resolution.pth"
     if config.sample_only:
-        factor = load_checkpoint(path, SCRIPT)["config"].get("factor")
-        if factor != config.factor:
-            raise UserError(f"{path} was trained with --factor {factor}, not {config.factor}.")
+        check_trained_for(load_checkpoint(path, SCRIPT), path, data, config, "factor")
         return load_model(path, data.images.device, SCRIPT, beside=data.shape[0])
 
     def tell(x0: torch.Tensor, _batch, _rng) -> dict[str, torch.Tensor]:

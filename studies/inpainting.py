@@ -185,8 +185,8 @@ def guess_class(
     for first in range(0, len(images), unet_diffusion.PORTION):
         rows = slice(first, first + unet_diffusion.PORTION)
         known, hole = signed(images[rows]), holes[rows].to(images.device)
-        noise = image_noise(seed, first, len(known), model.shape, known.device)
-        fresh = noise()  # the same for each class
+        # The same for each class, and not what the filling is drawn from.
+        fresh = image_noise(seed + 1, first, len(known), model.shape, known.device)()
         errors = torch.zeros(classes, len(known), device=known.device)
         for label in range(classes):
             estimate = model.of_classes(torch.full((len(known),), label, device=known.device))
@@ -294,13 +294,21 @@ def run_inpaint(config: Inpaint) -> None:
     model = load_model(config.model, device)
     channels, height, width = model.shape
     picture = open_picture(config.image).convert("L" if channels == 1 else "RGB")
+    drawn_at = picture.size
     picture = ImageOps.pad(picture, (width, height), Image.Resampling.LANCZOS)
     image = torch.from_numpy(np.array(picture)).reshape(height, width, channels).permute(2, 0, 1)
     if config.mask in MASKS:
         hole = make_holes(config.mask, 1, model.shape, config.seed)
     else:
-        mask = ImageOps.pad(open_picture(Path(config.mask)).convert("L"), (width, height))
-        hole = torch.from_numpy(np.array(mask) > 127)[None, None]
+        mask = open_picture(Path(config.mask)).convert("L")
+        if mask.size != drawn_at:
+            raise UserError(f"{config.mask} has {mask.size[0]}×{mask.size[1]} pixels, {config.image} "
+                            f"{drawn_at[0]}×{drawn_at[1]}: they must be equal.")  # fmt: skip
+        hole = np.array(ImageOps.pad(mask, (width, height))) > 127
+        if hole.all() or not hole.any():
+            raise UserError(f"{config.mask} hides {'all' if hole.all() else 'nothing'}: white hides, "
+                            "black is kept.")  # fmt: skip
+        hole = torch.from_numpy(hole)[None, None]
     if config.label is not None and not 0 <= config.label < model.network.classes:
         raise UserError(f"--label must lie between 0 and {model.network.classes - 1}.")
     images = image[None].to(device).expand(config.samples, -1, -1, -1)

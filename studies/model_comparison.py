@@ -150,6 +150,7 @@ def shared(config: Config, path: Path) -> dict[str, Any]:
     return {
         "output_dir": config.output_dir,
         "seed": config.seed,
+        "quick": config.quick,
         "time_limit": config.budget,
         "resume": goes_on(config, path),
     }
@@ -356,9 +357,8 @@ def run(config: Config) -> Result:
                            "and GANs, the reverse process of the diffusion model.")  # fmt: skip
     figures.named_rows(path, {NAMES[name]: runs[0].inside for name, runs in measured.items()})
     return result.save(
-        "A budget in seconds measures the machine as well as the models: on another one the same seconds "
-        "buy other epochs. What carries over is the order, and that three seeds can differ by more than "
-        "two methods do."
+        "A budget in seconds measures the machine as well as the models: on a faster one the same "
+        "seconds buy more epochs, of which the slowest models gain most."
     )
 
 

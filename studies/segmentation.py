@@ -44,14 +44,13 @@ SCRIPT = "segmentation"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
 TITLE = "Segmentation: what every pixel is"
 SUMMARY = (
-    "A U-Net names every pixel of a street: sky, road, markings, cars, people. It learns from drawn "
-    "scenes whose masks are exact, and is judged by the overlap of what it says with what is there, "
-    "class by class, because most pixels are road and sky and those are easy."
+    "A U-Net names every pixel of a picture, by default of a street: sky, road, markings, cars, people. "
+    "Drawn scenes, whose masks are exact, stand in where there are no photographs. It is judged by the "
+    "overlap of what it says with what is there, class by class: most pixels belong to few of them."
 )
 LESSONS = (
-    "{pixel accuracy|.0%} of the pixels are named rightly, but the mean overlap of the classes "
-    "is {mean IoU|.2f}: large surfaces are easy, and thin or rare things are what a mean over "
-    "classes shows.",
+    "{pixel accuracy|.0%} of the pixels are named rightly; the mean overlap of the classes is "
+    "{mean IoU|.2f}: in it a thin or rare thing counts as much as a large surface.",
 )
 STEPS = {"scenes": 700, "others": 1300}  # of a training whose --epochs are not given
 COLOURS = {

@@ -59,7 +59,8 @@ SUMMARY = (
 LESSONS = (
     "Two numbers keep an SSIM of {2 latents: SSIM|.2f} at {2 latents: negative ELBO|.0f} nats, "
     "sixteen {16 latents: SSIM|.2f} at {16 latents: negative ELBO|.0f}.",
-    "What more numbers save in reconstruction they pay back in part as divergence: both are nats.",
+    "What a number saves in reconstruction and what it costs as divergence are both nats, and the "
+    "negative ELBO is their sum.",
 )
 
 
@@ -342,7 +343,9 @@ def evaluate(config: Config, data: Dataset, models, runs, rows, samples, result:
     result.add_metric("entropy of the grey values, the least reconstruction", grey, n, unit="nats")
 
     first = [int((data.test_labels == k).nonzero()[0]) for k in data.test_labels.unique()[:10]]
-    path = result.add_file("reconstructions.png", "More latents keep more of an image.")
+    path = result.add_file(
+        "reconstructions.png", "The same held-out images, kept in few numbers and in more."
+    )
     draw_reconstructions(path, models, data.test_images[first])
     if 2 in models:
         path = result.add_file("plane.png", "All digits in a plane: what the decoder draws, and "
@@ -350,7 +353,11 @@ def evaluate(config: Config, data: Dataset, models, runs, rows, samples, result:
         draw_plane(path, models[2], data)
     larger = {size: model for size, model in models.items() if size > 2}
     if larger and n >= 50:
-        path = result.add_file("tsne.png", "Classes part by themselves: no label was ever shown.")
+        path = result.add_file(
+            "tsne.png",
+            "The latents of held-out images by t-SNE, coloured by class; "
+            "no label was shown in training.",
+        )
         draw_tsne(path, larger, data, config)
     path = result.add_file("elbo.png", "The two parts of the loss: fewer nats are better.")
     draw_elbo(path, runs, rows)

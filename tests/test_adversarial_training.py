@@ -83,6 +83,16 @@ def test_the_table(quick):
         assert (metric["value"], metric["n"]) == (fgsm[-1], 1000)
 
 
+def test_quick_spares_a_whole_training(quick, tmp_path):
+    path = tmp_path / "study_models" / "adversarial_training" / "ordinary.pth"
+    path.parent.mkdir(parents=True)
+    state = torch.load(quick / path.relative_to(tmp_path), weights_only=True)
+    torch.save({**state, "config": {**state["config"], "quick": False}}, path)
+    written = path.read_bytes()
+    assert "which --quick would overwrite" in complaint(*QUICK, tmp_path)
+    assert path.read_bytes() == written
+
+
 def test_resuming_a_finished_run_trains_nothing_and_measures_the_same(quick, monkeypatch):
     for name in ("accuracies", "gallery", "transfer", "surfaces", "checks"):
         monkeypatch.setattr(study, f"draw_{name}", lambda *what: None)

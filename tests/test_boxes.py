@@ -72,6 +72,25 @@ def test_lines_that_are_no_boxes(yolo, line):
         load_boxed(f"yolo:{yolo}", 0, 0, 64)
 
 
+def test_files_as_windows_writes_them(yolo):
+    """With a byte order mark and CR LF; other encodings than UTF-8 are refused by name."""
+    before = load_boxed(f"yolo:{yolo}", 0, 0, 64)
+    for path in (*(yolo / "labels").iterdir(), yolo / "classes.txt"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    data = load_boxed(f"yolo:{yolo}", 0, 0, 64)
+    assert data.classes == before.classes == ("cat", "dog")
+    assert all(torch.equal(a, b) for a, b in zip(data.boxes, before.boxes, strict=True))
+    (yolo / "labels" / "03.txt").write_text("0 0.5 0.5 0.1 0.1", encoding="utf-16")
+    with pytest.raises(UserError, match=r"03\.txt is not a text file in UTF-8"):
+        load_boxed(f"yolo:{yolo}", 0, 0, 64)
+
+
+def test_held_out_pictures_without_a_box(yolo):
+    (yolo / "labels" / "09.txt").unlink()
+    with pytest.raises(UserError, match="none of these has a box"):
+        load_boxed(f"yolo:{yolo}", 0, 0, 64)
+
+
 def test_files_that_are_not_coco(coco):
     images, file = coco
     for text in ("no json", "[]", '{"images": []}', '{"images": [{"id": 1}]}'):

@@ -136,6 +136,12 @@ def test_wrong_input(tmp_path):
     shared = ("studies.cnn_classifier", "--quick", "--dataset", "digits", "--output-dir", tmp_path)
     assert "colour" in complaint(*shared, "--backbone", "resnet18")
     assert "--runs" in complaint(*shared, "--runs", 0)
+    assert "--backbone resnet18" in complaint(*shared, "--weights", "none.pth")
+    for k in range(30):
+        (tmp_path / "own" / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (20, 20), 8 * k).save(tmp_path / "own" / "ab"[k % 2] / f"{k}.png")
+    own = ("--dataset", f"folder:{tmp_path / 'own'}", "--fast", "--image-size", 11)
+    assert "at least 12 pixels" in complaint(*shared, *own)
 
 
 def test_a_corrupt_mnist_does_not_spoil_a_run_on_the_digits(tmp_path, stripes, capsys):

@@ -100,6 +100,9 @@ def test_weights_of_another_script_are_refused(tmp_path):
     torch.save({**saved, "config": {**saved["config"], "width": 7}}, tmp_path / "width.pth")
     with pytest.raises(UserError, match="do not fit"):
         trained_denoiser(path=tmp_path / "width.pth")
+    torch.save({**saved, "config": {"sigma": 0.5}}, tmp_path / "width.pth")  # the autoencoder's
+    with pytest.raises(UserError, match="not that of the network for photographs"):
+        trained_denoiser(path=tmp_path / "width.pth")
 
 
 # --- the weights that come with the project -------------------------------------------------------

@@ -39,7 +39,10 @@ def test_a_run_leaves_what_was_promised(quick):
     }  # fmt: skip
     columns, rows = result["tables"][0]["columns"], result["tables"][0]["rows"]
     quality = {row[0].split(",")[0]: dict(zip(columns, row, strict=True)) for row in rows}
-    assert list(quality) == ["noisy", "Gaussian blur", "non-local means", "L1 alone", "GAN"]
+    assert list(quality) == [
+        "noisy", "Gaussian blur", "non-local means", "L1 alone", "GAN", "clean",
+    ]  # fmt: skip
+    assert quality["clean"]["read right"] > 0.8 and quality["clean"]["PSNR (dB)"] == ""
     for name in ("L1 alone", "GAN"):
         assert quality[name]["PSNR (dB)"] > quality["Gaussian blur"]["PSNR (dB)"] + 2
         assert quality[name]["SSIM"] > quality["Gaussian blur"]["SSIM"] + 0.25
@@ -52,6 +55,9 @@ def test_the_checkpoints_measure_the_same_again(quick):
     before = results(quick)["tables"][0]
     run_here(*QUICK, quick, "--sample-only")
     assert results(quick)["tables"][0] == before
+    for option, value in (("--sigma", 0.25), ("--adversarial-weight", 0.1)):
+        sentence = complaint(*QUICK, quick, "--sample-only", option, value)
+        assert f"was trained with {option}" in sentence and sentence.endswith(f"not {value}.")
 
 
 def test_ssim_is_that_of_scikit_image():

@@ -25,6 +25,7 @@ def test_without_a_network_one_sentence(tmp_path):
     )
 
 
-def test_samples_are_drawn_elsewhere():
-    for option in (("--sample-only",), ("--samples-file", "a.npz")):
-        assert "unet_diffusion" in complaint("studies.diffusion_curves", *option)
+def test_lengths_that_no_training_has_are_refused_at_once(unet_run):
+    study = "studies.diffusion_curves", "--quick", "--dataset", "digits", "--output-dir", unet_run
+    assert "up to 1000" in complaint(*study, "--lengths", 2000)
+    assert "10" in complaint(*study, "--short-t", 10, "--steps", 21)

@@ -118,5 +118,15 @@ def test_mistakes_are_told_in_a_sentence(unet_run, tmp_path):
     assert "no picture" in said("--image", "none.png", "--output", tmp_path / "o.png")
     assert "box, half, strokes" in said("--image", "none.png", "--output", tmp_path / "o.png",
                                         "--mask", "middle")  # fmt: skip
+    for name, size, level in (
+        ("one", (20, 20), 0),
+        ("wide", (40, 20), 255),
+        ("all", (20, 20), 255),
+    ):
+        Image.new("L", size, level).save(tmp_path / f"{name}.png")
+    own = "--image", tmp_path / "one.png", "--output", tmp_path / "o.png", "--mask"
+    assert "40×20 pixels" in said(*own, tmp_path / "wide.png")
+    assert "hides all" in said(*own, tmp_path / "all.png")
+    assert "hides nothing" in said(*own, tmp_path / "one.png")
     assert "must end in" in said("--image", "none.png", "--output", tmp_path / "o.txt")
     assert "unet_diffusion train first" in complaint("studies.inpainting", "--output-dir", tmp_path)

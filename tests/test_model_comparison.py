@@ -82,6 +82,16 @@ def test_a_quick_comparison(tmp_path):
     models = {path.name for path in (tmp_path / "study_models" / "model_comparison").iterdir()}
     assert models == {f"{name}_seed0.pth" for name in study.TRAIN}
 
+    # Half of the budget is not what was trained.
+    study_ = "studies.model_comparison", "--quick", "--models", "vae", "--dataset", "digits"
+    assert "trained for 1 seconds already" in complaint(
+        *study_, "--budget", 0.5, "--num-samples", 300, "--resume", "--output-dir", tmp_path
+    )
+    path = tmp_path / "study_models" / "model_comparison" / "vae_seed0.pth"
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "config": {**state["config"], "quick": False}}, path)
+    assert "which --quick would overwrite" in complaint(*study_, "--output-dir", tmp_path)
+
 
 def test_no_judge_no_comparison(tmp_path):
     sentence = complaint("studies.model_comparison", "--quick", "--num-samples", 10,

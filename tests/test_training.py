@@ -92,6 +92,8 @@ def test_resume_refuses_other_settings_and_other_data(stripes, tmp_path):
         fit(Config(resume=True), replace(stripes, name="other"), path)
     longer = fit(Config(epochs=2, resume=True), stripes, path)  # more epochs are welcome
     assert longer.steps_done == 10
+    with pytest.raises(UserError, match="trained for 2 epochs already, more than --epochs 1"):
+        fit(Config(epochs=1, resume=True), stripes, path)
 
 
 def test_average_follows_its_ramp(stripes, tmp_path, monkeypatch):
