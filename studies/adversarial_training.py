@@ -121,7 +121,7 @@ class Recipe:
     lr: float
     seed: int
     resume: bool
-    quick: bool
+    quick: bool = False
 
 
 def recipe(config: Config, method: str) -> Recipe:
