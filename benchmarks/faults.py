@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -35,10 +36,8 @@ from imagelab.settings import Count, RunSettings, option
 Kind = Literal["signals", "killed-saves", "full-disk", "read-only", "two-runs", "foreign-checkpoint",
                "bad-data", "random-settings"]  # fmt: skip
 MainJob = Literal["advanced_image_processing"]
-OF_THE_MAIN_JOB: tuple[Kind, ...] = (
-    "signals",
-    "killed-saves",
-)  # it goes on after a demo that failed
+# The main job goes on after a demo that failed, so it is only ended from outside.
+OF_THE_MAIN_JOB: tuple[Kind, ...] = ("signals", "killed-saves")
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")  # nobody answers
 
 
@@ -202,32 +201,26 @@ def foreign_checkpoint(scene: Scene, work: Path, config: Config) -> Iterator[Cas
     for checkpoint in first.values():
         state = torch.load(checkpoint, weights_only=True)
         raw = checkpoint.read_bytes()
-        for what in (
-            "cut short",
-            "empty",
-            "of another script",
-            "of a later format",
-            "of an earlier format",
-            "with code in it",
+        contents: dict[str, Callable[[Path], object]] = {
+            "cut short": lambda path, raw=raw: path.write_bytes(raw[: len(raw) // 2]),
+            "empty": lambda path: path.write_bytes(b""),
+            "with code in it": lambda path: path.write_bytes(pickle.dumps(Malicious())),
+        }
+        for what, changed in (
+            ("of another script", {"script": "another"}),
+            ("of a later format", {"format": 99}),
+            ("of an earlier format", {"format": 0}),
         ):
+            contents[what] = partial(torch.save, {**state, **changed})
+        for what, write in contents.items():
             folder = scene.copy(work / "case")
             path = folder / checkpoint.relative_to(scene.folder)
-            if what == "with code in it":
-                path.write_bytes(pickle.dumps(Malicious()))
-            elif what in ("cut short", "empty"):
-                path.write_bytes(raw[: len(raw) // 2] if what == "cut short" else b"")
-            else:
-                another = {"script": {"script": "another"}, "later": {"format": 99},
-                           "earlier": {"format": 0}}  # fmt: skip
-                changed = next(another[word] for word in what.split() if word in another)
-                torch.save({**state, **changed}, path)
+            write(path)
             found = path.read_bytes()
             # The classifier's cache is read by every run, and so is the network that a script builds
             # on; the others' checkpoints by --resume.
-            own = (
-                scene.script in BUILDS_ON and f"study_models/{scene.script}" not in path.as_posix()
-            )
-            more = () if "classifier_models" in path.parts or own else ("--resume",)
+            always = {"classifier_models", BUILDS_ON.get(scene.script)} & set(path.parts)
+            more = () if always else ("--resume",)
             case = Case(scene.script, f"{path.name} {what}")
             case.problems = end(start(scene.script, folder, *more), (2,), path.name)
             if path.read_bytes() != found:

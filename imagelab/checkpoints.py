@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from imagelab.files import atomic_path
 from imagelab.runtime import UserError
-from imagelab.settings import option
+from imagelab.settings import option, plain
 
 FORMAT = 1
 FIELDS = {
@@ -79,12 +80,19 @@ def load_checkpoint(path: Path, script: str, device: torch.device | str = "cpu")
 
 def check_trained_for(saved: dict[str, Any], path: Path, data, config, *names: str) -> None:
     """Raises UserError unless a checkpoint's training had `data` and the settings `names` of `config`."""
-    for what, then, now in (
-        ("--dataset", saved["dataset"].get("name"), data.name),
-        *((option(name), saved["config"].get(name), getattr(config, name)) for name in names),
-    ):
+    if saved["dataset"].get("name") != data.name:
+        raise UserError(
+            f"{path} was trained with --dataset {saved['dataset'].get('name')}, not {data.name}."
+        )
+    check_settings(saved, str(path), plain(config), names)
+
+
+def check_settings(saved: dict[str, Any], what: str, config: dict, names: Iterable[str]) -> None:
+    """Raises UserError, which begins with `what`, where one of the settings `names` was another."""
+    for name in names:
+        then, now = saved["config"].get(name), config[name]
         if then != now:
-            raise UserError(f"{path} was trained with {what} {then}, not {now}.")
+            raise UserError(f"{what} was trained with {option(name)} {then}, not {now}.")
 
 
 def load_weights(module: torch.nn.Module, weights: dict, path: Path) -> None:

@@ -25,11 +25,11 @@ from torch import nn
 from tqdm import tqdm
 
 from imagelab import distributed
-from imagelab.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from imagelab.checkpoints import check_settings, load_checkpoint, load_weights, save_checkpoint
 from imagelab.datasets import Dataset, batch_indices
 from imagelab.figures import smooth
 from imagelab.runtime import Interrupted, UserError, generator
-from imagelab.settings import option, plain
+from imagelab.settings import plain
 
 # What may differ between a run and its continuation without changing the weights it ends at.
 FREE_SETTINGS = {
@@ -334,12 +334,8 @@ class Training:
     def _load(self) -> None:
         saved = load_checkpoint(self.path, self.script, self.data.images.device)
         config = plain(self.config)
-        for name in sorted(saved["config"].keys() & config.keys() - self.free):
-            if saved["config"][name] != config[name] and name != "dataset":
-                raise UserError(
-                    f"--resume: {self.path} was trained with {option(name)} "
-                    f"{saved['config'][name]}, not {config[name]}."
-                )
+        fixed = saved["config"].keys() & config.keys() - self.free - {"dataset"}
+        check_settings(saved, f"--resume: {self.path}", config, sorted(fixed))
         then, now = saved["dataset"], self.data.describe()
         if then != {**now, "source": then.get("source")}:
             raise UserError(

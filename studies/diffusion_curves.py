@@ -16,7 +16,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Annotated
 
 from imagelab import figures
-from imagelab.checkpoints import load_checkpoint
 from imagelab.datasets import Dataset
 from imagelab.diffusion import Sampler, trailing_steps
 from imagelab.metrics import Judge
@@ -31,7 +30,6 @@ from studies.unet_diffusion import (
     Model,
     Steps,
     asked_accuracy,
-    checkpoint_path,
     load_with_data,
     sample,
     train,
@@ -77,14 +75,14 @@ class Config(ResumableSettings, DataSettings):
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def settings_of_network(config: Config) -> unet_diffusion.Config:
+def settings_of_network(model: Model, config: Config) -> unet_diffusion.Config:
     """How the checkpoint's network was trained, with what this run says besides."""
-    saved = load_checkpoint(checkpoint_path(config), unet_diffusion.SCRIPT)["config"]
     network = {f.name for f in fields(unet_diffusion.NetworkSettings)}
     network -= {f.name for f in fields(TrainingSettings)}
     here = {f.name for f in fields(unet_diffusion.Config)} & {f.name for f in fields(config)}
     return unet_diffusion.Config(
-        **{name: saved[name] for name in network}, **{name: getattr(config, name) for name in here}
+        **{name: model.settings[name] for name in network},
+        **{name: getattr(config, name) for name in here},
     )
 
 
@@ -204,7 +202,7 @@ def run(config: Config) -> Result:
         few_steps=(2, 5), many_steps=(10,), scales=(0, 1, 3), lengths=(10,), steps=5,
     )  # fmt: skip
     model, data = load_with_data(config, device)
-    own = settings_of_network(config)
+    own = settings_of_network(model, config)
     longest = max(own.T, config.short_t)
     if min(config.lengths) > longest:
         raise UserError(f"--lengths must name a number of steps up to {longest}, the longer T.")

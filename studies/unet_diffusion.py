@@ -26,7 +26,7 @@ from __future__ import annotations
 from imagelab.command import command_line
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -177,6 +177,8 @@ class Model:
     shape: tuple[int, int, int]
     trained_on: str = ""
     """The name of the data set, if the network comes from a checkpoint."""
+    settings: dict = field(default_factory=dict)
+    """Those of its training, likewise."""
 
     @property
     def device(self) -> torch.device:
@@ -228,7 +230,7 @@ def load_model(path: Path, device: torch.device, script: str = SCRIPT, **told: i
                   **(told or {"classes": saved["dataset"]["classes"]}))  # fmt: skip
     load_weights(model.network, saved["ema"], path)
     model.network.to(device, memory_format=torch.channels_last).eval()
-    return replace(model, trained_on=saved["dataset"]["name"])
+    return replace(model, trained_on=saved["dataset"]["name"], settings=saved["config"])
 
 
 def load_with_data(config, device: torch.device) -> tuple[Model, Dataset]:
