@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 import torch
 
+from imagelab.files import give_back
 from imagelab.report import write_report
 from imagelab.results import metric_text, text_table, write_json
 from imagelab.runtime import UserError, explain, machine, prepare
@@ -187,6 +188,8 @@ def run(config: Config) -> Outcome:
                 traceback.print_exc()
             row |= {"status": "failed", "error": explain(error)[0]}
             print(f"{name}: {row['error']}", file=sys.stderr)
+        finally:
+            give_back()
         row["seconds"] = time.perf_counter() - started
         if stop is not None:
             break
