@@ -171,6 +171,8 @@ def run(config: Config) -> Outcome:
             "status": "done",
             "error": "",
             "seconds": 0.0,
+            "figure": "",
+            "n": None,
         }
         rows.append(row)
         started = time.perf_counter()
@@ -178,7 +180,7 @@ def run(config: Config) -> Outcome:
             demo = EVERYTHING[name]
             module = module_of(name)
             result = module.run(demo_config(module, config, demo))
-            row["figure"] = headline(demo, result.metrics)
+            row |= headline(demo, result.metrics)
             shown += result.pictures()
         except KeyboardInterrupt as interruption:
             stop = interruption
@@ -205,16 +207,17 @@ def run(config: Config) -> Outcome:
     return Outcome(rows, 1 if failed else 0, report, stop, shown)
 
 
-def headline(demo: Demo, metrics: dict) -> str:
+def headline(demo: Demo, metrics: dict) -> dict[str, Any]:
+    """The demo's one figure for the tables, as text with its name, and its sample size."""
     found = [name for name in metrics if name.startswith(demo.headline)]
-    name = min(found, key=len, default=None)
-    return f"{name}: {metric_text(vars(metrics[name]))}" if name else ""
+    if not found:
+        return {}
+    name = min(found, key=len)
+    return {"figure": f"{name}: {metric_text(vars(metrics[name]))}", "n": metrics[name].n}
 
 
 def status_table(rows: list[dict[str, Any]]) -> str:
-    cells = [
-        [r["name"], r["status"], round(r["seconds"]), r.get("figure") or r["error"]] for r in rows
-    ]
+    cells = [[r["name"], r["status"], round(r["seconds"]), r["figure"] or r["error"]] for r in rows]
     return text_table(["demo", "status", "seconds", "figure"], cells)
 
 

@@ -16,7 +16,7 @@ MAX_BYTES = 7_500_000  # of embedded pictures, as base64, for every four demos
 
 
 def write_report(path: Path, root: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """Write the page. `rows` are the driver's table: name, status, seconds, error, folder.
+    """Write the page. `rows` are the driver's table: name, status, seconds, error, folder, figure, n.
 
     A demo without results is shown with its error only. Pictures are embedded, large ones as WebP, in
     the order of the demos; those that no longer fit into the limit are named with their path.

@@ -154,7 +154,6 @@ def test_help_names_every_setting(script):
 def test_every_row_can_be_chosen_and_has_a_headline():
     assert get_args(driver.Name) == tuple(driver.EVERYTHING)
     metrics = {"PGD: PGD-40, ε = 0.3": Metric(0.9, 1000), "PGD: clean": Metric(0.99, 1000)}
-    assert driver.headline(driver.EVERYTHING["adversarial_training"], metrics).startswith(
-        "PGD: PGD-40, ε = 0.3: 0.9"
-    )
-    assert driver.headline(driver.EVERYTHING["vae"], metrics) == ""
+    found = driver.headline(driver.EVERYTHING["adversarial_training"], metrics)
+    assert found["figure"].startswith("PGD: PGD-40, ε = 0.3: 0.9") and found["n"] == 1000
+    assert driver.headline(driver.EVERYTHING["vae"], metrics) == {}

@@ -38,7 +38,8 @@ class Page(html.parser.HTMLParser):
 
 
 def row(name: str, status: str, folder: str | None, error: str = "") -> dict:
-    return {"name": name, "status": status, "seconds": 4.2, "error": error, "folder": folder}
+    return {"name": name, "status": status, "seconds": 4.2, "error": error, "folder": folder,
+            "figure": f"figure of {name}: 0.25" if status == "done" else "", "n": 1234}  # fmt: skip
 
 
 def write(root: Path, rows: list[dict], **facts) -> Page:
@@ -90,6 +91,7 @@ def test_pictures_are_embedded_with_their_caption(root):
 
 def test_figures_tables_and_facts_are_shown(root):
     page = write(root, [GOOD])
+    assert "figure of good_demo: 0.25" in page.text  # in the list of contents
     for text in ("The good <i>demo</i>", "It & its summary.", "31.2 dB", "1,234", "Accuracy",
                  "0.987", "CNN 1234", "made by the tests", "seed 7", "2030-01-02"):  # fmt: skip
         assert text in page.text
