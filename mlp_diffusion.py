@@ -18,7 +18,7 @@ predicts the noise. To the letter (`--recipe literal`) it draws noise, for two r
 
 `--recipe rescaled` takes the other road: betas × 1000/T, after which x_T is noise, with the skip.
 
-    python mlp_diffusion.py                       # 28 epochs, a minute on two CPU cores
+    python mlp_diffusion.py                       # 28 epochs, a minute and a half on two cores
     python mlp_diffusion.py --compare             # the three recipes side by side
     python mlp_diffusion.py --dataset mnist       # the full MNIST
     python mlp_diffusion.py --resume              # go on after Ctrl-C

@@ -5,7 +5,7 @@ grows an image from 7×7 pixels by transposed convolutions, the discriminator ta
 ones; batch normalisation holds every layer in its range, all weights start from N(0, 0.02²).
 
     python -m studies.dcgan                                   # the embedded digits
-    python -m studies.dcgan --dataset mnist --epochs 9 --ema-decay 0.999     # an hour on the CPU
+    python -m studies.dcgan --dataset mnist --epochs 9 --ema-decay 0.999     # 75 minutes on one core
     python -m studies.dcgan --dataset folder:faces            # your pictures, 64×64 in colour
     python -m studies.dcgan --time-limit 90                   # what 90 seconds of training give
     python -m studies.dcgan --sample-only --samples-file samples.npz

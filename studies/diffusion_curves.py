@@ -77,7 +77,7 @@ class Config(ResumableSettings, DataSettings):
 
 def settings_of_network(model: Model, config: Config) -> unet_diffusion.Config:
     """How the checkpoint's network was trained, with what this run says besides."""
-    network = {f.name for f in fields(unet_diffusion.NetworkSettings)}
+    network = {f.name for f in fields(unet_diffusion.ClassSettings)}
     network -= {f.name for f in fields(TrainingSettings)}
     here = {f.name for f in fields(unet_diffusion.Config)} & {f.name for f in fields(config)}
     return unet_diffusion.Config(

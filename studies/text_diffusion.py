@@ -70,6 +70,8 @@ class Config(unet_diffusion.NetworkSettings):
     """Passes over the training images."""
     attention: tuple[int, ...] = (1,)
     """Levels whose pixels attend to each other and to the words; the outermost is 0."""
+    drop_class: Fraction = 0.1
+    """How often the whole caption is left out in training."""
     drop_word: Fraction = 0.2
     """How often each word of a caption but the digit's is left out in training."""
     steps: Steps = 20

@@ -115,8 +115,6 @@ class NetworkSettings(TrainingSettings):
     """The noise schedule; the last is the linear one, shifted so that x_T is noise and nothing else."""
     prediction: Prediction = "v"
     """What the network estimates: the noise, the clean image, or v = √ᾱ·ε − √(1 − ᾱ)·x₀."""
-    drop_class: Fraction = 0.1
-    """How often the network is not told the class in training."""
     ema_decay: Fraction = 0.999
     """Decay of the moving average of the weights, which draws the samples; 0: none."""
     widths: tuple[Count, ...] = (48, 96)
@@ -131,12 +129,20 @@ class NetworkSettings(TrainingSettings):
     """Share of activations dropped in training."""
     flip: bool = False
     """Mirror half of the training images: for photographs, not for digits."""
+
+
+@dataclass(frozen=True)
+class ClassSettings(NetworkSettings):
+    """A network that is told the class of what it draws."""
+
+    drop_class: Fraction = 0.1
+    """How often the network is not told the class in training."""
     image_size: Count = 32
     """Side in pixels to which the pictures of folder:PATH are scaled."""
 
 
 @dataclass(frozen=True)
-class Config(NetworkSettings, SamplingSettings):
+class Config(ClassSettings, SamplingSettings):
     """Settings of the class-conditional U-Net."""
 
     sampler: Sampler = "dpm-solver"
