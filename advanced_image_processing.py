@@ -18,21 +18,23 @@ from imagelab.command import command_line
 
 import datetime
 import importlib
+import shlex
 import sys
 import time
 import traceback
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 import torch
 
+from imagelab.datasets import load_dataset
 from imagelab.files import give_back
 from imagelab.report import write_report
 from imagelab.results import metric_text, text_table, write_json
 from imagelab.runtime import UserError, explain, machine, prepare
-from imagelab.settings import DataSettings
+from imagelab.settings import DataSettings, option
 
 Name = Literal[
     "fgsm", "diffusion_demo", "gan_mnist", "mlp_diffusion",
@@ -118,8 +120,9 @@ class Outcome:
     shown: list[Path] = field(default_factory=list)
 
     def print_summary(self) -> None:
-        if self.report is not None:
+        if self.rows:
             print("\n" + status_table(self.rows))
+        if self.report is not None:
             print(f"\nOpen {self.report}")
         if self.stop is not None:
             raise self.stop
@@ -134,6 +137,27 @@ def chosen(config: Config) -> list[str]:
     if not names:
         raise UserError("--only and --skip leave no demo to run.")
     return names
+
+
+def takes_the_dataset(name: str) -> bool:
+    """Whether --dataset reaches the demo, and not data of its own."""
+    taken = "dataset" in module_of(name).Config.__dataclass_fields__
+    return taken and "dataset" not in EVERYTHING[name].extra
+
+
+def with_command(stop: KeyboardInterrupt, name: str, config: Config) -> KeyboardInterrupt:
+    """The demo's interruption, with the command by which its own script goes on."""
+    if "--resume" in str(stop):
+        own = demo_config(module_of(name), config, EVERYTHING[name])
+        words = ["python", *(["-m", f"studies.{name}"] if name in STUDIES else [f"{name}.py"])]
+        for part in fields(own):
+            value = getattr(own, part.name)
+            if value is True:
+                words.append(option(part.name))
+            elif value != part.default:
+                words += [option(part.name), str(value)]
+        stop.args = (f"{stop} To go on: {shlex.join([*words, '--resume'])}",)
+    return stop
 
 
 def demo_config(module, config: Config, demo: Demo):
@@ -156,6 +180,9 @@ def run(config: Config) -> Outcome:
         print(text_table(["demo", "seconds", "pictures"], rows))
         return Outcome([], 0)
     device = prepare(config.seed, config.device)
+    dataset = config.dataset
+    if any(takes_the_dataset(name) for name in names):  # what is wrong with it is wrong for all
+        dataset = load_dataset(config.dataset, config.data_dir).name
     config.output_dir.mkdir(parents=True, exist_ok=True)
     seconds = sum(costs[name] for name in names)
     print(
@@ -183,8 +210,8 @@ def run(config: Config) -> Outcome:
             row |= headline(demo, result.metrics)
             shown += result.pictures()
         except KeyboardInterrupt as interruption:
-            stop = interruption
-            row |= {"status": "stopped", "error": str(interruption)}
+            stop = with_command(interruption, name, config)
+            row |= {"status": "stopped", "error": str(stop)}
         except Exception as error:
             if config.debug:
                 traceback.print_exc()
@@ -195,15 +222,17 @@ def run(config: Config) -> Outcome:
         row["seconds"] = time.perf_counter() - started
         if stop is not None:
             break
+    failed = any(row["status"] == "failed" for row in rows)
     report = config.output_dir / "report.html"
+    if report.exists() and not any(row["status"] == "done" for row in rows):
+        return Outcome(rows, 1 if failed else 0, None, stop, shown)  # the last one says more
     facts = {
         "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        "seed": config.seed, "dataset": config.dataset, "quick": config.quick,
+        "seed": config.seed, "dataset": dataset, "quick": config.quick,
         "device": machine(device), "torch": torch.__version__,
     }  # fmt: skip
     write_report(report, config.output_dir, rows, facts)
     write_json(config.output_dir / "results.json", {**facts, "demos": rows})
-    failed = any(row["status"] == "failed" for row in rows)
     return Outcome(rows, 1 if failed else 0, report, stop, shown)
 
 

@@ -44,8 +44,8 @@ LESSONS = (
     " to {last step: PSNR after the blur|.1f} dB: it averages the noise away, and the edges "
     "with it.",
     "Over all steps non-local means reach {mean over the steps: non-local means|.1f} dB and a "
-    "trained network {mean over the steps: learned|.1f} dB: the more a method knows of "
-    "pictures, the more it saves.",
+    "trained network {mean over the steps: learned|.1f} dB; a blur knows nothing of pictures, "
+    "non-local means that they repeat themselves, a network what it has seen.",
 )
 
 

@@ -302,7 +302,7 @@ def evaluate(
         samples = sample(drawing_network(run), n, config.seed)
     report_samples(result, samples, watch and judge_for(config, data, n), data)
     draw_tracked(result, run, watch)
-    steps = run.steps_per_epoch
+    steps = min(run.steps_per_epoch, run.steps_done)
     result.add_metric("D(x), last epoch", run.recent("d_real", steps), steps)
     result.add_metric("D(G(z)), last epoch", run.recent("d_fake", steps), steps)
     path = result.add_file(

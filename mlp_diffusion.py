@@ -78,10 +78,10 @@ SUMMARY = (
 )
 LESSONS = (
     "To the letter the recipe ends at a distance of {literal: Fréchet distance|,.0f}; two "
-    "corrections, with all its numbers kept, bring it to {Fréchet distance|,.0f}, a share of "
-    "{Fréchet distance, share of literal's|.2f}. With so few steps and such small betas the last "
-    "x_t is not noise: sampling must start where training ended, and what 256 units cannot carry "
-    "must pass beside them.",
+    "corrections, with all its numbers kept, and as many epochs as the picture names bring it to "
+    "{Fréchet distance|,.0f}, a share of {Fréchet distance, share of literal's|.2f}.",
+    "In the last x_t the image itself still stands at {weight of the image in the last x_t|.0%}: "
+    "sampling must start where training ended, and what 256 units cannot carry must pass beside them.",
 )
 
 
@@ -277,10 +277,12 @@ def train(
     path: Path,
     folder: Path | None = None,
     judge: Judge | None = None,
+    spent: float = 0.0,
 ) -> Training:
     """Train `config.recipe`, or go on with --resume; a sample grid per epoch goes into `folder`.
 
-    `judge` watches: it scores samples every few epochs and has no say in the training. The returned
+    `judge` watches: it scores samples every few epochs and has no say in the training. `spent`
+    are the seconds that fitting the Gaussians took, where --time-limit is to count them. The returned
     run holds the averaged network, which is the one to sample from.
     """
     device = data.images.device
@@ -291,7 +293,7 @@ def train(
     weight = loss_weight(model.schedule, model.recipe.skip, config.gamma).to(device)
     run = Training(path, SCRIPT, config, data, {"denoiser": model}, {"adam": adam}, ema="denoiser",
                    ema_decay=config.ema_decay, free=("compare", "compare_epochs"),
-                   label=f"DDPM, {config.recipe}")  # fmt: skip
+                   label=f"DDPM, {config.recipe}", spent=spent)  # fmt: skip
     run.extra = gaussians  # a checkpoint holds all that sampling takes
     with run:
         for epoch in run.epochs():
@@ -412,6 +414,8 @@ def draw_losses(config: Config, runs: dict, images: torch.Tensor, result: Result
     axes[0, 1].legend(fontsize=8)
     for axis in axes[0]:
         axis.set_yscale("log")
+    left = runs[config.recipe].averaged.schedule.alpha_bar[-1].sqrt()
+    result.add_metric("weight of the image in the last x_t", left, config.T)
     result.add_metric("MSE of the noise, mean over t", lines[config.recipe].mean(), len(images))
     path = result.add_file(
         "losses.png",
@@ -437,6 +441,8 @@ def run(config: Config) -> Result:
         return draw_only(SCRIPT, TITLE, PICTURES, config, device, samples)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
+    for name in RECIPES if config.compare else ():  # what does not fit is said before the training
+        build(plain(replace(config, recipe=name)), data.shape)
     gaussians = fit_gaussians(data.images, config.clusters, config.seed)
     path = checkpoint_path(config)
     watch = judge_for(config, data, TRACKED)

@@ -8,17 +8,19 @@ Both sides of a ratio run by turns in one process, several times; the median and
 ratios are printed and written into `benchmarks/results.json`. An absolute time says little: the same
 machine is a third faster or slower an hour later. `training` is ours against the ordinary script
 (ordinary.py), `limit` ours against the matrix products and convolutions of the same steps alone,
-`shares` what the time of a training goes into.
+`shares` what the operators' time in a training goes into (Python's between them is not in it).
 """
 
 from __future__ import annotations
 
 from imagelab.command import command_line
 
+import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from benchmarks.attack import attack
@@ -28,21 +30,27 @@ from benchmarks.sampling import sampling
 from benchmarks.shares import shares
 from benchmarks.training import limit, training
 from imagelab.results import text_table, write_json
-from imagelab.runtime import UserError, machine, prepare, versions
-from imagelab.settings import Count, RunSettings
+from imagelab.runtime import machine, prepare, versions
+from imagelab.settings import Checked, Count
 
 RATIOS = {"training": training, "limit": limit, "attack": attack, "sampling": sampling}
 Name = Literal["training", "limit", "attack", "sampling", "growth", "shares", "main-job"]
 
 
 @dataclass(frozen=True)
-class Config(RunSettings):
-    """Settings of the benchmarks."""
+class Config(Checked):
+    """Settings of the benchmarks, which measure the CPU."""
 
+    output_dir: Path = Path(".")
+    """The folder under which benchmarks/results.json is written."""
+    quick: bool = False
+    """A run of seconds that does every step and measures little."""
+    debug: bool = False
+    """Show the traceback of an error."""
     only: tuple[Name, ...] = ()
     """Run these only."""
     repeats: Count = 3
-    """Turns of both sides."""
+    """Turns of both sides of a ratio."""
 
 
 @dataclass
@@ -82,50 +90,59 @@ def measure(
 class Outcome:
     """What the command line prints."""
 
-    ratios: list[Ratio]
-    growth: list[dict]
-    shares: list[dict]
-    main_job: list[dict]
+    measured: dict[str, list[dict]]
+    """Of each benchmark, what it found."""
     exit_status: int = 0
 
     def print_summary(self) -> None:
-        if self.ratios:
-            rows = [["" if v is None else v for v in vars(ratio).values()] for ratio in self.ratios]
+        found = self.measured
+        ratios = [ratio for name in RATIOS for ratio in found.get(name, ())]
+        if ratios:
+            rows = [["" if v is None else v for v in ratio.values()] for ratio in ratios]
             columns = ["what", "per second", "ours", "other", "ratio", "lowest", "highest"]
             print("\n" + text_table(columns, rows))
-        if self.growth:
-            rows = [[line["what"], *line["relative"]] for line in self.growth]
+        if "growth" in found:
+            rows = [[line["what"], *line["relative"]] for line in found["growth"]]
             print("\n" + text_table(["time for so much", *(f"{k}×" for k in FACTORS)], rows))
-        if self.shares:
-            rows = [list(line.values()) for line in self.shares]
-            print("\n" + text_table(["share of the time", *list(self.shares[0])[1:]], rows))
-        if self.main_job:
-            print("\n" + table(self.main_job))
+        if "shares" in found:
+            rows = [list(line.values()) for line in found["shares"]]
+            columns = ["share of the operators' time", *list(found["shares"][0])[1:]]
+            print("\n" + text_table(columns, rows))
+        if "main-job" in found:
+            print("\n" + table(found["main-job"]))
 
 
 def run(config: Config) -> Outcome:
-    """Run the chosen benchmarks and write `benchmarks/results.json` under --output-dir."""
-    if config.device not in ("auto", "cpu"):
-        raise UserError("The benchmarks measure the CPU: leave out --device.")
-    device = prepare(config.seed, "cpu")
+    """Run the chosen benchmarks and enter each into `benchmarks/results.json` under --output-dir."""
+    device = prepare(0, "cpu")
     repeats = 1 if config.quick else config.repeats
-    outcome = Outcome([], [], [], [])
+    facts = {"device": machine(device), "versions": versions(), "quick": config.quick}
+    outcome = Outcome({})
     for name in config.only or get_args(Name):
         print(f"{name} ...", flush=True)
         if name == "growth":
-            outcome.growth = growth(device, config.quick)
+            found = growth(device, config.quick)
         elif name == "shares":
-            outcome.shares = shares()
+            found = shares()
         elif name == "main-job":
-            outcome.main_job = main_job(quick=True)
+            found = main_job(quick=True)
         else:
-            for case in RATIOS[name](device, config.quick):
-                outcome.ratios.append(measure(*case, repeats))
-        record = {"device": machine(device), "versions": versions(), "repeats": repeats}
-        measured = asdict(outcome)
-        del measured["exit_status"]
-        write_json(config.output_dir / "benchmarks" / "results.json", record | measured)
+            cases = RATIOS[name](device, config.quick)
+            found = [asdict(measure(*case, repeats)) for case in cases]
+        outcome.measured[name] = found
+        more = {"repeats": repeats} if name in RATIOS else {}
+        enter(config.output_dir / "benchmarks" / "results.json", name, facts | more, found)
     return outcome
+
+
+def enter(path: Path, name: str, facts: dict, found: list[dict]) -> None:
+    """Write what one benchmark found into the file, in which the others' last findings stay."""
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        record = {}
+    kept = {key: record[key] for key in get_args(Name) if key in record}
+    write_json(path, kept | {name: {**facts, "found": found}})
 
 
 def main() -> None:

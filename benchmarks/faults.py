@@ -24,27 +24,44 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 
 import advanced_image_processing as driver
-from benchmarks.scenes import BUILDS_ON, OF_ITS_OWN, ROOT, Scene, end, harm, prepared, start
+from benchmarks.scenes import (
+    BUILDS_ON,
+    OF_ITS_OWN,
+    ROOT,
+    Harm,
+    Scene,
+    end,
+    harm,
+    prepared,
+    start,
+)
 from imagelab.results import text_table, write_json
-from imagelab.settings import Count, RunSettings, option
+from imagelab.settings import Checked, Count, Limits, option
 
 Kind = Literal["signals", "killed-saves", "full-disk", "read-only", "two-runs", "foreign-checkpoint",
                "bad-data", "random-settings"]  # fmt: skip
 MainJob = Literal["advanced_image_processing"]
 # The main job goes on after a demo that failed, so it is only ended from outside.
 OF_THE_MAIN_JOB: tuple[Kind, ...] = ("signals", "killed-saves")
+MOMENT = 2.0  # seconds within which a run that is over has left memory
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")  # nobody answers
 
 
 @dataclass(frozen=True)
-class Config(RunSettings):
+class Config(Checked):
     """Settings of the faults."""
 
+    output_dir: Path = Path(".")
+    """The folder under which benchmarks/faults.json is written."""
+    seed: Annotated[int, Limits(0, 2**31 - 1)] = 0
+    """Seed of the moments, of the saves that are killed and of the strange settings."""
+    debug: bool = False
+    """Show the traceback of an error."""
     only: tuple[driver.Name | MainJob, ...] = ()
     """Try these scripts only."""
     kinds: tuple[Kind, ...] = ()
@@ -69,12 +86,13 @@ class Case:
 
 
 def signals(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
-    """At random moments from the start of the process to its end: nothing half written is left."""
+    """At random moments from the start of the process to its end: it ends, and nothing half written
+    is left. Status 0 is that of a run that was over when the signal came, or a moment after."""
     rng = random.Random(config.seed)
     ways = (
-        (signal.SIGINT, (0, 130, -2)),
-        (signal.SIGTERM, (0, 143, -15)),
-        (signal.SIGKILL, (0, -9)),
+        (signal.SIGINT, (130, -2)),
+        (signal.SIGTERM, (143, -15)),
+        (signal.SIGKILL, (-9,)),
     )
     for number, statuses in ways:
         for k in range(config.moments):  # one in each of as many parts of the run: every phase
@@ -85,8 +103,17 @@ def signals(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
             late = ", when it had ended" * (process.poll() is not None)
             process.send_signal(number)
             case = Case(scene.script, f"{number.name} after {at:.1f} s{late}")
-            case.problems = harm(process, statuses, scene, folder)
+            over = (0,) if late or over_in(process, MOMENT) else ()
+            case.problems = harm(process, statuses + over, scene, folder)
             yield case
+
+
+def over_in(process: subprocess.Popen, seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 # Python imports a module of this name before all others.
@@ -176,14 +203,14 @@ def read_only(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
 
 
 def two_runs(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
-    """Two runs at once in one folder, of two seeds: one does its work, the other one is refused or
-    finds the first at its end, and all files are whole."""
+    """Two runs at once in one folder, of two seeds: one does its work, the other one is refused, and
+    all files are whole."""
     folder = scene.copy(work / "case")
     one, other = (start(scene.script, folder, "--seed", seed) for seed in ("0", "1"))
     case = Case(scene.script, "two runs in one folder")
     case.problems = end(one, (0, 2)) + harm(other, (0, 2), scene, folder)
-    if (one.returncode, other.returncode) == (2, 2):
-        case.problems.append("both were refused")
+    if one.returncode == other.returncode:
+        case.problems.append("both were refused" if one.returncode else "neither was refused")
     yield case
 
 
@@ -224,7 +251,7 @@ def foreign_checkpoint(scene: Scene, work: Path, config: Config) -> Iterator[Cas
             case = Case(scene.script, f"{path.name} {what}")
             case.problems = end(start(scene.script, folder, *more), (2,), path.name)
             if path.read_bytes() != found:
-                case.problems.append(f"{path.name} was overwritten")
+                case.problems.append(Harm(f"{path.name} was overwritten"))
             if (ROOT / "executed").exists():
                 case.problems.append("code was executed")
                 (ROOT / "executed").unlink()
@@ -242,16 +269,16 @@ def bad_data(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
         more = ("--dataset", "mnist", "--data-dir", str(place))
         process = start(scene.script, scene.copy(work / "case"), *more, environment=NO_NETWORK)
         yield Case(scene.script, f"MNIST {what}", end(process, (2,), str(place)))
-    pictures = work / "pictures" / "a"
-    pictures.mkdir(parents=True, exist_ok=True)
-    picture = next(scene.folder.rglob("*.png")).read_bytes()
-    (pictures / "short.png").write_bytes(picture[: len(picture) // 2])
-    process = start(
-        scene.script, scene.copy(work / "case"), "--dataset", f"folder:{pictures.parent}"
-    )
-    yield Case(
-        scene.script, "a folder with a picture cut short", end(process, (2,), str(pictures.parent))
-    )
+    pictures, picture = work / "pictures", next(scene.folder.rglob("*.png")).read_bytes()
+    for name in ("a", "b"):
+        (pictures / name).mkdir(parents=True, exist_ok=True)
+        for k in range(10):
+            (pictures / name / f"{k}.png").write_bytes(picture)
+    (pictures / "b" / "short.png").write_bytes(picture[: len(picture) // 2])
+    process = start(scene.script, scene.copy(work / "case"), "--dataset", f"folder:{pictures}")
+    # A script that takes no folder names the folder in its refusal.
+    name = pictures.name if scene.script == "text_diffusion" else "short.png"
+    yield Case(scene.script, "a folder with a picture cut short", end(process, (2,), name))
 
 
 WHOLE = ("0", "1", "2", "3", "-1", "99999999999")
@@ -301,8 +328,8 @@ class Outcome:
             for problem in case.problems:
                 print(f"{case.script}, {case.what}: {problem}")
         wrong = [p for case in self.cases for p in case.problems]
-        tracebacks = sum("traceback" in p for p in wrong)
-        harmed = sum("damaged" in p or "gone" in p or "overwritten" in p for p in wrong)
+        tracebacks = sum(p == "traceback" for p in wrong)
+        harmed = sum(isinstance(p, Harm) for p in wrong)
         rows = [["cases tried", len(self.cases)], ["files damaged or lost", harmed],
                 ["tracebacks shown", tracebacks],
                 ["other problems", len(wrong) - harmed - tracebacks]]  # fmt: skip

@@ -27,6 +27,13 @@ FUNCTIONS = {  # where each phase's work is done
         "imagelab.figures": ("save_figure", "new_figure", "grid"),
         "imagelab.pictures": ("write_png", "write_gif"),
     },
+    # What watches a training is measured as measuring. Last, because a script takes up the others
+    # where it is imported.
+    "sampling and measuring": {
+        "imagelab.samples": ("track",),
+        "gan_mnist": ("sample",),
+        "mlp_diffusion": ("sample",),
+    },
 }
 
 

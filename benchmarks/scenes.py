@@ -46,6 +46,10 @@ class Scene:
         return Path(shutil.copytree(self.folder, to))
 
 
+class Harm(str):
+    """A problem with what is left: a file is damaged, gone, or was overwritten."""
+
+
 def command(script: str, folder: Path, *more: str) -> list[str]:
     how = ["-m", f"studies.{script}"] if script in driver.STUDIES else [f"{script}.py"]
     data = OF_ITS_OWN.get(script, "digits")
@@ -117,13 +121,14 @@ def damaged(folder: Path) -> list[str]:
             try:
                 readers[path.suffix](path)
             except Exception as error:
-                problems.append(f"{path.relative_to(folder)} is damaged ({type(error).__name__})")
+                name = path.relative_to(folder)
+                problems.append(Harm(f"{name} is damaged ({type(error).__name__})"))
     return problems
 
 
 def lost(before: Path, after: Path) -> list[str]:
     """Files of the run that ended well that are gone."""
-    return [f"{path.relative_to(before)} is gone" for path in before.rglob("*")
+    return [Harm(f"{path.relative_to(before)} is gone") for path in before.rglob("*")
             if path.is_file() and not (after / path.relative_to(before)).is_file()]  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""What a training's time goes into, by PyTorch's profiler."""
+"""What the time of a training's operators goes into, by PyTorch's profiler.
+
+What Python takes between two operators is not seen by it.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ NAMES = ("MLP GAN", "MLP DDPM", "CNN classifier")
 
 
 def shares() -> list[dict]:
-    """For each of NAMES the part of the processor's time that each of KINDS took, and the rest."""
+    """For each of NAMES the part of the operators' time that each of KINDS took, and the rest."""
     chosen, rows = trainings(load_dataset("digits", Path("data"))), []
     for name in NAMES:
         train = quietly(chosen[name][2])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,7 @@ class BoxedPictures(Described):
                 return [part.to(device) for part in value]
             return value.to(device) if isinstance(value, torch.Tensor) else value
 
-        return BoxedPictures(**{name: moved(value) for name, value in vars(self).items()})
+        return BoxedPictures(*(moved(getattr(self, part.name)) for part in fields(self)))
 
 
 def load_boxed(name: str, count: int, test: int, size: int) -> BoxedPictures:
@@ -139,7 +139,11 @@ def _coco(images: Path, file: Path) -> tuple[tuple[str, ...], list[Entry]]:
             image["id"]: (images / image["file_name"], [], []) for image in content["images"]
         }
         for thing in content["annotations"]:
+            if thing.get("iscrowd"):  # a region in which nobody counted
+                continue
             x, y, w, h = map(float, thing["bbox"])
+            if not (np.isfinite([x, y]).all() and 0 <= w < np.inf and 0 <= h < np.inf):
+                raise ValueError(f"bbox {thing['bbox']}")
             _, boxes, kinds = entries[thing["image_id"]]
             boxes.append([x, y, x + w, y + h])
             kinds.append(index[thing["category_id"]])
@@ -160,8 +164,10 @@ def _split(name: str, classes: tuple[str, ...], entries: list[Entry], size: int)
         image, scale = fit(np.asarray(open_picture(path).convert("RGB")), size)
         images.append(image)
         scaled = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) * scale
-        all_boxes.append(scaled.clamp(0, size))
-        all_labels.append(torch.tensor(kinds, dtype=torch.long))
+        scaled = scaled.clamp(0, size)
+        there = (scaled[:, 2:] > scaled[:, :2]).all(dim=1)  # else empty, or outside the picture
+        all_boxes.append(scaled[there])
+        all_labels.append(torch.tensor(kinds, dtype=torch.long)[there])
     stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     test = [k for k in range(len(entries)) if k % 10 == 9]
     if not any(entries[k][2] for k in test):

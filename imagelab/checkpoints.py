@@ -51,13 +51,16 @@ def load_checkpoint(path: Path, script: str, device: torch.device | str = "cpu")
             f"There is no checkpoint {path}: let {script} train first, without --resume and "
             "--sample-only, or name the place where an earlier run left it."
         )
+    raw = io.BytesIO(path.read_bytes())  # what the disk or the user's rights refuse is no damage
     try:
-        contents = torch.load(path, map_location=device, weights_only=True)
+        contents = torch.load(raw, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is not a checkpoint of this project, or it holds more than tensors "
             "and plain values; it was not loaded."
         ) from error
+    except (MemoryError, torch.OutOfMemoryError):  # nor is this
+        raise
     except Exception as error:  # whatever torch makes of bytes that are no checkpoint
         raise UserError(
             f"{path} is damaged or cut short and cannot be read as a checkpoint; "

@@ -12,8 +12,9 @@ import hashlib
 import math
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -70,7 +71,7 @@ class Described:
 
     def describe(self) -> dict:
         """Plain facts for results and checkpoints."""
-        return {
+        facts = {
             "name": self.name,
             "source": self.source,
             "shape": list(self.shape),
@@ -78,6 +79,18 @@ class Described:
             "test": len(self.test_images),
             "classes": len(self.classes),
         }
+        # A name tells the known data sets apart, not one's own pictures.
+        return facts | ({"contents": self._contents} if ":" in self.name else {})
+
+    @functools.cached_property
+    def _contents(self) -> str:
+        """Eight hexadecimal digits that name these very images, labels, boxes or masks."""
+        crc = 0
+        for value in (getattr(self, part.name) for part in fields(self)):
+            for part in value if isinstance(value, list) else [value]:
+                if isinstance(part, torch.Tensor):
+                    crc = zlib.crc32(part.cpu().contiguous().numpy(), crc)
+        return f"{crc:08x}"
 
 
 @dataclass(frozen=True)
@@ -289,9 +302,14 @@ def _textures(size: int = 32, stride: int = 8) -> Dataset:
         TEXTURE_PICTURES,
         torch.cat(train),
         torch.cat(y_train),
-        torch.cat(test),
-        torch.cat(y_test),
+        *_mixed(torch.cat(test), torch.cat(y_test)),
     )
+
+
+def _mixed(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """In an order of no meaning, so that the first of them stand for all; always the same one."""
+    order = random_subset(len(labels), len(labels), "order of the held-out images")
+    return images[order], labels[order]
 
 
 def _to_chw(picture) -> torch.Tensor:
@@ -444,12 +462,13 @@ def _folder(root: Path, size: int) -> Dataset:
     )
     labels = torch.tensor([classes.index(n) for n in names])
     held_out = torch.arange(len(files)) % 10 == 9
+    test_images, test_labels = _mixed(images[held_out], labels[held_out])
     return Dataset(
         f"folder:{root.name}",
         f"{len(files)} pictures under {root}, every tenth held out",
         classes,
         images[~held_out],
         labels[~held_out],
-        images[held_out],
-        labels[held_out],
+        test_images,
+        test_labels,
     )

@@ -99,7 +99,8 @@ class Result:
             print(text_table(["figure", "value", "n"], rows))
         if self.learned:
             print("\n" + textwrap.fill(self.learned, 100))
-        print(f"\n{self.seconds:.0f} s, seed {self.seed}, {self.device}. Look at:")
+        took = f"{self.seconds:.0f} s, " if self.seconds else ""  # 0: nothing was measured
+        print(f"\n{took}seed {self.seed}, {self.device}. Look at:")
         for entry in self.files:
             if entry["featured"]:
                 print(f"  {self.folder / entry['path']}  {entry['caption']}")
@@ -128,8 +129,8 @@ def start_result(
 
 def metric_text(metric: dict[str, Any]) -> str:
     """A metric as people read it: '0.964', '31.2 dB', '152 (floor 40.1, lower is better)'."""
-    if metric["value"] is None:  # not a number, in JSON
-        return "not defined"
+    if metric["value"] is None:
+        return number(None)
     text = f"{number(metric['value'])} {metric['unit']}".strip()
     notes = [f"floor {number(metric['floor'])}"] if metric["floor"] is not None else []
     notes += [f"{metric['better']} is better"] if metric["better"] else []
@@ -138,6 +139,8 @@ def metric_text(metric: dict[str, Any]) -> str:
 
 def number(value: Any) -> str:
     """Three significant digits for floats, thousands separated for whole numbers, others as is."""
+    if value is None:  # not a number, in JSON
+        return "not defined"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int) or (math.isfinite(value) and abs(value) >= 999.5):

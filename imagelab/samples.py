@@ -129,7 +129,8 @@ def report_samples(
     figures.save_figure(figure, path)
     few = samples[:500].to(data.images.device)
     index, distance = nearest(few, data.images)
-    _, usual = nearest(data.test_images[: len(few)], data.images)
+    rows = random_subset(len(data.test_images), len(few), "nearest").to(data.images.device)
+    _, usual = nearest(data.test_images[rows], data.images)
     result.add_metric("distance to the nearest training image", distance.median(), len(few),
                       floor=usual.median().item())  # fmt: skip
     pairs = torch.cat([few[:10], data.images[index[:10]]])

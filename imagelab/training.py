@@ -71,7 +71,8 @@ class Training:
     exponential moving average is kept (`averaged`); its decay is min(decay, (1 + n)/(10 + n)) after
     n steps, because without the ramp a short run would average in its first random weights.
     `free` names settings that may change on --resume besides those of FREE_SETTINGS; `go_on` tells
-    whoever stopped the run how it goes on. A `shared` training is that of all processes of torchrun
+    whoever stopped the run how it goes on. `spent` are seconds of preparation that the clock, and so
+    --time-limit, counts as training. A `shared` training is that of all processes of torchrun
     (imagelab/distributed.py): they stop after the same step, and one of them writes.
     """
 
@@ -89,6 +90,7 @@ class Training:
         label: str = "",
         go_on: str = "--resume goes on",
         shared: bool = False,
+        spent: float = 0.0,
     ) -> None:
         self.path, self.script, self.config, self.data = Path(path), script, config, data
         self.networks, self.optimizers = networks, optimizers
@@ -99,7 +101,7 @@ class Training:
         self.epoch = self.step = 0  # epochs done; steps of the current one, with the running step
         self.history: dict[str, list[torch.Tensor]] = {}
         self.time_limit = getattr(config, "time_limit", None)
-        self._seconds_before: float = 0.0
+        self._seconds_before = spent
         self._started: float | None = None
         self.go_on, self.shared = go_on, shared and distributed.world() > 1
         self.free, self.label = FREE_SETTINGS | set(free), label or script
@@ -307,12 +309,11 @@ class Training:
         )
 
     def _spare_a_whole_run(self) -> None:
-        """A quick run does not take the place of a training of minutes or hours."""
-        try:
-            config = load_checkpoint(self.path, self.script)["config"]
-        except UserError:  # nothing there that could be used
+        """A quick run does not take the place of a training of minutes or hours, or of what it cannot
+        read."""
+        if not self.path.is_file():
             return
-        if not config.get("quick", True):
+        if not load_checkpoint(self.path, self.script)["config"].get("quick", True):
             raise UserError(
                 f"{self.path} is that of a whole training, which --quick would overwrite: choose "
                 "another --output-dir, or move it away."
@@ -338,9 +339,12 @@ class Training:
         check_settings(saved, f"--resume: {self.path}", config, sorted(fixed))
         then, now = saved["dataset"], self.data.describe()
         if then != {**now, "source": then.get("source")}:
+            alike = all(then.get(name) == now[name] for name in ("name", "train"))
             raise UserError(
-                f"--resume: {self.path} was trained on {then.get('train')} images of "
-                f"{then.get('name')}, not on {now['train']} of {now['name']}."
+                f"--resume: {self.path} was trained on "
+                + ("other pictures" if alike else f"{then.get('train')} images")
+                + f" of {then.get('name')}, not on "
+                + ("these." if alike else f"{now['train']} of {now['name']}.")
             )
         self._refuse_more_than_asked(saved)
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imagelab.datasets import pictures_in
+from imagelab.datasets import PICTURE_SUFFIXES, pictures_in
 from imagelab.files import atomic_path
 from imagelab.pictures import open_picture, picture_format, write_picture
 from imagelab.runtime import UserError
@@ -60,6 +60,11 @@ def open_video(source: Path | int) -> Iterator[Video]:
 
 def is_video(path: Path) -> bool:
     return Path(path).suffix.lower() in SUFFIXES
+
+
+def _may_be_video(path: Path) -> bool:
+    """OpenCV reads more kinds than it writes here."""
+    return path.is_file() and path.suffix.lower() not in PICTURE_SUFFIXES
 
 
 def check_video_name(path: Path) -> None:
@@ -122,7 +127,9 @@ def change(source: str | Path, output: Path, by: Callable[[], Change]) -> str:
     """
     source, output = str(source), Path(output)
     path = Path(source)
-    if source.isdecimal() or is_video(path):
+    if path.exists() and output.exists() and path.samefile(output):
+        raise UserError(f"{output} is what is to be looked at: choose another --output.")
+    if source.isdecimal() or is_video(path) or (is_video(output) and _may_be_video(path)):
         if not source.isdecimal() and not path.is_file():
             raise UserError(f"There is no video {source}.")
         check_video_name(output)
@@ -131,10 +138,6 @@ def change(source: str | Path, output: Path, by: Callable[[], Change]) -> str:
         pictures = pictures_in(path)
         if not pictures:
             raise UserError(f"There are no pictures in {path}.")
-        if output.resolve() == path.resolve():
-            raise UserError(
-                f"{output} holds the pictures themselves: choose another folder to write to."
-            )
         alike = len({p.stem for p in pictures}) < len(pictures)
         outputs = [output / f"{p.name if alike else p.stem}.png" for p in pictures]
     else:

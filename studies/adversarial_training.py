@@ -159,7 +159,7 @@ def train(
         if recipe.method == "PGD":  # what it found for each image, in grey levels of 255
             found = run.extra.setdefault("found", torch.zeros_like(data.images, dtype=torch.int8))
         for epoch in run.epochs():
-            if has_collapsed(run.curve("check")):
+            if recipe.method != "ordinary" and has_collapsed(run.curve("check")):
                 run.announce("The PGD check has collapsed: the best epoch before is kept.")
                 break
             for batch in run.batches():
@@ -360,7 +360,7 @@ def run(config: Config) -> Result:
     config = fitted(config, data)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
     used = random_subset(len(data.images), config.train_images, "trained on").to(device)
-    aside = min(SET_ASIDE, len(used) // 10)
+    aside = max(min(SET_ASIDE, len(used) // 10), 1)
     watched, used = used[:aside], used[aside:]
     watched, used = (
         replace(data, images=data.images[i], labels=data.labels[i]) for i in (watched, used)
@@ -402,7 +402,8 @@ def run(config: Config) -> Result:
         ("loss_surface.png",
          "One image's loss around it: a cliff, or a plain. The corners lie outside the ball.",
          draw_surfaces, config, models, data),
-        ("training.png", "Loss on the images trained on, and the check after each epoch.",
+        ("training.png", "Loss on the images trained on, and after each epoch a check on training images "
+         "set aside.",
          draw_checks, runs),
     ):  # fmt: skip
         draw(result.add_file(name, caption), *what)

@@ -371,6 +371,8 @@ def draw_steps(path: Path, model: Detector, images: torch.Tensor, classes: tuple
 
 def looking(config: Predict, device: torch.device) -> Change:
     """What draws into a picture of any size what the chosen network finds in it."""
+    if config.weights is not None and not config.coco:
+        raise UserError("--weights are those of the SSDlite: add --coco.")
     if config.coco:
         model, classes = coco_ssdlite(config.weights, device)
 

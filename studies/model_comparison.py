@@ -75,7 +75,7 @@ class Trained:
     draw: Callable[[int, int], torch.Tensor]
     """(n, seed) to n images (n, C, H, W) uint8."""
     parameters: int
-    """Of the networks that drawing takes."""
+    """Of all that drawing takes."""
     inside: Callable[[], torch.Tensor]
     """STEPS images (STEPS, C, H, W) uint8: a walk through the latents, or the reverse process."""
 
@@ -114,13 +114,14 @@ def train_dcgan(config: Config, data: Dataset, path: Path, result: Result) -> Tr
 
 def train_ddpm(config: Config, data: Dataset, path: Path, result: Result) -> Trained:
     own = mlp_diffusion.Config(**shared(config, path), epochs=EPOCHS)
-    gaussians = fit_gaussians(data.images, own.clusters, config.seed)
-    run = mlp_diffusion.train(own, data, gaussians, path)
+    with Stopwatch() as watch:
+        gaussians = fit_gaussians(data.images, own.clusters, config.seed)
+    run = mlp_diffusion.train(own, data, gaussians, path, spent=watch.seconds)
     model = run.averaged
     return Trained(
         run,
         lambda n, seed: mlp_diffusion.sample(model, gaussians, n, data.shape, seed),
-        parameters(model),
+        parameters(model) + sum(part.numel() for part in gaussians.values()),
         lambda: reverse_process(model, gaussians, data, config.seed),
     )
 
@@ -338,7 +339,8 @@ def run(config: Config) -> Result:
     real = ["held-out real images", floor.frechet, "", "", floor.kid, floor.coverage, floor.entropy]
     result.judge = judge.name
     result.add_table(
-        f"Means over {config.repeats} seeds, {config.budget:g} s of training each (n = {judge.n:,})",
+        f"Means over {config.repeats} seeds, {config.budget:g} s of training each (n = {judge.n:,}); the "
+        "MLP DDPM's Gaussians count in its time and parameters; the U-Net is told the classes evenly",
         COLUMNS, [*rows.values(), [*real, "", "", ""]],
     )  # fmt: skip
     said = claims(rows)

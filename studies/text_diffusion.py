@@ -47,7 +47,8 @@ SUMMARY = (
 LESSONS = (
     "Prompts whose stroke and slant were never seen together are obeyed in all four words in "
     "{never seen together: all four|.0%}, those that were in {seen together in training: all "
-    "four|.0%}; chance would obey 0.4 %.",
+    "four|.0%}; chance would obey 0.4 %. The two are not equally hard: only the latter ask for the "
+    "thirds in the middle as well.",
 )
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ATTRIBUTES = {

@@ -92,7 +92,6 @@ LESSONS = (
     "{read as the class asked for|.1%} of the samples are read as the class that was asked for,"
     " at a distance of {Fréchet distance|.0f} from the data and with {coverage|.0%} of it "
     "covered.",
-    "Guidance makes the class surer and the images more alike; a little is enough.",
 )
 TRACKED = 300  # samples that are scored along the training
 PORTION = 250  # images drawn at a time
@@ -404,9 +403,12 @@ def run(config: Config) -> Result | None:
     if config.sample_only:
         samples, _ = sample(load_model(path, device), config, config.num_samples)
         return draw_only(SCRIPT, TITLE, PICTURES, config, device, samples)
+    if config.labels:
+        raise UserError(
+            "--labels chooses what --sample-only draws; a training is scored on all classes."
+        )
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
-    asked_classes(config, len(data.classes), 1)
     watch = judge_for(config, data, TRACKED) if distributed.writes() else None
     training, model = train(config, data, path, watch)
     distributed.leave()

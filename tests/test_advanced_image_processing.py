@@ -55,6 +55,28 @@ def test_a_failing_demo_does_not_stop_the_others(tmp_path):
     assert (models / "digits_cnn_quick.pth").read_bytes() == b"damaged"
 
 
+def test_a_wrong_data_set_is_refused_before_the_first_demo(tmp_path):
+    (tmp_path / "report.html").write_text("of the last good run")
+    shared = ("--quick", "--output-dir", tmp_path)
+    assert "Unknown --dataset 'mnits'" in complaint(SCRIPTS[0], *shared, "--dataset", "mnits")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_where_no_demo_is_done_the_report_before_stays(tmp_path, monkeypatch):
+    import fgsm
+    from imagelab.runtime import UserError
+
+    def refused(config):
+        raise UserError("No.")
+
+    monkeypatch.setattr(fgsm, "run", refused)
+    config = driver.Config(quick=True, output_dir=tmp_path, dataset="digits", only=("fgsm",))
+    assert driver.run(config).exit_status == 1 and (tmp_path / "report.html").exists()
+    (tmp_path / "report.html").write_text("of the last good run")
+    assert driver.run(config).exit_status == 1
+    assert (tmp_path / "report.html").read_text() == "of the last good run"
+
+
 def test_list_and_choice(tmp_path):
     shown, _ = run_here("advanced_image_processing", "--list", "--output-dir", tmp_path)
     assert all(name in shown for name in driver.EVERYTHING)
@@ -110,25 +132,30 @@ def test_ctrl_c_writes_the_report_of_what_is_there(tmp_path, monkeypatch):
     import fgsm
 
     def stopped(config):
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("stopped after 3 of 9 steps and saved in a.pth; --resume goes on.")
 
     monkeypatch.setattr(fgsm, "run", stopped)
     monkeypatch.setattr(diffusion_demo, "run", lambda config: pytest.fail("must not start"))
     outcome = driver.run(driver.Config(quick=True, output_dir=tmp_path, dataset="digits"))
-    with pytest.raises(KeyboardInterrupt):  # which the command line turns into exit status 130
+    with pytest.raises(KeyboardInterrupt) as stop:  # which the command line makes exit status 130
         outcome.print_summary()
+    command = str(stop.value).split("To go on: ")[1]
+    shown = f"python fgsm.py --output-dir '?{tmp_path}'? --quick --dataset digits --resume"
+    assert sorted(re.findall(r"[^' ]+", command)) == sorted(re.findall(r"[^'? ]+", shown))
     assert "stopped" in (tmp_path / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, ", ".join(f"studies.{n}" for n in driver.STUDIES)])
-def test_importing_a_script_is_light(script):
+def test_importing_a_script_is_light(script, tmp_path):
     """What costs start-up time is imported where it is used; nothing runs and nothing is written."""
     heavy = ["torchvision", "matplotlib", "sklearn", "skimage", "cv2", "torchmetrics", "tyro"]
     code = f"import sys, {script}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
     assert done.stdout.strip() == "[]" and done.stderr == ""
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_study_runs_as_a_file_too(tmp_path):

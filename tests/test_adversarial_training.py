@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import complaint, run_here
+from conftest import complaint, has_headline, run_here
 from PIL import Image
 
 from imagelab.attacks import pgd
@@ -63,6 +63,7 @@ def test_the_table(quick):
     """Three networks, three ε; an attack does more harm with a larger ε, and more than noise."""
     result, epsilon = result_of(quick), study.FITTING["digits"]["epsilon"]
     assert len(result["tables"][0]["rows"]) == 9
+    assert has_headline("adversarial_training", result)
     for training in study.METHODS:
         radii = [epsilon / 3, 2 * epsilon / 3, epsilon]
         assert column(result, "ε", training) == pytest.approx(radii)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import complaint, run_script
+from conftest import run_script
 from torch import nn
 
 import gan_mnist
@@ -167,12 +167,22 @@ def test_the_command(tmp_path):
                        "--output-dir", tmp_path).stdout  # fmt: skip
     assert "PGD on the CNN" in shown and "ratio" in shown
     written = json.loads((tmp_path / "benchmarks" / "results.json").read_text("utf-8"))
-    names = [entry["what"] for entry in written["ratios"]]
-    assert names[0] == "PGD on the CNN" and len(names) == 7
-    assert written["ratios"][0]["ratio"] > 0 and written["ratios"][1]["ratio"] is None
+    (attacked,), drawn = written["attack"]["found"], written["sampling"]["found"]
+    assert attacked["what"] == "PGD on the CNN" and attacked["ratio"] > 0
+    assert len(drawn) == 6 and all(entry["ratio"] is None for entry in drawn)
+    assert written["attack"]["repeats"] == 1 and written["attack"]["quick"]
     refused = run_script("benchmarks.__main__", "--only", "nonsense", status=2)
     assert "--only" in refused.stderr + refused.stdout
 
 
-def test_they_measure_the_cpu():
-    assert "CPU" in complaint("benchmarks.__main__", "--device", "cuda")
+def test_a_part_that_is_measured_again_leaves_the_others(tmp_path):
+    path = tmp_path / "benchmarks" / "results.json"
+    for name, share in (("shares", 1), ("growth", 2), ("shares", 3)):
+        benchmarks.enter(path, name, {"device": "a"}, [{"value": share}])
+    written = json.loads(path.read_text("utf-8"))
+    assert {name: part["found"][0]["value"] for name, part in written.items()} == {
+        "growth": 2, "shares": 3,
+    }  # fmt: skip
+    path.write_text("cut sho")
+    benchmarks.enter(path, "limit", {}, [])
+    assert list(json.loads(path.read_text("utf-8"))) == ["limit"]

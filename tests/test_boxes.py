@@ -91,6 +91,22 @@ def test_held_out_pictures_without_a_box(yolo):
         load_boxed(f"yolo:{yolo}", 0, 0, 64)
 
 
+def test_what_coco_holds_besides_boxes(coco):
+    """Regions of a crowd, boxes without a size and boxes outside of the picture are left out."""
+    images, file = coco
+    content = json.loads(file.read_text())
+    thing = content["annotations"][0]
+    for more in ({"iscrowd": 1}, {"bbox": [5, 5, 0, 9]}, {"bbox": [500, 20, 30, 30]}):
+        content["annotations"].append({**thing, **more})
+    file.write_text(json.dumps(content))
+    assert [len(own) for own in load_boxed(f"coco:{images}:{file}", 0, 0, 64).boxes[:2]] == [0, 1]
+    for box in ([5, 5, -3, 9], [5, float("nan"), 3, 9]):
+        content["annotations"][-1]["bbox"] = box
+        file.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=r"not a COCO file.*bbox"):
+            load_boxed(f"coco:{images}:{file}", 0, 0, 64)
+
+
 def test_files_that_are_not_coco(coco):
     images, file = coco
     for text in ("no json", "[]", '{"images": []}', '{"images": [{"id": 1}]}'):

@@ -37,6 +37,23 @@ def test_every_truncation_is_told(tmp_path):
         assert path.read_bytes() == whole[:length]  # never repaired, never deleted
 
 
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [("torch.load", MemoryError), ("torch.load", torch.OutOfMemoryError),
+     ("pathlib.Path.read_bytes", PermissionError)],
+)  # fmt: skip
+def test_what_is_not_the_files_fault_is_not_called_damage(tmp_path, monkeypatch, function, error):
+    """A whole training must not be moved away because the memory is full or the disk says no."""
+
+    def fails(*_, **__):
+        raise error
+
+    save_checkpoint(tmp_path / "a.pth", contents())
+    monkeypatch.setattr(function, fails)
+    with pytest.raises(error):
+        load_checkpoint(tmp_path / "a.pth", "a")
+
+
 def test_foreign_and_incomplete_files(tmp_path):
     path = tmp_path / "a.pth"
     save_checkpoint(path, contents("b"))

@@ -394,10 +394,17 @@ def test_subfolders_are_classes_and_every_tenth_picture_is_held_out(tmp_path):
     write_pictures(tmp_path, 10)
     data = load_dataset(f"folder:{tmp_path}", Path("nowhere"), image_size=16)
     assert data.classes == ("blue", "red") and data.shape == (3, 16, 16)
-    assert data.labels.tolist() == [0] * 9 + [1] * 9 and data.test_labels.tolist() == [0, 1]
+    assert data.labels.tolist() == [0] * 9 + [1] * 9 and sorted(data.test_labels) == [0, 1]
     colours = torch.tensor([[0, 0, 255], [255, 0, 0]], dtype=torch.uint8)
     assert (data.images == colours[data.labels][:, :, None, None]).all()
     assert (data.test_images == colours[data.test_labels][:, :, None, None]).all()
+
+
+def test_the_first_held_out_pictures_stand_for_all_classes(tmp_path, textures):
+    write_pictures(tmp_path, 200)
+    labels = load_dataset(f"folder:{tmp_path}", Path("nowhere"), image_size=4).test_labels
+    assert 5 < labels[:20].sum() < 15  # not the class that comes first in the alphabet
+    assert len(textures.test_labels[:200].unique()) == len(textures.classes)
 
 
 def test_pictures_of_a_folder_are_32_pixels_wide_unless_told(tmp_path):

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import json
 
-from conftest import complaint, run_here
-
-import advanced_image_processing as driver
+from conftest import complaint, has_headline, run_here
 
 
 def test_curves_come_from_the_checkpoint(unet_run):
@@ -12,8 +10,7 @@ def test_curves_come_from_the_checkpoint(unet_run):
     folder = unet_run / "study_images" / "diffusion_curves"
     assert all((folder / n).is_file() for n in ("steps.png", "guidance_curve.png", "lengths.png"))
     result = json.loads((folder / "results.json").read_text("utf-8"))
-    headline = driver.STUDIES["diffusion_curves"].headline
-    assert any(name.startswith(headline) for name in result["metrics"])
+    assert has_headline("diffusion_curves", result)
     tables = result["tables"]
     assert [row[0] for row in tables[0]["rows"]] == [0, 1, 3]
     assert {row[0] for row in tables[1]["rows"]} == {"ddpm", "ddim", "dpm-solver"}

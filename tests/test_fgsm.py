@@ -97,6 +97,7 @@ def test_wrong_input(tmp_path):
     assert "--noise-sigma" in complaint("fgsm", *shared, "--noise-sigma", "nan")
     assert "Unknown --dataset" in complaint("fgsm", *shared, "--dataset", "mnits")
     assert "cannot be used" in complaint("fgsm", *shared, "--device", "gpu")
+    assert "--victim resnet18" in complaint("fgsm", *shared, "--weights", tmp_path / "text.png")
     run_here("fgsm", "--epsilon", 1, status=2)
 
 

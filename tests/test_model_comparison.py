@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import complaint, run_here
+from conftest import complaint, has_headline, run_here
 
 from imagelab.metrics import Scores
 from studies import model_comparison as study
@@ -72,6 +72,7 @@ def test_a_quick_comparison(tmp_path):
              "--dataset", "digits", "--output-dir", tmp_path)  # fmt: skip
     folder = tmp_path / "study_images" / "model_comparison"
     result = json.loads((folder / "results.json").read_text("utf-8"))
+    assert has_headline("model_comparison", result)
     table, said = result["tables"]
     assert [row[0] for row in table["rows"]] == [*study.NAMES.values(), "held-out real images"]
     real = table["rows"][-1][1]

@@ -22,13 +22,13 @@ class Config(TrainingSettings):
     lr: float = 1e-2
 
 
-def fit(config: Config, data, path: Path, stop_at: int | None = None, number=signal.SIGINT):
+def fit(config: Config, data, path: Path, stop_at: int | None = None, number=signal.SIGINT, **more):
     """Train a small network on noisy inputs; ask for an end during step `stop_at`."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 2))
     adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     networks, optimizers = {"net": model}, {"adam": adam}
-    with Training(path, "test", config, data, networks, optimizers, ema="net") as run:
+    with Training(path, "test", config, data, networks, optimizers, ema="net", **more) as run:
         for _ in run.epochs():
             for batch in run.batches():
                 x = data.images[batch].float() / 255
@@ -125,6 +125,9 @@ def test_a_quick_run_spares_a_whole_one(stripes, tmp_path):
     with pytest.raises(UserError, match="--quick would overwrite"):
         fit(Config(epochs=1, quick=True), stripes, path)
     assert path.read_bytes() == before
+    path.write_bytes(before[:-100])
+    with pytest.raises(UserError, match="damaged or cut short"):  # who knows what it was
+        fit(Config(epochs=1, quick=True), stripes, path)
 
 
 def test_one_cycle_climbs_for_a_quarter_and_then_falls():
@@ -149,6 +152,20 @@ def test_the_time_limit_ends_a_run_and_more_time_goes_on(stripes, tmp_path, monk
     assert over.steps_done == short.steps_done  # the time before counts
     longer = fit(Config(epochs=1000, time_limit=200.0, resume=True), stripes, path)
     assert longer.steps_done > 2 * short.steps_done
+
+    late = fit(Config(epochs=1000, time_limit=40.0), stripes, tmp_path / "b.pth", spent=20.0)
+    assert late.steps_done == pytest.approx(short.steps_done / 2, abs=1)  # preparation counts
+
+
+def test_other_pictures_under_the_same_name_are_not_gone_on_with(stripes, tmp_path):
+    """Of one's own folder the name and the counts may stay when a picture changes its class."""
+    own = replace(stripes, name="folder:mine")
+    fit(Config(epochs=1), own, tmp_path / "a.pth")
+    fit(Config(epochs=2, resume=True), own, tmp_path / "a.pth")
+    labels = own.labels.clone()
+    labels[0] = 1 - labels[0]
+    with pytest.raises(UserError, match="other pictures of folder:mine"):
+        fit(Config(epochs=3, resume=True), replace(own, labels=labels), tmp_path / "a.pth")
 
 
 def test_of_several_trainings_those_go_on_that_have_begun(tmp_path):

@@ -67,6 +67,11 @@ def test_pictures_folders_and_films(tmp_path):
         Image.new("L", (20, 30), 200).save(tmp_path / f"{k}.jpg")
     assert "1 pictures" in change(tmp_path / "0.jpg", tmp_path / "0.png", lambda: darker)
     assert np.asarray(Image.open(tmp_path / "0.png")).max() == 100
+    write_video(tmp_path / "film.avi", frames(3))
+    (tmp_path / "film.avi").rename(tmp_path / "film.mpg")  # a kind that is read, though not written
+    assert change(tmp_path / "film.mpg", tmp_path / "mpg.mp4", lambda: darker).startswith(
+        "3 frames"
+    )
     (tmp_path / "0.png").unlink()
     assert "2 pictures" in change(tmp_path, tmp_path / "out", lambda: darker)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0.png", "1.png"]
@@ -75,8 +80,10 @@ def test_pictures_folders_and_films(tmp_path):
 def test_pictures_are_not_overwritten_by_what_is_found_in_them(tmp_path):
     for suffix in ("jpg", "png"):
         Image.new("L", (20, 30), 200).save(tmp_path / f"a.{suffix}")
-    with pytest.raises(UserError, match="holds the pictures themselves"):
-        change(tmp_path, tmp_path / "." / "", never)
+    write_video(tmp_path / "film.mp4", frames(2))
+    for name in ("", "a.jpg", "film.mp4"):  # a folder of pictures, a picture, a video
+        with pytest.raises(UserError, match="choose another --output"):
+            change(tmp_path / name, tmp_path / "." / name, never)
     change(tmp_path, tmp_path / "out", lambda: darker)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.jpg.png", "a.png.png"]
 
