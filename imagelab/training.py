@@ -175,7 +175,9 @@ class Training:
 
     @property
     def time_is_up(self) -> bool:
-        return self.time_limit is not None and self.seconds >= self.time_limit
+        """Whether --time-limit is reached; the first step is always done."""
+        limit = self.time_limit
+        return limit is not None and self.steps_done > 0 and self.seconds >= limit
 
     def epochs(self) -> Iterator[int]:
         """The epochs still to do, counted from 1. The state is saved after each."""

@@ -155,6 +155,8 @@ def test_the_time_limit_ends_a_run_and_more_time_goes_on(stripes, tmp_path, monk
 
     late = fit(Config(epochs=1000, time_limit=40.0), stripes, tmp_path / "b.pth", spent=20.0)
     assert late.steps_done == pytest.approx(short.steps_done / 2, abs=1)  # preparation counts
+    least = fit(Config(epochs=9, time_limit=40.0), stripes, tmp_path / "c.pth", spent=50.0)
+    assert least.steps_done == 1 and (tmp_path / "c.pth").is_file()
 
 
 def test_other_pictures_under_the_same_name_are_not_gone_on_with(stripes, tmp_path):
