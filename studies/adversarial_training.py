@@ -331,11 +331,11 @@ def draw_surfaces(path: Path, config: Config, models: dict[str, nn.Module], data
         )
         points = (x + plane.flatten(0, 1)).clamp(0, 1)
         loss = -predict(model, points)[:, y[0]].clamp(min=1e-12).log()
-        height = loss.reshape(31, 31).cpu()
-        drawn = axis.pcolormesh(steps.cpu(), steps.cpu(), height, cmap="cividis", shading="gouraud")
+        height, sides = loss.reshape(31, 31).cpu().numpy(), steps.cpu().numpy()
+        drawn = axis.pcolormesh(sides, sides, height, cmap="cividis", shading="gouraud")
         figure.colorbar(drawn, ax=axis, label="loss" if axis is axes[0, -1] else None)
-        levels = torch.linspace(0, max(height.max().item(), 1e-6), 7)[1:-1]
-        axis.contour(steps.cpu(), steps.cpu(), height, levels, colors="white", linewidths=0.6)
+        levels = np.linspace(0, max(height.max(), 1e-6), 7)[1:-1]
+        axis.contour(sides, sides, height, levels, colors="white", linewidths=0.6)
         axis.set(title=f"training: {name}", xlabel="along the gradient's sign")
     axes[0, 0].set_ylabel("along random signs")
     figures.save_figure(figure, path)

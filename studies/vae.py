@@ -272,7 +272,7 @@ def draw_elbo(path: Path, runs: dict[int, Training], rows: dict[int, dict[str, f
         bars = axes[0, 1].bar(names, values, 0.6, bottom, label=part, color=figures.PALETTE[3 + k])
         axes[0, 1].bar_label(bars, [f"{value:.1f}" for value in values], label_type="center")
         bottom += values
-    axes[0, 1].set(ylabel="nats per held-out image", ylim=(0, 1.25 * bottom.max()))
+    axes[0, 1].set(ylabel="nats per held-out image", ylim=(0, 1.25 * float(bottom.max())))
     axes[0, 1].legend(loc="upper right", ncols=2)
     figures.save_figure(figure, path)
 
