@@ -48,7 +48,6 @@ Kind = Literal["signals", "killed-saves", "full-disk", "read-only", "two-runs", 
 MainJob = Literal["advanced_image_processing"]
 # The main job goes on after a demo that failed, so it is only ended from outside.
 OF_THE_MAIN_JOB: tuple[Kind, ...] = ("signals", "killed-saves")
-MOMENT = 2.0  # seconds within which a run that is over has left memory
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")  # nobody answers
 
 
@@ -87,7 +86,7 @@ class Case:
 
 def signals(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
     """At random moments from the start of the process to its end: it ends, and nothing half written
-    is left. Status 0 is that of a run that was over when the signal came, or a moment after."""
+    is left. Status 0 is that of a run that had done its work when the signal came."""
     rng = random.Random(config.seed)
     ways = (
         (signal.SIGINT, (130, -2)),
@@ -98,22 +97,24 @@ def signals(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
         for k in range(config.moments):  # one in each of as many parts of the run: every phase
             at = scene.seconds * (k + rng.random()) / config.moments
             folder = scene.copy(work / "case")
-            process = start(scene.script, folder)
+            began, process = time.time(), start(scene.script, folder)
             time.sleep(at)
             late = ", when it had ended" * (process.poll() is not None)
+            done = (0,) if late or has_results(scene, folder, began) else ()
             process.send_signal(number)
             case = Case(scene.script, f"{number.name} after {at:.1f} s{late}")
-            over = (0,) if late or over_in(process, MOMENT) else ()
-            case.problems = harm(process, statuses + over, scene, folder)
+            case.problems = harm(process, statuses + done, scene, folder)
             yield case
 
 
-def over_in(process: subprocess.Popen, seconds: float) -> bool:
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
+def has_results(scene: Scene, folder: Path, began: float) -> bool:
+    """Whether the run that `began` then has written its results.json, the last thing it does.
+
+    Python takes a second or two more to leave memory, and knows no Ctrl-C by then.
+    """
+    own = driver.EVERYTHING[scene.script].folder if scene.script in driver.EVERYTHING else ""
+    record = folder / own / "results.json"
+    return record.is_file() and record.stat().st_mtime > began
 
 
 # Python imports a module of this name before all others.
