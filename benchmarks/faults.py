@@ -339,6 +339,8 @@ class Outcome:
 
 def run(config: Config) -> Outcome:
     """Try the chosen kinds of faults on the chosen scripts; `benchmarks/faults.json` lists the cases."""
+    # A shell's background job is deaf to Ctrl-C, and so would be the scripts that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     cases: list[Case] = []
     for script in config.only or (*driver.EVERYTHING, *get_args(MainJob)):
         kinds = config.kinds or KINDS
