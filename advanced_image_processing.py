@@ -90,6 +90,11 @@ STUDIES: dict[str, Demo] = {
 EVERYTHING = DEMOS | STUDIES
 
 
+def call_of(name: str) -> list[str]:
+    """What follows `python` where a script is run from the root: its file, or a study's module."""
+    return ["-m", f"studies.{name}"] if name in STUDIES else [f"{name}.py"]
+
+
 def module_of(name: str) -> ModuleType:
     """The script of a demo or a study, imported."""
     return importlib.import_module(f"studies.{name}" if name in STUDIES else name)
@@ -149,7 +154,7 @@ def with_command(stop: KeyboardInterrupt, name: str, config: Config) -> Keyboard
     """The demo's interruption, with the command by which its own script goes on."""
     if "--resume" in str(stop):
         own = demo_config(module_of(name), config, EVERYTHING[name])
-        words = ["python", *(["-m", f"studies.{name}"] if name in STUDIES else [f"{name}.py"])]
+        words = ["python", *call_of(name)]
         for part in fields(own):
             value = getattr(own, part.name)
             if value is True:

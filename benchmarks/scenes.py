@@ -51,10 +51,17 @@ class Harm(str):
 
 
 def command(script: str, folder: Path, *more: str) -> list[str]:
-    how = ["-m", f"studies.{script}"] if script in driver.STUDIES else [f"{script}.py"]
     data = OF_ITS_OWN.get(script, "digits")
     chosen = ["--dataset", data] if data else []
-    return [sys.executable, *how, "--quick", *chosen, "--output-dir", str(folder), *more]
+    return [
+        sys.executable,
+        *driver.call_of(script),
+        "--quick",
+        *chosen,
+        "--output-dir",
+        str(folder),
+        *more,
+    ]
 
 
 def start(
