@@ -81,9 +81,13 @@ class Stopwatch:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products are faster than float32 ones: GPUs, processors with AMX."""
+    """Whether bfloat16 products are faster than float32 ones: GPUs, processors with AMX or AVX512_BF16.
+
+    Other processors compute them too, more slowly than float32 ones.
+    """
     if device.type == "cpu":
-        return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+        asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
