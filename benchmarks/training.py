@@ -6,26 +6,25 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gan_mnist
 import mlp_diffusion
 from benchmarks import ordinary
 from imagelab.classifier import ClassifierConfig, new_classifier, train_classifier
-from imagelab.datasets import Dataset, load_dataset, signed, unit
+from imagelab.datasets import Dataset, load_dataset
 from imagelab.mixture import fit_gaussians
 from imagelab.results import start_result
-from imagelab.runtime import has_fast_bfloat16
 from studies import dcgan, unet_diffusion
 
 CPU = torch.device("cpu")
 IMAGES = {"gan": 9_600, "ddpm": 15_360, "classifier": 5_120, "dcgan": 512, "unet": 512}
+aten = torch.ops.aten
+PRODUCTS = {aten.mm, aten.addmm, aten.bmm, aten.convolution, aten.convolution_backward}
 
 
 def part(data: Dataset, n: int) -> Dataset:
@@ -47,14 +46,17 @@ def quietly(train: Callable) -> Callable[[], object]:
     return run
 
 
-def trainings(data: Dataset) -> dict[str, tuple[int, int, Callable, Callable]]:
-    """Of each network: batch size, images, ours (given a folder), the ordinary way."""
+def trainings(
+    data: Dataset, images: dict[str, int] | None = None
+) -> dict[str, tuple[int, int, Callable, Callable]]:
+    """Of each network: batch size, images (those of IMAGES), ours (given a folder), the ordinary way."""
+    images = images or IMAGES
     gan = gan_mnist.Config(epochs=1, batch_size=64, log_every=10**9, grid_every=10**9)
     conv = dcgan.Config(epochs=1, batch_size=64, log_every=10**9, grid_every=10**9)
     ddpm = mlp_diffusion.Config(epochs=1, batch_size=512)
     cnn = ClassifierConfig(epochs=1, batch_size=256)
     unet = unet_diffusion.Config(epochs=1)
-    parts = {name: part(data, n) for name, n in IMAGES.items()}
+    parts = {name: part(data, n) for name, n in images.items()}
 
     def play(how, config, own: Dataset, folder: Path) -> object:
         config = replace(config, output_dir=folder)
@@ -64,18 +66,18 @@ def trainings(data: Dataset) -> dict[str, tuple[int, int, Callable, Callable]]:
 
     gaussians = fit_gaussians(parts["ddpm"].images, 1, 0)
     return {
-        "MLP GAN": (64, IMAGES["gan"], lambda at: play(gan_mnist, gan, parts["gan"], at),
+        "MLP GAN": (64, images["gan"], lambda at: play(gan_mnist, gan, parts["gan"], at),
                     lambda: ordinary.mlp_gan(parts["gan"], gan)),
-        "MLP DDPM": (512, IMAGES["ddpm"],
+        "MLP DDPM": (512, images["ddpm"],
                      lambda at: mlp_diffusion.train(ddpm, parts["ddpm"], gaussians, at / "model.pth"),
                      lambda: ordinary.mlp_ddpm(parts["ddpm"], ddpm)),
-        "CNN classifier": (256, IMAGES["classifier"],
+        "CNN classifier": (256, images["classifier"],
                            lambda at: train_classifier(new_classifier(parts["classifier"], 0),
                                                        parts["classifier"], cnn, at / "model.pth"),
                            lambda: ordinary.classifier(parts["classifier"], 256, cnn.lr)),
-        "DCGAN": (64, IMAGES["dcgan"], lambda at: play(dcgan, conv, parts["dcgan"], at),
+        "DCGAN": (64, images["dcgan"], lambda at: play(dcgan, conv, parts["dcgan"], at),
                   lambda: ordinary.conv_gan(parts["dcgan"], conv)),
-        "U-Net DDPM": (64, IMAGES["unet"],
+        "U-Net DDPM": (64, images["unet"],
                        lambda at: unet_diffusion.train(unet, parts["unet"], at / "model.pth"),
                        lambda: ordinary.unet_ddpm(parts["unet"], unet)),
     }  # fmt: skip
@@ -91,59 +93,41 @@ def training(device: torch.device, quick: bool) -> Iterator[tuple]:
 def limit(device: torch.device, quick: bool) -> Iterator[tuple]:
     """Images per second in training: ours against the products and convolutions of its steps alone."""
     data = load_dataset("digits", Path("data"))
-    chosen = trainings(data)
-    ddpm = mlp_diffusion.build(vars(mlp_diffusion.Config()), data.shape)
-    x = signed(data.images[:512]).flatten(1)
-    t = torch.zeros(512, dtype=torch.long)
-    cnn = new_classifier(data, 0)
-    images = unit(data.images[:256]).contiguous(memory_format=torch.channels_last)
-    for name, network, inputs in (("MLP DDPM", ddpm, (x, t)), ("CNN classifier", cnn, (images,))):
-        size, n, ours, _ = chosen[name]
-        step = products(network, *inputs)
+    for name, (size, n, ours, _) in trainings(data).items():
+        calls = products_of_a_step(name, data)
 
-        def alone(step=step, count=n // size) -> None:
+        def alone(calls=calls, count=n // size) -> None:
             for _ in range(count):
-                step()
+                for function, args, kwargs in calls:
+                    function(*args, **kwargs)
 
         yield f"{name}, share of the limit", "images trained", n, quietly(ours), alone
 
 
-def products(network: nn.Module, *inputs: torch.Tensor) -> Callable[[], None]:
-    """All matrix products and convolutions of one training step, and nothing else.
+class Products(TorchDispatchMode):
+    """Notes the matrix products and convolutions that are computed inside the block, as they are:
+    forward, for the weights, and for the inputs where a gradient is asked for, in bfloat16 where the
+    training takes it."""
 
-    For each dense or convolution layer: its output, the gradient of its weights, and that of its input
-    unless that is the image. In bfloat16 where the training takes it.
-    """
-    dtype = torch.bfloat16 if has_fast_bfloat16(CPU) else torch.float32
-    calls: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
-    hooks = [
-        layer.register_forward_hook(
-            lambda layer, x, y: calls.append(
-                (layer, x[0].to(dtype), torch.ones_like(y, dtype=dtype))
-            )
-        )
-        for layer in network.modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d)
-    ]
-    with torch.no_grad():
-        network(*inputs)
-    for hook in hooks:
-        hook.remove()
-    calls = [(deepcopy(layer).to(dtype), x, g) for layer, x, g in calls]
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Callable, tuple, dict]] = []
 
-    @torch.no_grad()
-    def step() -> None:
-        for k, (layer, x, g) in enumerate(calls):
-            if isinstance(layer, nn.Linear):
-                F.linear(x, layer.weight, layer.bias)
-                g.T @ x
-                if k:
-                    g @ layer.weight
-            else:
-                layer(x)
-                torch.ops.aten.convolution_backward(
-                    g, x, layer.weight, [layer.out_channels], layer.stride, layer.padding,
-                    layer.dilation, False, [0, 0], layer.groups, [k > 0, True, True],
-                )  # fmt: skip
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function.overloadpacket in PRODUCTS:
+            self.calls.append((function, args, kwargs))
+        return function(*args, **kwargs)
 
-    return step
+
+def products_of_a_step(name: str, data: Dataset) -> list[tuple[Callable, tuple, dict]]:
+    """The products of one training step of the network `name`: what a second batch adds to the first,
+    which also has what is drawn at the end."""
+    size, calls = trainings(data)[name][0], []
+    for batches in (1, 2):
+        train = quietly(trainings(data, dict.fromkeys(IMAGES, batches * size))[name][2])
+        with Products() as noted:
+            train()
+        calls.append(noted.calls)
+    one, two = calls
+    return two[: len(two) - len(one)]

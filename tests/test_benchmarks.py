@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import run_script
-from torch import nn
 
 import gan_mnist
 import mlp_diffusion
@@ -117,26 +116,27 @@ def test_the_ordinary_networks_are_ours(float32):
         assert torch.allclose(theirs((x - 0.13) / 0.31), ours(x), atol=1e-4)
 
 
-def test_the_limit_is_the_work_of_a_training_step():
-    """Its products, counted: forward, for the weights, and for the input unless that is the image."""
+def test_the_limit_is_the_work_of_a_training_step(float32):
+    """Its products, counted by hand: forward, for the weights, and for the inputs where they have a
+    gradient, which an image has only when the generator learns from it."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 10))
-    x = torch.randn(8, 30)
-    step = training.products(model, x)
-    with FlopCounterMode(display=False) as alone:
-        step()
-    with FlopCounterMode(display=False) as whole:
-        model(x).sum().backward()
-    assert alone.get_total_flops() == whole.get_total_flops() > 0
-    cnn = new_classifier(small(16), 0)
-    images = unit(small(16).images)
-    step = training.products(cnn, images)
-    with FlopCounterMode(display=False) as alone:
-        step()
-    with FlopCounterMode(display=False) as whole:
-        cnn(images).sum().backward()
-    assert alone.get_total_flops() == whole.get_total_flops() > 0
+    def flops(name: str) -> int:
+        calls = training.products_of_a_step(name, small(1024))
+        with FlopCounterMode(display=False) as alone:
+            for function, args, kwargs in calls:
+                function(*args, **kwargs)
+        return alone.get_total_flops()
+
+    G = 100 * 128, 128 * 256, 256 * 784
+    D = 784 * 256, 256 * 128, 128 * 1
+    learn_d = 2 * (3 * sum(D) - D[0])  # of 64 real and 64 generated images
+    learn_g = 3 * sum(G) - G[0] + 2 * sum(D)
+    assert flops("MLP GAN") == 2 * 64 * (learn_d + learn_g)
+    layers = (784 + 64) * 512, 512 * 256, 256 * 784
+    assert flops("MLP DDPM") == 2 * 512 * (3 * sum(layers) - layers[0])
+    layers = 28**2 * 9 * 32, 14**2 * 32 * 9 * 64, 64 * 7**2 * 128, 128 * 10
+    assert flops("CNN classifier") == 2 * 256 * (3 * sum(layers) - layers[0])
 
 
 def test_shares_of_the_time_add_up(monkeypatch):

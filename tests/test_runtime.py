@@ -56,9 +56,16 @@ def test_a_device_that_is_not_there(name):
 
 
 def test_the_hardware_in_words():
-    assert isinstance(has_fast_bfloat16(CPU), bool)
     assert not has_fast_bfloat16(torch.device("mps"))
     assert machine(CPU).startswith(f"cpu, {torch.get_num_threads()} threads")
+
+
+@pytest.mark.parametrize(("amx", "bf16"), [(False, False), (True, True), (False, True)])
+def test_a_processor_is_asked_for_bfloat16(monkeypatch, amx, bf16):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    assert has_fast_bfloat16(CPU) == bf16
+    assert machine(CPU).endswith(", bfloat16") == bf16
 
 
 @pytest.mark.parametrize("name", ["MLP DDPM", "U-Net", "DCGAN's G", "DCGAN's D"])
