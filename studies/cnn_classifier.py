@@ -91,10 +91,8 @@ class FastCNN(DigitCNN):
     def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__(shape, classes)
         channels, *sides = shape
-        self.conv1 = nn.Conv2d(
-            channels, 24, 5
-        )  #                   (B, 24, 24, 24), pooled to 12×12
-        self.conv2 = nn.Conv2d(24, 32, 3)  #                         (B, 32, 10, 10), pooled to 5×5
+        self.conv1 = nn.Conv2d(channels, 24, 5)  #    (B, 24, 24, 24), pooled to 12×12
+        self.conv2 = nn.Conv2d(24, 32, 3)  #          (B, 32, 10, 10), pooled to 5×5
         height, width = (((side - 4) // 2 - 2) // 2 for side in sides)
         self.dense1 = nn.Linear(32 * height * width, self.num_features)
         self.dense2 = nn.Linear(self.num_features, classes)

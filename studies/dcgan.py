@@ -117,9 +117,7 @@ class Discriminator(nn.Module):
         for k, (before, after) in enumerate(zip([channels, *widths], widths, strict=False)):
             layers.append(nn.Conv2d(before, after, 4, stride=2, padding=1, bias=k == 0))
             layers += [nn.BatchNorm2d(after)] if k else []  # none on the image itself
-            layers.append(
-                nn.LeakyReLU(0.2)
-            )  #                       (B, 64, 14, 14), (B, 128, 7, 7)
+            layers.append(nn.LeakyReLU(0.2))  #      (B, 64, 14, 14), (B, 128, 7, 7)
         last = widths[-1] * (height >> len(widths)) * (width >> len(widths))
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(last, 1))
 

@@ -29,7 +29,7 @@ import torch
 import gan_mnist
 import mlp_diffusion
 from imagelab import figures
-from imagelab.datasets import Dataset, load_for, to_uint8
+from imagelab.datasets import Dataset, load_for, random_subset, to_uint8
 from imagelab.diffusion import image_noise, way_back
 from imagelab.metrics import Judge, Scores
 from imagelab.mixture import fit_gaussians
@@ -213,9 +213,10 @@ def measure(name: str, config: Config, data: Dataset, judge: Judge, result: Resu
                 trained.draw(1000, config.seed)
             each.append(watch.seconds / 1000)
     run = trained.run
+    shown = random_subset(len(samples), STEPS, "shown")  # the first of the U-Net's are of one class
     return Measured(
         name, config.seed, judge.scores(samples), run.steps_done / run.steps_per_epoch,
-        1000 * statistics.median(each), trained.parameters, samples[:STEPS], trained.inside(),
+        1000 * statistics.median(each), trained.parameters, samples[shown], trained.inside(),
     )  # fmt: skip
 
 
