@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from imagelab import figures
-from imagelab.checkpoints import load_checkpoint, load_weights
+from imagelab.checkpoints import as_described, load_checkpoint, load_weights
 from imagelab.datasets import Dataset, load_for, signed, to_uint8
 from imagelab.metrics import Judge
 from imagelab.pictures import read_png, write_gif
@@ -285,7 +285,8 @@ def load_generator(config: Config, device: torch.device) -> Generator:
     """The generator of the checkpoint under --output-dir."""
     path = checkpoint_path(config)
     saved = load_checkpoint(path, SCRIPT, device)
-    G = Generator(saved["config"]["latent_size"], tuple(saved["dataset"]["shape"])).to(device)
+    with as_described(path):
+        G = Generator(saved["config"]["latent_size"], tuple(saved["dataset"]["shape"])).to(device)
     load_weights(G, saved["ema"] or saved["model"].get("generator"), path)
     return G.eval()
 

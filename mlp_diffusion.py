@@ -42,7 +42,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from imagelab import figures
-from imagelab.checkpoints import load_checkpoint, load_weights
+from imagelab.checkpoints import as_described, load_checkpoint, load_weights
 from imagelab.datasets import Dataset, load_for, signed, to_uint8
 from imagelab.diffusion import Schedule, last, linear_schedule
 from imagelab.metrics import Judge
@@ -331,10 +331,12 @@ def sample_from_checkpoint(config: Config, device: torch.device) -> torch.Tensor
     """Samples of the checkpoint under --output-dir, whatever settings it was trained with."""
     path = checkpoint_path(config)
     saved = load_checkpoint(path, SCRIPT, device)
-    shape = tuple(saved["dataset"]["shape"])
-    model = build(saved["config"], shape).to(device)
+    with as_described(path):
+        shape = tuple(saved["dataset"]["shape"])
+        model = build(saved["config"], shape).to(device)
+        gaussians = {part: saved["extra"][part] for part in ("mean", "factor", "share")}
     load_weights(model, saved["ema"], path)
-    return sample(model, saved["extra"], config.num_samples, shape, config.seed)
+    return sample(model, gaussians, config.num_samples, shape, config.seed)
 
 
 # --- measuring ------------------------------------------------------------------------------------

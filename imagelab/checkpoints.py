@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,18 @@ def load_checkpoint(path: Path, script: str, device: torch.device | str = "cpu")
     if wrong:
         raise UserError(f"{path} lacks {', '.join(wrong)}, which a checkpoint must hold.")
     return contents
+
+
+@contextlib.contextmanager
+def as_described(path: Path) -> Iterator[None]:
+    """Around what is built from what the checkpoint `path` says of itself.
+
+    Raises UserError where it does not say enough, or nothing that anything could be built from.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path} does not say how its network was built.") from error
 
 
 def check_trained_for(saved: dict[str, Any], path: Path, data, config, *names: str) -> None:

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 import gan_mnist
-from imagelab.checkpoints import load_checkpoint, load_weights
+from imagelab.checkpoints import as_described, load_checkpoint, load_weights
 from imagelab.datasets import load_for
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, autocast, prepare
@@ -159,7 +159,8 @@ def load_generator(config: Config, device: torch.device) -> Generator:
     """The generator of the checkpoint under --output-dir."""
     path = checkpoint_path(config)
     saved = load_checkpoint(path, SCRIPT, device)
-    G = Generator(saved["config"]["latent_size"], tuple(saved["dataset"]["shape"]))
+    with as_described(path):
+        G = Generator(saved["config"]["latent_size"], tuple(saved["dataset"]["shape"]))
     load_weights(G, saved["ema"] or saved["model"].get("generator"), path)
     return G.to(device, memory_format=torch.channels_last).eval()
 

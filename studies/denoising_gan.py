@@ -30,7 +30,12 @@ from torch import nn
 
 from gan_mnist import discriminator_loss, generator_loss
 from imagelab import figures
-from imagelab.checkpoints import check_trained_for, load_checkpoint, load_weights
+from imagelab.checkpoints import (
+    as_described,
+    check_trained_for,
+    load_checkpoint,
+    load_weights,
+)
 from imagelab.classifier import accuracy
 from imagelab.datasets import Dataset, load_for, random_subset, signed, to_uint8, unit
 from imagelab.metrics import Judge, mean_psnr, mean_ssim
@@ -316,7 +321,8 @@ def load_network(config: Config, name: str, data: Dataset) -> UNet:
     path = checkpoint_path(config, name)
     saved = load_checkpoint(path, SCRIPT, data.images.device)
     check_trained_for(saved, path, data, config, "sigma", *WEIGHTS)
-    G = UNet(data.shape[0], saved["config"]["width"])
+    with as_described(path):
+        G = UNet(data.shape[0], saved["config"]["width"])
     load_weights(G, saved["model"].get("generator"), path)
     return G.to(data.images.device, memory_format=torch.channels_last)
 

@@ -32,7 +32,7 @@ from torch import nn
 
 from imagelab import digit_scenes, figures
 from imagelab.boxes import BoxedPictures, Boxes, draw_boxes, fit, load_boxed
-from imagelab.checkpoints import load_checkpoint, load_weights
+from imagelab.checkpoints import as_described, load_checkpoint, load_weights
 from imagelab.datasets import load_dataset, unit
 from imagelab.photographs import HELD_OUT
 from imagelab.pictures import write_gif
@@ -383,11 +383,9 @@ def looking(config: Predict, device: torch.device) -> Change:
 
         return look
     saved = load_checkpoint(config.model, SCRIPT, device)
-    try:
+    with as_described(config.model):
         classes, size = tuple(saved["extra"]["classes"]), saved["dataset"]["shape"][1]
         detector = Detector(len(classes), saved["config"]["width"])
-    except (KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{config.model} does not say how its network was built.") from error
     load_weights(detector, saved["model"].get("detector"), config.model)
     return by_detector(detector.to(device, memory_format=torch.channels_last).eval(), classes, size,
                        config.least)  # fmt: skip

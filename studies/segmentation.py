@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from imagelab import figures
-from imagelab.checkpoints import load_checkpoint, load_weights
+from imagelab.checkpoints import as_described, load_checkpoint, load_weights
 from imagelab.datasets import unit
 from imagelab.masks import IGNORE, TEST_SCENES, MaskedPictures, load_masked
 from imagelab.results import Result, start_result
@@ -389,13 +389,11 @@ def run_predict(config: Predict) -> None:
         raise UserError("Give either --image or --video.")
     device = prepare(0, config.device)
     saved = load_checkpoint(config.model, SCRIPT, device)
-    try:
+    with as_described(config.model):
         classes = tuple(saved["extra"]["classes"])
         settings = saved["config"]
         model = UNet(len(classes), tuple(settings["widths"]), settings["fold"])
         height = saved["dataset"]["shape"][1]
-    except (KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{config.model} does not say how its network was built.") from error
     load_weights(model, saved["model"].get("unet"), config.model)
     model = model.to(device, memory_format=torch.channels_last).eval()
     palette, covered = colours(classes), np.zeros(len(classes))

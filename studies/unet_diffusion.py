@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from imagelab import distributed, figures
-from imagelab.checkpoints import load_checkpoint, load_weights
+from imagelab.checkpoints import as_described, load_checkpoint, load_weights
 from imagelab.classifier import predict
 from imagelab.datasets import Dataset, load_for, mirrored, signed, to_uint8
 from imagelab.diffusion import (
@@ -231,11 +231,13 @@ def build(config: dict, shape: tuple[int, int, int], **told: int) -> Model:
 def load_model(path: Path, device: torch.device, script: str = SCRIPT, **told: int) -> Model:
     """The averaged network of a checkpoint, whatever settings it was trained with."""
     saved = load_checkpoint(path, script, device)
-    model = build(saved["config"], saved["dataset"]["shape"],
-                  **(told or {"classes": saved["dataset"]["classes"]}))  # fmt: skip
+    with as_described(path):
+        told = told or {"classes": saved["dataset"]["classes"]}
+        model = build(saved["config"], saved["dataset"]["shape"], **told)
+        model = replace(model, trained_on=saved["dataset"]["name"], settings=saved["config"])
     load_weights(model.network, saved["ema"], path)
     model.network.to(device, memory_format=torch.channels_last).eval()
-    return replace(model, trained_on=saved["dataset"]["name"], settings=saved["config"])
+    return model
 
 
 def load_with_data(config, device: torch.device) -> tuple[Model, Dataset]:

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from imagelab import figures
-from imagelab.checkpoints import load_checkpoint, load_weights
+from imagelab.checkpoints import as_described, load_checkpoint, load_weights
 from imagelab.datasets import Dataset, load_for, to_uint8, unit
 from imagelab.metrics import mean_ssim
 from imagelab.pictures import write_png
@@ -171,8 +171,9 @@ def load_model(config: Config, device: torch.device) -> VAE:
     """The model of the largest latent size, from its checkpoint under --output-dir."""
     path = checkpoint_path(config, max(config.latent_sizes))
     saved = load_checkpoint(path, SCRIPT, device)
-    shape, hidden = tuple(saved["dataset"]["shape"]), saved["config"]["hidden"]
-    model = VAE(shape, max(config.latent_sizes), hidden).to(device)
+    with as_described(path):
+        shape, hidden = tuple(saved["dataset"]["shape"]), saved["config"]["hidden"]
+        model = VAE(shape, max(config.latent_sizes), hidden).to(device)
     load_weights(model, saved["model"].get("vae"), path)
     return model.eval()
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import importlib
 import pickle
 
 import pytest
 import torch
+from conftest import complaint
 from torch import nn
 
 from imagelab.checkpoints import FIELDS, load_checkpoint, load_weights, save_checkpoint
@@ -68,6 +70,21 @@ def test_foreign_and_incomplete_files(tmp_path):
     torch.save({"format": 1, "script": "a"}, path)
     with pytest.raises(UserError, match="lacks"):
         load_checkpoint(path, "a")
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [("gan_mnist", ""), ("mlp_diffusion", ""), ("studies.dcgan", ""), ("studies.vae", "16"),
+     ("studies.unet_diffusion", "")],
+)  # fmt: skip
+@pytest.mark.parametrize("changed", [{}, {"dataset": {"shape": "abc"}}], ids=["little", "nonsense"])
+def test_what_says_too_little_of_itself_is_refused(tmp_path, script, name, changed):
+    """As the checkpoint of a version would that knew a setting less."""
+    module = importlib.import_module(script)
+    path = module.checkpoint_path(module.Config(output_dir=tmp_path), *filter(None, [name]))
+    save_checkpoint(path, contents(module.SCRIPT) | changed)
+    said = complaint(script, "--sample-only", "--output-dir", tmp_path)
+    assert f"{path} does not say how its network was built" in said
 
 
 class Malicious:
