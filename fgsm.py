@@ -102,8 +102,8 @@ def noise_half(config: Config, result: Result) -> None:
     # Compared as they are saved: in 256 grey levels.
     noisy = np.round(noisy * 255) / 255
     decibels, similarity = psnr(picture, noisy), ssim(picture, noisy)
-    result.add_metric("noise: PSNR", decibels, picture.size, unit="dB", better="higher")
-    result.add_metric("noise: SSIM", similarity, picture.size, better="higher")
+    result.add_metric("noise: PSNR", decibels, 1, unit="dB", better="higher")
+    result.add_metric("noise: SSIM", similarity, 1, better="higher")
     for name, image, caption in (
         ("original.png", picture, "The picture as it is."),
         ("noise.png", stretched, "The noise, stretched so that it can be seen."),

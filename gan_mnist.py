@@ -304,8 +304,9 @@ def evaluate(
     report_samples(result, samples, watch and judge_for(config, data, n), data)
     draw_tracked(result, run, watch)
     steps = min(run.steps_per_epoch, run.steps_done)
-    result.add_metric("D(x), last epoch", run.recent("d_real", steps), steps)
-    result.add_metric("D(G(z)), last epoch", run.recent("d_fake", steps), steps)
+    judged = steps * config.batch_size
+    result.add_metric("D(x), last epoch", run.recent("d_real", steps), judged)
+    result.add_metric("D(G(z)), last epoch", run.recent("d_fake", steps), judged)
     path = result.add_file(
         "curves.png",
         "Losses, and how real D takes real and generated images to be; 0.5 each would be a tie.",

@@ -130,4 +130,6 @@ def products_of_a_step(name: str, data: Dataset) -> list[tuple[Callable, tuple, 
             train()
         calls.append(noted.calls)
     one, two = calls
+    if len(two) <= len(one):
+        raise ValueError(f"{len(data.images)} images are no two batches of {size}.")
     return two[: len(two) - len(one)]

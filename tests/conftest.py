@@ -14,6 +14,7 @@ import contextlib
 import importlib
 import io
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,6 +116,18 @@ def main_job(tmp_path_factory) -> Path:
         assert not list(folder.rglob(".*-*"))  # no temporary file is left
 
     return once(tmp_path_factory, "Größe 1", run)
+
+
+def with_classifier(main_job: Path, folder: Path) -> Path:
+    """The folder with a copy of the quick main job's classifier, which need not be trained again."""
+    shutil.copytree(main_job / "classifier_models", folder / "classifier_models")
+    return folder
+
+
+@pytest.fixture
+def judged(main_job, tmp_path) -> Path:
+    """An output folder with a judge in it."""
+    return with_classifier(main_job, tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import types
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -16,13 +15,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import nn
 
 import advanced_image_processing as driver
 import diffusion_demo
 import fgsm
+from benchmarks import __main__ as benchmarks
+from benchmarks import faults
 from imagelab.boxes import BoxedPictures
+from imagelab.datasets import load_dataset
 from imagelab.masks import MaskedPictures
 from imagelab.pictures import open_picture
+from imagelab.results import start_result
 from imagelab.runtime import UserError
 from imagelab.settings import Settings
 from studies import denoising_autoencoder, detection, inpainting, segmentation
@@ -40,11 +44,13 @@ FORMATS = {
 
 
 @st.composite
-def picture_files(draw, damage: bool = True) -> tuple[bytes, tuple[int, int], bool]:
+def picture_files(
+    draw, damage: bool = True, size: tuple[int, int] | None = None
+) -> tuple[bytes, tuple[int, int], bool]:
     """A file, the size of its picture, and whether it is whole."""
     kind = draw(st.sampled_from(sorted(FORMATS)))
     mode = draw(st.sampled_from(FORMATS[kind]))
-    width, height = draw(st.integers(1, 70)), draw(st.integers(1, 70))
+    width, height = size or (draw(st.integers(1, 70)), draw(st.integers(1, 70)))
     row = (width * BITS[mode] + 7) // 8
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
     flat = draw(st.booleans())
@@ -150,33 +156,87 @@ def test_scripts_that_change_pictures(script: Callable, networks, tmp_path_facto
     assert not output.exists() and (not whole or min(size) < 8)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@settings(STEADY, max_examples=10)
-@given(file=picture_files(), hole=picture_files())
-def test_inpainting_of_any_picture_with_any_hole(unet_run, tmp_path_factory, file, hole):
-    folder = tmp_path_factory.getbasetemp()
-    for name, (raw, *_) in {"any": file, "hole": hole}.items():
-        (folder / f"{name}.png").write_bytes(raw)
-    with one_sentence():
-        inpainting.run_inpaint(
-            inpainting.Inpaint(
-                image=folder / "any.png", mask=str(folder / "hole.png"), samples=1,
-                output=folder / "filled.png", model=unet_run / inpainting.Inpaint.model,
-                repaint_steps=2, repeats=1, guess_steps=1,
-            )
-        )  # fmt: skip
+@st.composite
+def pictures_with_holes(draw) -> tuple[bytes, bytes]:
+    """A picture, and one that says what is hidden of it: any, or of the same size, half of it white."""
+    raw, size, _ = draw(picture_files())
+    if draw(st.booleans()):
+        return raw, draw(picture_files())[0]
+    mask = Image.new("L", size)
+    mask.paste(255, (0, size[1] // 2, *size))
+    buffer = io.BytesIO()
+    mask.save(buffer, format="PNG")
+    return raw, buffer.getvalue()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("script", [fgsm, diffusion_demo])
-@settings(STEADY, max_examples=3)
-@given(file=picture_files())
-def test_demos_with_any_picture(script: types.ModuleType, main_job, file):
-    path = main_job / "any.png"
-    path.write_bytes(file[0])
-    more = {"dataset": "digits"} if script is fgsm else {}
-    with one_sentence():
-        script.run(script.Config(image=path, quick=True, output_dir=main_job / "any", **more))
+def test_inpainting_of_any_picture_with_any_hole(unet_run, tmp_path):
+    """Refused in a sentence, or filled; both happen."""
+    files = {name: tmp_path / f"{name}.png" for name in ("any", "hole", "filled")}
+    outcomes = []
+
+    @settings(STEADY, max_examples=20)
+    @given(drawn=pictures_with_holes())
+    def fill(drawn: tuple[bytes, bytes]) -> None:
+        files["any"].write_bytes(drawn[0])
+        files["hole"].write_bytes(drawn[1])
+        files["filled"].unlink(missing_ok=True)
+        with one_sentence():
+            inpainting.run_inpaint(
+                inpainting.Inpaint(
+                    image=files["any"], mask=str(files["hole"]), samples=1,
+                    output=files["filled"], model=unet_run / inpainting.Inpaint.model,
+                    repaint_steps=2, repeats=1, guess_steps=1,
+                )
+            )  # fmt: skip
+        outcomes.append(files["filled"].exists())
+
+    fill()
+    assert 4 <= sum(outcomes) < len(outcomes)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("victim", ["cnn", "resnet18"])
+def test_any_picture_is_attacked_or_refused(victim, judged, monkeypatch):
+    """As a digit, and as a photograph, by a small network in place of ImageNet's."""
+    torch.manual_seed(0)
+    small = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 5))
+    monkeypatch.setattr(fgsm, "imagenet_resnet18", lambda *_: (small, tuple("abcde")))
+    data, path, outcomes = load_dataset("digits", Path()).shortened(), judged / "any.png", []
+    config = fgsm.Config(image=path, quick=True, output_dir=judged, victim=victim)
+
+    @settings(STEADY, max_examples=12)
+    @given(file=picture_files(damage=False))
+    def attack(file) -> None:
+        path.write_bytes(file[0])
+        result = start_result("fgsm", "", "", config, fgsm.PICTURES, torch.device("cpu"), data)
+        with one_sentence():
+            fgsm.noise_half(config, result)
+            if victim == "cnn":
+                fgsm.attack_own_digit(config, data, result)
+            else:
+                fgsm.attack_own_photo(config, torch.device("cpu"), result)
+            outcomes.append("your picture: smallest ε that fools" in result.metrics)
+
+    attack()
+    assert sum(outcomes) >= 3
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_any_picture_drowns_or_is_refused(tmp_path):
+    path, outcomes = tmp_path / "any.png", []
+
+    @settings(STEADY, max_examples=6)
+    @given(file=picture_files())
+    def drown(file) -> None:
+        path.write_bytes(file[0])
+        outcomes.append(False)
+        with one_sentence():
+            diffusion_demo.run(diffusion_demo.Config(image=path, quick=True, output_dir=tmp_path))
+            outcomes[-1] = True
+
+    drown()
+    assert True in outcomes
 
 
 # --- settings -------------------------------------------------------------------------------------
@@ -206,15 +266,21 @@ def values_of(hint) -> st.SearchStrategy:
 
 
 def all_settings() -> list[type]:
-    return [driver.Config, *(driver.module_of(name).Config for name in driver.EVERYTHING)]
+    scripts = [driver.module_of(name).Config for name in driver.EVERYTHING]
+    commands = [segmentation.Predict, detection.Predict, inpainting.Inpaint]
+    commands += [denoising_autoencoder.Denoise, denoising_autoencoder.Photographs]
+    return [driver.Config, *scripts, *commands, benchmarks.Config, faults.Config]
 
 
-@pytest.mark.parametrize("kind", all_settings(), ids=lambda kind: kind.__module__)
+@pytest.mark.parametrize(
+    "kind", all_settings(), ids=lambda kind: f"{kind.__module__}.{kind.__name__}"
+)
 @settings(STEADY, max_examples=60)
 @given(data=st.data())
 def test_any_settings_are_taken_or_refused(kind: type[Settings], data):
     hints = get_type_hints(kind)
     names = data.draw(st.sets(st.sampled_from([f.name for f in fields(kind)]), max_size=5))
+    names |= {field.name for field in fields(kind) if field.default is MISSING}
     values = {name: data.draw(values_of(hints[name]), label=name) for name in sorted(names)}
     with one_sentence():
         config = kind(**values)

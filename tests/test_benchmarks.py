@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_script
+from conftest import run_here
 
 import gan_mnist
 import mlp_diffusion
@@ -90,7 +90,7 @@ def test_the_ordinary_way_learns_as_well(train, n, monkeypatch):
 def test_ours_runs_on_every_network_of_the_comparison(monkeypatch):
     sizes = {"gan": 64, "ddpm": 512, "classifier": 256, "dcgan": 64, "unet": 64}
     monkeypatch.setattr(training, "IMAGES", sizes)
-    monkeypatch.setattr(training, "load_dataset", lambda *of: small(512))
+    monkeypatch.setattr(training, "load_dataset", lambda *of: small(1024))
     cases = training.training(torch.device("cpu"), True)
     for size, (_, _, n, ours, _) in zip(sizes.values(), cases, strict=True):
         assert n == size
@@ -163,16 +163,15 @@ def test_a_phase_within_another_stops_its_clock(monkeypatch):
 
 
 def test_the_command(tmp_path):
-    shown = run_script("benchmarks.__main__", "--quick", "--only", "attack", "sampling",
-                       "--output-dir", tmp_path).stdout  # fmt: skip
+    shown, _ = run_here("benchmarks.__main__", "--quick", "--only", "attack", "sampling",
+                        "--output-dir", tmp_path)  # fmt: skip
     assert "PGD on the CNN" in shown and "ratio" in shown
     written = json.loads((tmp_path / "benchmarks" / "results.json").read_text("utf-8"))
     (attacked,), drawn = written["attack"]["found"], written["sampling"]["found"]
     assert attacked["what"] == "PGD on the CNN" and attacked["ratio"] > 0
     assert len(drawn) == 6 and all(entry["ratio"] is None for entry in drawn)
     assert written["attack"]["repeats"] == 1 and written["attack"]["quick"]
-    refused = run_script("benchmarks.__main__", "--only", "nonsense", status=2)
-    assert "--only" in refused.stderr + refused.stdout
+    assert "--only" in "".join(run_here("benchmarks.__main__", "--only", "nonsense", status=2))
 
 
 def test_a_part_that_is_measured_again_leaves_the_others(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run_here, untaught
+from conftest import run_here, untaught, with_classifier
 from torch import nn
 
 from imagelab.runtime import UserError
@@ -54,8 +54,8 @@ def test_other_sizes_get_more_stages(shape, start):
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("dcgan")
+def quick(main_job, tmp_path_factory) -> Path:
+    folder = with_classifier(main_job, tmp_path_factory.mktemp("dcgan"))
     run_here(
         "studies.dcgan", "--quick", "--dataset", "digits", "--output-dir", folder,
         "--samples-file", folder / "s.npz",

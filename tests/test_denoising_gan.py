@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_here, untaught
+from conftest import complaint, run_here, untaught, with_classifier
 from skimage.metrics import structural_similarity
 
 from imagelab.results import start_result
@@ -17,8 +17,8 @@ QUICK = ("studies.denoising_gan", "--quick", "--dataset", "digits", "--output-di
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("denoising_gan")
+def quick(main_job, tmp_path_factory) -> Path:
+    folder = with_classifier(main_job, tmp_path_factory.mktemp("denoising_gan"))
     run_here(*QUICK, folder, "--samples-file", folder / "s.npz")
     return folder
 
@@ -73,9 +73,16 @@ def test_ssim_is_that_of_scikit_image():
     assert study.ssim_loss(clean, clean).item() == pytest.approx(0, abs=1e-5)
 
 
-@pytest.fixture
-def config(tmp_path) -> study.Config:
-    return study.Config(output_dir=tmp_path, epochs=1, batch_size=32, width=4)
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> study.Config:
+    folder = tmp_path_factory.mktemp("stripes")
+    return study.Config(output_dir=folder, epochs=1, batch_size=32, width=4)
+
+
+@pytest.fixture(scope="module")
+def gan(config, stripes) -> study.Training:
+    """Trained under all three weights."""
+    return trained(config, stripes)
 
 
 def trained(config, data, weights=None, **more):
@@ -84,9 +91,8 @@ def trained(config, data, weights=None, **more):
                        result, "x")  # fmt: skip
 
 
-def test_the_discriminator_learns_only_in_the_game(config, stripes):
+def test_the_discriminator_learns_only_in_the_game(config, stripes, gan):
     first = study.build(config, stripes.shape, torch.device("cpu"))[1].state_dict()
-    gan = trained(config, stripes)
     assert any((gan.networks["discriminator"].state_dict()[k] != v).any() for k, v in first.items())
     assert len(gan.curve("d_loss")) == len(gan.curve("l1")) == 10
     alone = study.contenders(config)["L1 alone"]
@@ -97,17 +103,16 @@ def test_the_discriminator_learns_only_in_the_game(config, stripes):
     assert len(alone.curve("d_loss")) == 0
 
 
-def test_both_see_the_same_images_under_the_same_noise(config, stripes):
+def test_both_see_the_same_images_under_the_same_noise(config, stripes, gan):
     """Then the first step's L1, before any update, is the same."""
-    gan = trained(config, stripes)
     alone = trained(study.contenders(config)["L1 alone"], stripes)
     assert gan.curve("l1")[0] == alone.curve("l1")[0]
     assert gan.curve("l1")[-1] != alone.curve("l1")[-1]
 
 
 @pytest.mark.parametrize("name", ["adversarial_weight", "l1_weight", "ssim_weight"])
-def test_every_weight_counts(config, stripes, name):
-    full = trained(config, stripes).networks["generator"].state_dict()
+def test_every_weight_counts(config, stripes, gan, name):
+    full = gan.networks["generator"].state_dict()
     without = trained(config, stripes, {name: 0.0}).networks["generator"].state_dict()
     assert any((full[k] != without[k]).any() for k in full)
 

@@ -72,13 +72,13 @@ def test_a_picture_of_a_digit_is_attacked(tmp_path):
     assert (tmp_path / "adversarial_images" / "your_picture.png").is_file()
 
 
-def test_resnet18_on_a_photograph(main_job, tmp_path):
+def test_resnet18_on_a_photograph(judged, tmp_path):
     from torchvision.models import resnet18
 
     torch.manual_seed(0)
     torch.save(resnet18().state_dict(), tmp_path / "weights.pth")
     Image.effect_noise((300, 200), 60).convert("RGB").save(tmp_path / "photo.jpg")
-    shared = (*FEW, "--output-dir", main_job, "--victim", "resnet18")
+    shared = (*FEW, "--output-dir", judged, "--victim", "resnet18")
     run_here("fgsm", *shared, "--image", tmp_path / "photo.jpg",
                "--weights", tmp_path / "weights.pth")  # fmt: skip
     (tmp_path / "broken.pth").write_bytes(b"no weights")

@@ -87,7 +87,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path):
     )
 
 
-def test_a_run_leaves_what_was_promised(tmp_path):
+def test_a_run_leaves_what_was_promised(judged, tmp_path):
     run_here("studies.text_diffusion", "--quick", "--dataset", "digits", "--output-dir", tmp_path)
     folder = tmp_path / "study_images" / "text_diffusion"
     result = json.loads((folder / "results.json").read_text("utf-8"))

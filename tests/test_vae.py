@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_here, untaught
+from conftest import complaint, run_here, untaught, with_classifier
 from PIL import Image
 
 from studies import vae
@@ -15,8 +15,8 @@ QUICK = ("studies.vae", "--quick", "--dataset", "digits", "--output-dir")
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("vae")
+def quick(main_job, tmp_path_factory) -> Path:
+    folder = with_classifier(main_job, tmp_path_factory.mktemp("vae"))
     run_here(*QUICK, folder, "--samples-file", folder / "s.npz")
     return folder
 
