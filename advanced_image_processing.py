@@ -14,7 +14,7 @@ there; `python SCRIPT.py --resume` goes on with a training that was stopped.
 
 from __future__ import annotations
 
-from imagelab.command import command_line
+from imagelab.command import command_line, heard
 
 import datetime
 import importlib
@@ -215,6 +215,7 @@ def run(config: Config) -> Outcome:
             row |= headline(demo, result.metrics)
             shown += result.pictures()
         except KeyboardInterrupt as interruption:
+            heard()
             stop = with_command(interruption, name, config)
             row |= {"status": "stopped", "error": str(stop)}
         except Exception as error:

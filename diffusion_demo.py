@@ -40,9 +40,8 @@ from imagelab.settings import Limits, Settings
 SCRIPT = "diffusion_demo"
 PICTURES = "diffusion_images"
 LESSONS = (
-    "Noise left {last step: PSNR|.1f} dB of the picture at the last step, and a blur brought it"
-    " to {last step: PSNR after the blur|.1f} dB: it averages the noise away, and the edges "
-    "with it.",
+    "Noise left {last step: PSNR|.1f} dB of the picture at the last step, and a blur made of that "
+    "{last step: PSNR after the blur|.1f} dB: it averages the noise away, and the edges with it.",
     "Over all steps non-local means reach {mean over the steps: non-local means|.1f} dB and a "
     "trained network {mean over the steps: learned|.1f} dB; a blur knows nothing of pictures, "
     "non-local means that they repeat themselves, a network what it has seen.",
@@ -70,6 +69,9 @@ class Config(Settings):
         super().__post_init__()
         if self.kernel % 2 == 0:
             raise UserError(f"--kernel must be odd, not {self.kernel}.")
+        if self.compare and self.process != "additive":
+            raise UserError("--compare restores pictures with noise on them: those of --process "
+                            "variance-preserving also fade.")  # fmt: skip
 
 
 # --- the two processes ----------------------------------------------------------------------------
@@ -156,9 +158,9 @@ def draw(
     way[f"step {len(rows)}, blurred {kernel}×{kernel}\nPSNR {last.psnr_blurred:.1f} dB"] = np.clip(
         blurred[-1], 0, 1
     )
-    path = result.add_file(
-        "whole_way.png", "The picture drowns step by step; the blur brings part of it back."
-    )
+    helped = last.psnr_blurred > last.psnr and last.ssim_blurred > last.ssim
+    back = "brings part of it back" if helped else "brings nothing of it back"
+    path = result.add_file("whole_way.png", f"The picture drowns step by step; the blur {back}.")
     figures.side_by_side(path, way, rows=-(-len(way) // 4), height=2.9)
 
     mistakes = {

@@ -288,23 +288,32 @@ def fooled_examples(
 
 
 def attack_own_digit(config: Config, data: Dataset, result: Result) -> None:
-    """Attack --image as a digit: any size, dark on light or light on dark."""
+    """Attack --image as a digit: any size, dark on light or light on dark. As a whole, if the data
+    are in colour."""
     model = trained_classifier(data, config.output_dir, config.seed, config.quick)
-    frame = fit_to_frame(read_grey(config.image), data.shape[1])
-    image = torch.from_numpy(frame).float().expand(data.shape).to(data.images.device)
-    name = f"{config.image.name}, cut out and centred as the data are"
+    if data.shape[0] == 1:
+        frame = fit_to_frame(read_grey(config.image), data.shape[1])
+        image = torch.from_numpy(frame).float().expand(data.shape)
+        name = f"{config.image.name}, cut out and centred as the data are"
+    else:
+        image, name = read_photo(config.image, *data.shape[1:]), config.image.name
+    image = image.to(data.images.device)
     attack_own(model, image, data.classes, config.targeted, EPSILONS[1:], name, result)
+
+
+def read_photo(path: Path, height: int, width: int) -> torch.Tensor:
+    """The middle of a picture in those proportions, scaled: (3, height, width) in [0, 1]."""
+    from PIL import Image, ImageOps
+
+    photo = open_picture(path).convert("RGB")
+    photo = ImageOps.fit(photo, (width, height), Image.Resampling.LANCZOS)
+    return unit(torch.from_numpy(np.array(photo))).permute(2, 0, 1)
 
 
 def attack_own_photo(config: Config, device: torch.device, result: Result) -> None:
     """Attack --image as a photograph, with a ResNet-18 trained on ImageNet."""
-    from PIL import Image, ImageOps
-
     model, classes = imagenet_resnet18(config.weights, device)
-    photo = ImageOps.fit(
-        open_picture(config.image).convert("RGB"), (224, 224), Image.Resampling.LANCZOS
-    )
-    image = unit(torch.from_numpy(np.array(photo))).permute(2, 0, 1).to(device)
+    image = read_photo(config.image, 224, 224).to(device)
     attack_own(model, image, classes, config.targeted, PHOTO_EPSILONS, config.image.name, result)
 
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 from imagelab.command import command_line
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -88,8 +87,8 @@ class Config(SamplingSettings):
     """Decay of a moving average of the generator's weights, which then draws the samples; 0: none."""
     log_every: Count = 500
     """Batches between two lines of losses."""
-    grid_every: Count = 5
-    """Epochs between two sample grids."""
+    grid_every: Annotated[int, Limits(0)] = 5
+    """Epochs between two sample grids; 0: none."""
 
 
 # --- the two networks -----------------------------------------------------------------------------
@@ -240,10 +239,11 @@ def train(
                 )
                 if run.steps_done % config.log_every == 0:
                     run.announce(report_line(run, epoch, config.log_every))
-            run.announce(report_line(run, epoch, run.steps_per_epoch) + "  (whole epoch)")
+            run.announce(report_line(run, epoch, run.step) + "  (the epoch's mean)")
             if judge is not None:
                 track(run, judge, sample(drawing, TRACKED, config.seed))
-            if epoch % config.grid_every == 0 or run.is_last(epoch):
+            every = config.grid_every
+            if every and (epoch % every == 0 or run.is_last(epoch)):
                 write_grid(epoch_grid(result, epoch), draw(drawing, fixed.to(device)))
     return run
 
@@ -307,18 +307,19 @@ def evaluate(
     judged = steps * config.batch_size
     result.add_metric("D(x), last epoch", run.recent("d_real", steps), judged)
     result.add_metric("D(G(z)), last epoch", run.recent("d_fake", steps), judged)
+    tie = (1 - config.label_smoothing) / 2  # D's best answer where it cannot tell the two apart
     path = result.add_file(
         "curves.png",
-        "Losses, and how real D takes real and generated images to be; 0.5 each would be a tie.",
+        f"Losses, and how real D takes real and generated images to be; {tie:g} each would be a tie.",
     )
-    draw_curves(path, run)
+    draw_curves(path, run, tie)
     frames = [read_png(path) for path in epoch_grids(config, run, result)]
-    if frames:  # else a run was continued without its pictures
+    if frames:
         write_gif(result.add_file("training.gif", "The same latents through the training."), frames)
     return samples
 
 
-def draw_curves(path: Path, run: Training) -> None:
+def draw_curves(path: Path, run: Training, tie: float) -> None:
     """Losses on the left, D(x) and D(G(z)) on the right, smoothed to about 150 points."""
     window = max(len(run.curve("d_loss")) // 150, 1)
     figure, axes = figures.new_figure(9, 3.2, columns=2)
@@ -331,7 +332,7 @@ def draw_curves(path: Path, run: Training) -> None:
         epochs, _ = run.smoothed("d_loss", window)
         figures.draw_lines(axis, epochs, lines, "epoch", ylabel, markers=False)
     axes[0, 1].set_ylim(0, 1)
-    axes[0, 1].axhline(0.5, color="#888888", linewidth=1, linestyle="--")
+    axes[0, 1].axhline(tie, color="#888888", linewidth=1, linestyle="--")
     figures.save_figure(figure, path)
 
 
@@ -339,14 +340,12 @@ def epoch_grid(result: Result, epoch: int) -> Path:
     return result.folder / f"epoch_{epoch:03d}.png"
 
 
-def epoch_grids(config: Config, run: Training, result: Result) -> Iterator[Path]:
+def epoch_grids(config: Config, run: Training, result: Result) -> list[Path]:
     """The grids that this run left on disk, also those from before a --resume."""
-    last = run.last_epoch
-    for epoch in sorted({*range(config.grid_every, last, config.grid_every), last}):
-        path = epoch_grid(result, epoch)
-        if path.is_file():
-            result.add_file(path.name, f"Fixed latents after epoch {epoch}.", featured=False)
-            yield path
+    last, every = run.last_epoch, config.grid_every or run.last_epoch + 1
+    paths = [result.note_file(epoch_grid(result, epoch).name, f"Fixed latents after epoch {epoch}.")
+             for epoch in sorted({*range(every, last, every), last})]  # fmt: skip
+    return list(filter(None, paths))
 
 
 # --- the run --------------------------------------------------------------------------------------

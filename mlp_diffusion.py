@@ -83,6 +83,7 @@ LESSONS = (
     "In the last x_t the image itself still stands at {weight of the image in the last x_t|.0%}: "
     "sampling must start where training ended, and what 256 units cannot carry must pass beside them.",
 )
+NOISE_ONLY = 0.05  # √ᾱ_T, below which x_T is noise for all purposes
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def what_the_end_means(schedule: Schedule, start: str) -> str:
     """What ᾱ_T means for the start of sampling, in a sentence."""
     image = math.sqrt(schedule.alpha_bar[-1].item())
     text = f"ᾱ_T = {schedule.alpha_bar[-1].item():.3g}, SNR_T = {schedule.snr[-1].item():.3g}"
-    if image <= 0.05:
+    if image <= NOISE_ONLY:
         return f"{text}: x_T is noise for all purposes, and sampling may start from N(0, I)."
     text += f": x_T still holds {image:.0%} of the image, "
     if start == "noise":
@@ -383,20 +384,20 @@ def evaluate(
         share = scores[main].frechet / scores["literal"].frechet
         result.add_metric("Fréchet distance, share of literal's", share, scores[main].n)
     if len(runs) > 1:
-        path = result.add_file(
-            "recipes.png",
-            f"The same network to the letter ({runs['literal'].config.epochs} epochs), corrected "
-            f"({runs['corrected'].config.epochs}) and with rescaled betas "
-            f"({runs['rescaled'].config.epochs}), and their Fréchet distances, n = {n:,}.",
+        done = {name: f"{run.steps_done / run.steps_per_epoch:.3g}" for name, run in runs.items()}
+        caption = (
+            f"The same network to the letter ({done['literal']} epochs), corrected "
+            f"({done['corrected']}) and with rescaled betas ({done['rescaled']})"
         )
-        draw_comparison(path, samples, scores)
+        caption += f", and their Fréchet distances, n = {judge.n:,}." if judge else "."
+        draw_comparison(result.add_file("recipes.png", caption), samples, scores)
     rng = generator(seed, "reverse process")
     x = start_of_sampling(runs[main].averaged, gaussians, 8, rng)
     states = reverse_process(runs[main].averaged, x, rng)
     draw_trajectory(result, [(t, to_uint8(x.reshape(-1, *data.shape))) for t, x in states])
     draw_losses(config, runs, data.test_images[:1000], result)
     for epoch in range(1, runs[main].last_epoch + 1):
-        result.add_file(f"epoch_{epoch:03d}.png", f"Samples after epoch {epoch}.", featured=False)
+        result.note_file(f"epoch_{epoch:03d}.png", f"Samples after epoch {epoch}.")
     return samples[main]
 
 
@@ -453,7 +454,8 @@ def run(config: Config) -> Result:
         runs |= train_others(config, data, gaussians)
     samples = evaluate(config, data, runs, gaussians, watch, result)
     write_samples(config.samples_file, samples)
-    return result.save(*LESSONS)
+    image_left = result.metrics["weight of the image in the last x_t"].value
+    return result.save(*(LESSONS if image_left > NOISE_ONLY else LESSONS[:1]))
 
 
 def main() -> None:

@@ -1,17 +1,68 @@
-"""From the command line to a result. Scripts import this before anything else.
+"""From the command line to a result, and how a signal ends a run. Scripts import this first of all.
 
 torch takes seconds to load. A Ctrl-C in that time would end in the traceback of whatever was being
-imported; from this module's import on it ends in a word, as it does later.
+imported; from this module's import on it ends in a word. Later it raises a KeyboardInterrupt. Libraries
+lose some of these (what is raised in a destructor or in a callback from C goes no further), so it is
+raised again every second until somebody has `heard` it.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_asked: KeyboardInterrupt | None = None
+
+
+def heard() -> None:
+    """To be called by who catches a KeyboardInterrupt and has more to do: it is not raised again."""
+    global _asked
+    _asked = None
+    if hasattr(signal, "setitimer"):  # not on Windows
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _ask(number: int, _frame) -> None:
+    global _asked
+    if number in SIGNALS:
+        _asked = KeyboardInterrupt("terminated." if number == signal.SIGTERM else "")
+        _asked.terminated = number == signal.SIGTERM
+    if _asked is None:  # heard just now
+        return
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, _ask)
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+    raise _asked
+
+
+def _leave(number: int, _frame) -> None:
+    os.write(sys.__stderr__.fileno(), b"\nstopped.\n")
+    os._exit(128 + number)
+
+
+def _listen(handler: Callable) -> dict[int, Any]:
+    """Let `handler` have the signals, unless the caller lets them be ignored (as a shell does for what
+    it runs in the background); the handlers before."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    return {n: signal.signal(n, handler) for n, was in before.items() if was != signal.SIG_IGN}
+
+
+def _is_a_script_of_ours() -> bool:
+    main = getattr(sys.modules["__main__"], "__file__", None) or ""
+    return Path(main).resolve().parent in (ROOT, ROOT / "studies", ROOT / "benchmarks")
+
+
+if (
+    _is_a_script_of_ours()
+):  # else it is somebody's notebook, or a test, and their signals are theirs
+    _listen(_leave)
 
 
 def command_line(
@@ -32,7 +83,7 @@ def command_line(
     from imagelab.files import give_back
     from imagelab.runtime import explain
 
-    signal.signal(signal.SIGTERM, _terminate)
+    before = _listen(_ask)
     for stream in (sys.stdout, sys.stderr):  # where the terminal lacks a letter, print '?' instead
         stream.reconfigure(errors="replace")
     script, arguments = Path(sys.argv[0]).name, sys.argv[1:]
@@ -49,6 +100,8 @@ def command_line(
             config=(tyro.conf.FlagCreatePairsOff,),
         )
         result = run(config)
+        if _asked is not None:  # within the last second, and lost
+            raise _asked
         if result is None:
             sys.exit(0)
         result.print_summary()
@@ -57,10 +110,13 @@ def command_line(
 
             show(result.pictures())
         sys.exit(result.exit_status)
-    except KeyboardInterrupt as stop:
-        print(f"\n{script}: {str(stop) or 'stopped.'}", file=sys.stderr)
-        sys.exit(143 if getattr(stop, "terminated", False) else 130)
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
+        # What a library makes of a KeyboardInterrupt may be another error.
+        stop = error if isinstance(error, KeyboardInterrupt) else _asked
+        heard()
+        if stop is not None:
+            print(f"\n{script}: {str(stop) or 'stopped.'}", file=sys.stderr)
+            sys.exit(143 if getattr(stop, "terminated", False) else 130)
         if "--debug" in sys.argv[1:]:
             traceback.print_exc()
         sentence, status = explain(error)
@@ -68,20 +124,5 @@ def command_line(
         sys.exit(status)
     finally:
         give_back()
-
-
-def _terminate(_signum, _frame) -> None:
-    stop = KeyboardInterrupt("terminated.")
-    stop.terminated = True
-    raise stop
-
-
-def _quiet_interrupt(kind: type, error: BaseException, trace) -> None:
-    """Python's way to report an error that nobody caught, for all but Ctrl-C."""
-    if issubclass(kind, KeyboardInterrupt):
-        print("\nstopped.", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
-
-
-sys.excepthook = _quiet_interrupt
+        for number, handler in before.items():
+            signal.signal(number, handler)

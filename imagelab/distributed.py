@@ -1,7 +1,8 @@
 """One training over several processes, as `torchrun` starts them; a single process is the case of one.
 
 Every process draws the same batch and the same random numbers and works on its own rows of them;
-DistributedDataParallel averages the gradients. So N processes take the steps that one would take.
+DistributedDataParallel averages the gradients. So N processes take the steps that one would take; with
+dropout alone they differ, because its masks are drawn for a process's own rows.
 """
 
 from __future__ import annotations

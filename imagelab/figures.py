@@ -121,7 +121,6 @@ def side_by_side(
     pictures: Mapping[str, np.ndarray],
     rows: int = 1,
     height: float = 3.0,
-    title: str = "",
 ) -> None:
     """Pictures (H, W[, 3]) under their titles, in `rows` rows."""
     columns = -(-len(pictures) // rows)
@@ -132,8 +131,6 @@ def side_by_side(
         axis.set_axis_off()
     for axis, (name, picture) in zip(axes.flat, pictures.items(), strict=False):
         show_image(axis, picture, name)
-    if title:
-        figure.suptitle(title)
     save_figure(figure, path)
 
 

@@ -20,8 +20,8 @@ def fit_gaussians(images: torch.Tensor, clusters: int, seed: int, rank: int = 32
     from sklearn.cluster import KMeans
 
     x = signed(images).flatten(1)
-    k_means = KMeans(min(clusters, len(x)), n_init=1, random_state=seed)
-    k_means.fit(x[random_subset(len(x), 8000, "k-means").to(x.device)].cpu().numpy())
+    few = x[random_subset(len(x), 8000, "k-means").to(x.device)].cpu().numpy()
+    k_means = KMeans(min(clusters, len(few)), n_init=1, random_state=seed).fit(few)
     group = torch.from_numpy(k_means.predict(x.cpu().numpy())).to(x.device)
     means, factors, shares = [], [], []
     with torch.random.fork_rng(devices=[]):  # pca_lowrank draws from the global generator

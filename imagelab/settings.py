@@ -67,12 +67,15 @@ class RunSettings(Common):
     output_dir: Path = Path(".")
     """The folder under which the fixed folders for pictures and checkpoints are made."""
     seed: Annotated[int, Limits(0, 2**31 - 1)] = 0
-    """Seed of every random draw: the same seed gives the same pictures on one machine."""
+    """Seed of every random draw: the same seed gives the same pictures on one processor (GPUs add up in
+    an order of their own)."""
     quick: bool = False
-    """A run of seconds that still does every step; its pictures are no measure of the method."""
+    """A run of seconds that still does every step, with smaller numbers in place of the defaults; its
+    pictures are no measure of the method."""
 
     def quickened(self, **changes) -> Self:
-        """These settings, with `changes` where --quick was asked for and the user set nothing else."""
+        """These settings, with `changes` in place of what is at its default, where --quick was asked
+        for."""
         if not self.quick:
             return self
         defaults = {f.name: f.default for f in fields(self)}

@@ -55,6 +55,20 @@ def one_cycle(progress: float) -> float:
     return min(4 * progress, (1 - progress) * 4 / 3)
 
 
+def global_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """Of torch's own generators, which dropout draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def set_global_states(device: torch.device, states: dict[str, torch.Tensor]) -> None:
+    """Put them back, as far as a checkpoint has them."""
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"].cpu())
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"].cpu(), device)
+
+
 def goes_on(config, path: Path, first: bool = False) -> bool:
     """Whether one of several trainings of a run goes on with --resume: if it has a checkpoint.
 
@@ -303,7 +317,7 @@ class Training:
                 "model": {name: network.state_dict() for name, network in self.networks.items()},
                 "ema": average,
                 "optimizer": {name: o.state_dict() for name, o in self.optimizers.items()},
-                "rng": {"training": self.rng.get_state()},
+                "rng": {"training": self.rng.get_state(), **global_states(self.rng.device)},
                 "history": {name: parts[0] for name, parts in self.history.items()},
                 "extra": self.extra,
                 "seconds": self.seconds,
@@ -364,6 +378,7 @@ class Training:
                     f"{self.data.images.device}; --device chooses it."
                 )
             self.rng.set_state(state)
+            set_global_states(self.rng.device, saved["rng"])
             self.history = {k: [v] for k, v in saved["history"].items()}
             self.extra = saved["extra"]
             self._seconds_before = float(saved.get("seconds", 0.0))

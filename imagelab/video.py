@@ -1,9 +1,12 @@
 """Frames of a video file or a camera, one at a time, and writing them (by OpenCV).
 
 `change` takes a picture, a folder, a video or a camera, and writes what a function makes of each picture.
+Videos have even sides: of an odd one the last row or column is lost in writing.
 """
 
 from __future__ import annotations
+
+from imagelab.command import heard
 
 import contextlib
 import time
@@ -97,6 +100,7 @@ def write_video(path: Path, frames: Iterable[np.ndarray], rate: float = FRAMES_P
         except KeyboardInterrupt:
             if count == 0:
                 raise
+            heard()
         finally:
             if writer is not None:
                 writer.release()

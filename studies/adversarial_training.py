@@ -393,7 +393,7 @@ def run(config: Config) -> Result:
 
     matrix = transfer(config, models, data)
     for name, caption, draw, *what in (
-        ("accuracy.png", "Accuracy against the size of the attack, in the ball trained in and beyond.",
+        ("accuracy.png", f"Accuracy against the size of the attack: n = {n:,}, PGD {few:,}.",
          draw_accuracies, tables, clean),
         ("gradients.png", "What fools each network, and its gradient: noise, or strokes.",
          draw_gallery, config, models, data),

@@ -20,6 +20,7 @@ from imagelab.command import command_line
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import nn
@@ -30,7 +31,7 @@ from imagelab.datasets import load_for
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, autocast, prepare
 from imagelab.samples import TRACKED, draw_only, judge_for, write_samples
-from imagelab.settings import Count, Rate
+from imagelab.settings import Count, Limits, Rate
 
 SCRIPT = "dcgan"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
@@ -55,8 +56,8 @@ class Config(gan_mnist.Config):
     """Passes over the training images."""
     lr: Rate = 4e-4
     """Adam's learning rate, of both networks: twice the paper's, because the training is short."""
-    grid_every: Count = 1
-    """Epochs between two sample grids."""
+    grid_every: Annotated[int, Limits(0)] = 1
+    """Epochs between two sample grids; 0: none."""
     log_every: Count = 100
     """Batches between two lines of losses."""
     image_size: Count = 64

@@ -352,7 +352,7 @@ def run(config: Config) -> Result:
         for name in runs:
             for epoch in range(1, runs[name].last_epoch + 1):
                 caption = f"{name} after epoch {epoch}."
-                result.add_file(epoch_picture(name, epoch), caption, featured=False)
+                result.note_file(epoch_picture(name, epoch), caption)
     write_samples(config.samples_file, images)
     return result.save(*LESSONS)
 

@@ -30,7 +30,7 @@ import torch
 from imagelab import figures
 from imagelab.classifier import Change, DigitCNN, accuracy, predict, trained_classifier
 from imagelab.datasets import random_subset, signed, to_uint8, unit
-from imagelab.diffusion import image_noise, repaint
+from imagelab.diffusion import image_noise, repaint, trailing_steps
 from imagelab.pictures import open_picture, picture_format, write_picture
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, prepare
@@ -68,6 +68,12 @@ class RePaint(Checked):
     """How often it walks each of those."""
     guess_steps: Steps = 20
     """Steps of the hurried fillings, one per class, from which the class is guessed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.repeats > 1 and 2 * self.jump > self.repaint_steps:
+            raise UserError(f"--jump {self.jump} is more than half of --repaint-steps "
+                            f"{self.repaint_steps}: there would be no jump.")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -191,7 +197,8 @@ def guess_class(
         for label in range(classes):
             estimate = model.of_classes(torch.full((len(known),), label, device=known.device))
             own = image_noise(seed, first, len(known), model.shape, known.device)
-            filled = repaint(model.schedule, estimate, known, hole, own, steps, 5, 2)
+            jump = max(min(5, steps // 2), 1)
+            filled = repaint(model.schedule, estimate, known, hole, own, steps, jump, 2)
             for t in range(T // 10, T * 9 // 10, max(T // 10, 1)):
                 at = torch.full((len(known),), t, device=known.device)
                 found = estimate(model.schedule.q_sample(filled, at, fresh), t)
@@ -273,8 +280,10 @@ def compare_fillings(
 def run(config: Config) -> Result:
     """Fill three kinds of holes in held-out images."""
     device = prepare(config.seed, config.device)
-    config = config.quickened(images=10, repaint_steps=5, repeats=2, guess_steps=5)
+    config = config.quickened(images=10, repaint_steps=6, jump=2, repeats=2, guess_steps=10)
     model, data = load_with_data(config, device)
+    for steps in (config.repaint_steps, config.guess_steps):  # refused now, not after the trainings
+        trailing_steps(len(model.schedule), steps)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
     judge = trained_classifier(data, config.output_dir, config.seed, config.quick)
     change = holes_in_all(data.shape, config.seed + 1, device)

@@ -96,7 +96,7 @@ def train_vae(config: Config, data: Dataset, path: Path, result: Result) -> Trai
 
 
 def train_gan(config: Config, data: Dataset, path: Path, result: Result, how=gan_mnist) -> Trained:
-    own = how.Config(**shared(config, path), epochs=EPOCHS, grid_every=EPOCHS, log_every=10**9)
+    own = how.Config(**shared(config, path), epochs=EPOCHS, grid_every=0, log_every=10**9)
     G, D = how.build(own, data.shape, data.images.device)
     run = gan_mnist.train(own, data, G, D, path, result)
     drawing = gan_mnist.drawing_network(run)

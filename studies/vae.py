@@ -7,7 +7,7 @@ that latents drawn from N(0, I) decode into new images.
     python -m studies.vae                          # three sizes, the embedded digits
     python -m studies.vae --dataset mnist          # a few minutes on two CPU cores
     python -m studies.vae --latent-sizes 2 32
-    python -m studies.vae --sample-only --samples-file samples.npz    # of the largest size
+    python -m studies.vae --sample-only --samples-file samples.npz    # of the largest of --latent-sizes
 
 What to look at: `plane.png`, where two numbers hold all the digits side by side; `elbo.png`, where more
 latents buy a better reconstruction for more KL; `samples.png`, which are soft, since the mean over

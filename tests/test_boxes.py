@@ -60,6 +60,8 @@ def test_both_formats_say_the_same(yolo, coco):
 
 
 def test_names_that_are_not_given(yolo):
+    (yolo / "classes.txt").write_text("cat\n\ndog\n\n")
+    assert load_boxed(f"yolo:{yolo}", 0, 0, 64).classes == ("cat", "class 1", "dog")
     (yolo / "classes.txt").unlink()
     assert load_boxed(f"yolo:{yolo}", 0, 0, 64).classes == ("class 0", "class 1")
 

@@ -36,6 +36,12 @@ def test_variance_preserving_keeps_the_variance():
     assert abs(np.corrcoef(picture.ravel(), x.ravel())[0, 1]) < 0.02
 
 
+def test_what_fades_is_not_compared():
+    assert "also fade" in complaint(
+        "diffusion_demo", "--process", "variance-preserving", "--compare"
+    )
+
+
 def test_errors_are_measured_against_the_clean_picture():
     clean = np.zeros((32, 32))
     row = demo.measure(clean, clean + 0.1, clean, 0.1)

@@ -72,5 +72,4 @@ def test_a_signal_while_libraries_load(number, tmp_path):
     assert process.stdout.readline() == "loading\n"
     process.send_signal(number)
     complaint = process.communicate(timeout=60)[1]
-    assert process.returncode == -number and "Traceback" not in complaint
-    assert number == signal.SIGTERM or complaint.strip() == "stopped."
+    assert process.returncode == 128 + number and complaint.strip() == "stopped."

@@ -72,6 +72,13 @@ def test_a_picture_of_a_digit_is_attacked(tmp_path):
     assert (tmp_path / "adversarial_images" / "your_picture.png").is_file()
 
 
+def test_a_picture_is_not_cut_out_where_the_data_are_in_colour(tmp_path):
+    Image.new("RGB", (60, 40), (200, 100, 0)).save(tmp_path / "a.png")
+    image = fgsm.read_photo(tmp_path / "a.png", 32, 32)
+    assert image.shape == (3, 32, 32)
+    assert torch.allclose(image[:, 5, 5] * 255, torch.tensor([200.0, 100, 0]), atol=1)
+
+
 def test_resnet18_on_a_photograph(judged, tmp_path):
     from torchvision.models import resnet18
 

@@ -11,6 +11,7 @@ from PIL import Image
 from imagelab.diffusion import cosine_schedule
 from studies.inpainting import (
     MASKS,
+    Config,
     guess_class,
     hole_psnr,
     holes_in_all,
@@ -50,6 +51,11 @@ def test_the_old_methods_fill_the_hole_and_nothing_else(channels):
         assert filled.shape == images.shape, name
         assert torch.equal(filled[outside], images[outside]), name
         assert (filled[~outside].int() - 200).abs().max() < 10, name  # all that is seen is 200
+
+
+def test_what_could_not_jump_is_refused():
+    assert "there would be no jump" in complaint("studies.inpainting", "--repaint-steps", 9)
+    Config(repaint_steps=10), Config(repaint_steps=9, repeats=1)
 
 
 def test_psnr_counts_the_hole_alone():

@@ -29,6 +29,11 @@ def test_shapes_and_shares(stripes):
     assert torch.allclose(whole, signed(stripes.images).flatten(1).mean(dim=0), atol=1e-5)
 
 
+def test_no_more_clusters_than_images_to_find_them_in(patches, monkeypatch):
+    monkeypatch.setattr("imagelab.mixture.random_subset", lambda n, most, _: torch.arange(30))
+    assert len(fit_gaussians(patches, clusters=50, seed=0)["mean"]) <= 30
+
+
 def test_one_cluster_has_the_moments_of_the_data(patches):
     x = signed(patches).flatten(1)
     fit = fit_gaussians(patches, clusters=1, seed=0, rank=36)

@@ -137,6 +137,21 @@ def test_the_main_job_left_what_was_promised(main_job):
     assert (main_job / "diffusion_models" / "fast_mlp_diffusion.pth").is_file()
 
 
+def test_the_caption_says_what_was_done(tmp_path, stripes):
+    """Epochs that a time limit cut short, and no distances where nothing was scored."""
+    from imagelab.results import start_result
+
+    config = ddpm.Config(output_dir=tmp_path, batch_size=32, clusters=2, epochs=4, compare_epochs=2)
+    gaussians = fit_gaussians(stripes.images, 2, 0)
+    runs = {"corrected": ddpm.train(config, stripes, gaussians, tmp_path / "a.pth")}
+    runs |= ddpm.train_others(replace(config, time_limit=1e-3), stripes, gaussians)
+    result = start_result("a", "", "", config, "pictures", torch.device("cpu"), stripes)
+    result.folder.mkdir(exist_ok=True)
+    ddpm.evaluate(config, stripes, runs, gaussians, None, result)
+    caption = next(f["caption"] for f in result.files if f["path"] == "recipes.png")
+    assert "the letter (0.1 epochs), corrected (4) and with rescaled betas (0.1)." in caption
+
+
 def test_sampling_from_the_checkpoint(main_job, tmp_path):
     run_here("mlp_diffusion", "--sample-only", "--num-samples", 1200, "--output-dir", main_job,
              "--samples-file", tmp_path / "s.npz")  # fmt: skip

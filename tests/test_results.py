@@ -53,6 +53,14 @@ def test_everything_entered_is_in_the_file(tmp_path):
     assert run.pictures() == [tmp_path / "pictures" / "a.png"]
 
 
+def test_a_picture_that_is_not_there_is_not_noted(tmp_path):
+    run = result(tmp_path)
+    (tmp_path / "epoch_002.png").touch()
+    assert run.note_file("epoch_001.png", "Epoch 1.") is None
+    assert run.note_file("epoch_002.png", "Epoch 2.") == tmp_path / "epoch_002.png"
+    assert [entry["path"] for entry in run.files] == ["epoch_002.png"]
+
+
 def test_the_file_does_not_tell_where_it_lies(tmp_path):
     saved(result(tmp_path / "pictures"))
     assert str(tmp_path) not in (tmp_path / "pictures" / "results.json").read_text()

@@ -117,7 +117,8 @@ def test_errors_of_ours_point_to_debug(text):
 
 
 SCRIPT = """
-import os, signal, sys
+import os, signal, sys, time
+sys.unraisablehook = lambda _: None
 from types import SimpleNamespace
 from imagelab.command import command_line
 from imagelab.runtime import UserError
@@ -132,8 +133,24 @@ ACTS = {
     "debugged": lambda: fail(UserError("Do this.")),
     "ctrl-c": lambda: fail(KeyboardInterrupt()),
     "fault of ours": lambda: fail(ValueError("odd")),
+    "lost": lambda: (lose(lambda: os.kill(os.getpid(), signal.SIGINT)), time.sleep(60)),
+    "lost at the end": lambda: lose(lambda: os.kill(os.getpid(), signal.SIGINT)),
+    "become another error": lambda: change(lambda: os.kill(os.getpid(), signal.SIGINT)),
     "sigterm": lambda: os.kill(os.getpid(), signal.SIGTERM),
 }
+
+def lose(act):
+    "As a destructor or a callback from C loses an exception."
+    class Lost:
+        def __del__(self):
+            act()
+    Lost()
+
+def change(act):
+    try:
+        act()
+    except KeyboardInterrupt:
+        raise RecursionError("half imported")
 
 for name, act in ACTS.items():
     def run(config):
@@ -151,6 +168,9 @@ for name, act in ACTS.items():
 """
 
 
+LOST = ["lost", "lost at the end", "become another error"]
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory) -> dict[str, tuple[int, list[str], list[str]]]:
     """For each act of SCRIPT: exit status, lines of stdout, lines of stderr.
@@ -165,7 +185,7 @@ def outcomes(tmp_path_factory) -> dict[str, tuple[int, list[str], list[str]]]:
     )  # fmt: skip
     out, statuses = [], []
     errors = [part.splitlines() for part in done.stderr.split("===\n")]
-    names = ["nothing", "wrong input", "debugged", "ctrl-c", "fault of ours", "sigterm"]
+    names = ["nothing", "wrong input", "debugged", "ctrl-c", "fault of ours", *LOST, "sigterm"]
     for line in [*done.stdout.splitlines(), f"=== {done.returncode}"]:
         if line.startswith("==="):
             statuses.append((int(line[4:]), out))
@@ -192,7 +212,9 @@ def test_debug_shows_the_traceback(outcomes):
     assert lines[0].startswith("Traceback") and any("in run" in line for line in lines)
 
 
-@pytest.mark.parametrize(("name", "expected"), [("ctrl-c", 130), ("sigterm", 143)])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("ctrl-c", 130), ("sigterm", 143), *((name, 130) for name in LOST)]
+)
 def test_a_stopped_run_is_told_in_a_line(outcomes, name, expected):
     status, out, lines = outcomes[name]
     assert status == expected and out == []
