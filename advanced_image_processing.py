@@ -1,9 +1,9 @@
 """Runs the demos in sequence and writes what came out as a table, `results.json` and `report.html`.
 
-    python advanced_image_processing.py                 # everything, about four minutes on two CPU cores
-    python advanced_image_processing.py --quick         # every step in forty seconds
+    python advanced_image_processing.py            # the four demos: four minutes on two CPU cores
+    python advanced_image_processing.py --quick    # every step in forty seconds
     python advanced_image_processing.py --only fgsm gan_mnist
-    python advanced_image_processing.py --all           # the studies as well
+    python advanced_image_processing.py --all      # the studies as well
     python advanced_image_processing.py --list
     python advanced_image_processing.py --dataset mnist --data-dir data
 
@@ -109,7 +109,7 @@ class Config(DataSettings):
     skip: tuple[Name, ...] = ()
     """Leave these out."""
     all: bool = False
-    """Run the studies as well: two hours more on two CPU cores."""
+    """Run the studies as well: just under two hours more on two CPU cores."""
     list: bool = False
     """List demos and studies with their times, and do nothing."""
 

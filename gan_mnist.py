@@ -5,7 +5,7 @@ real ones; each is trained against the other. What to look at: the grids drawn f
 latents as the epochs pass, D(x) and D(G(z)) as the two sides gain and lose, and the histogram of the
 classes that a classifier reads in the samples, where a collapse onto few classes would be seen.
 
-    python gan_mnist.py                                    # 12 epochs, a minute on two CPU cores
+    python gan_mnist.py                                    # 12 epochs, a minute on two cores
     python gan_mnist.py --dataset mnist --epochs 60        # the full MNIST
     python gan_mnist.py --resume                           # go on after Ctrl-C
     python gan_mnist.py --sample-only --num-samples 2000 --samples-file samples.npz

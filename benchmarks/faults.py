@@ -43,11 +43,11 @@ from benchmarks.scenes import (
 from imagelab.results import text_table, write_json
 from imagelab.settings import Checked, Count, Limits, option
 
-Kind = Literal["signals", "killed-saves", "full-disk", "read-only", "two-runs", "foreign-checkpoint",
-               "bad-data", "random-settings"]  # fmt: skip
+Kind = Literal["signals", "killed-saves", "full-saves", "full-disk", "read-only", "two-runs",
+               "foreign-checkpoint", "bad-data", "random-settings"]  # fmt: skip
 MainJob = Literal["advanced_image_processing"]
-# The main job goes on after a demo that failed, so it is only ended from outside.
-OF_THE_MAIN_JOB: tuple[Kind, ...] = ("signals", "killed-saves")
+# The main job goes on after a demo that failed, so of these it tells nothing that its demos do not.
+OF_THE_MAIN_JOB: tuple[Kind, ...] = ("signals", "killed-saves", "full-saves")
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")  # nobody answers
 
 
@@ -67,7 +67,7 @@ class Config(Checked):
     """Try these kinds only."""
     moments: Count = 20
     """Of each script, how often each of SIGINT, SIGTERM and SIGKILL comes, at random moments spread
-    over its run, and how many of its saves are killed."""
+    over its run, and how many of its saves are killed, and find a full disk."""
     settings: Count = 5
     """Runs of each script with strange settings."""
 
@@ -117,34 +117,64 @@ def has_results(scene: Scene, folder: Path, began: float) -> bool:
     return record.is_file() and record.stat().st_mtime > began
 
 
-# Python imports a module of this name before all others.
-KILLED = """
-import os, signal
+# Python imports a module of this name before all others. What is written must have a hidden name until
+# it is whole: any other file of the output that is opened for writing ends the process with status 99.
+SABOTAGE = """
+import errno, os, signal, sys
 replace, left = os.replace, {n}
 
-def replace_or_die(*names, **more):
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def fill():
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+def replace_or_fail(*names, **more):
     global left
     left -= 1
-    if left < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if left == -1:
+        {act}()
     replace(*names, **more)
 
-os.replace = replace_or_die
+def watch(event, values):
+    if event == "open" and isinstance(values[0], str) and values[0].startswith({folder!r}):
+        changes = set("wax+") & set(values[1] or "") or (values[2] or 0) & (os.O_WRONLY | os.O_RDWR)
+        if changes and not os.path.basename(values[0]).startswith("."):
+            print(values[0], "is written in its place", file=sys.stderr, flush=True)
+            os._exit(99)
+
+os.replace = replace_or_fail
+sys.addaudithook(watch)
 """
+
+
+def sabotaged(
+    scene: Scene, work: Path, config: Config, act: str, what: str, statuses: tuple[int, ...]
+) -> Iterator[Case]:
+    """Runs whose first save, or another at random, ends in `act`; status 0 if there are not as many."""
+    rng = random.Random(config.seed)
+    files = sum(path.is_file() for path in scene.folder.rglob("*"))
+    for n in (0, *sorted(rng.sample(range(1, files), min(config.moments, files) - 1))):
+        folder = scene.copy(work / "case")
+        code = SABOTAGE.format(n=n, act=act, folder=str(folder))
+        (work / "sitecustomize.py").write_text(code, encoding="utf-8")
+        path = os.pathsep.join((str(work), str(ROOT)))
+        process = start(scene.script, folder, environment={"PYTHONPATH": path})
+        case = Case(scene.script, f"{what} its save number {n + 1}, if it has as many")
+        case.problems = harm(process, (*statuses, *[0] * (n > 0)), scene, folder)
+        yield case
 
 
 def killed_saves(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
     """SIGKILL when a file is written and is just about to take the place of the old one: that stands."""
-    rng = random.Random(config.seed)
-    files = sum(path.is_file() for path in scene.folder.rglob("*"))
-    for n in (0, *sorted(rng.sample(range(1, files), min(config.moments, files) - 1))):
-        (work / "sitecustomize.py").write_text(KILLED.format(n=n), encoding="utf-8")
-        path = os.pathsep.join((str(work), str(ROOT)))
-        folder = scene.copy(work / "case")
-        process = start(scene.script, folder, environment={"PYTHONPATH": path})
-        case = Case(scene.script, f"killed in its save number {n + 1}, if it has as many")
-        case.problems = harm(process, (0, -9) if n else (-9,), scene, folder)
-        yield case
+    yield from sabotaged(scene, work, config, "kill", "killed in", (-9,))
+
+
+def full_saves(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
+    """The disk is full when a file is all but written: the old one stands, one sentence, status 2; the
+    main job goes on with its next demo, and has status 1."""
+    statuses = (1, 2) if scene.script in get_args(MainJob) else (2,)
+    yield from sabotaged(scene, work, config, "fill", "no room for", statuses)
 
 
 def on_a_disk(
@@ -308,9 +338,9 @@ def random_settings(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
 
 
 KINDS: dict[str, Callable[[Scene, Path, Config], Iterator[Case]]] = {
-    "signals": signals, "killed-saves": killed_saves, "full-disk": full_disk, "read-only": read_only,
-    "two-runs": two_runs, "foreign-checkpoint": foreign_checkpoint, "bad-data": bad_data,
-    "random-settings": random_settings,
+    "signals": signals, "killed-saves": killed_saves, "full-saves": full_saves, "full-disk": full_disk,
+    "read-only": read_only, "two-runs": two_runs, "foreign-checkpoint": foreign_checkpoint,
+    "bad-data": bad_data, "random-settings": random_settings,
 }  # fmt: skip
 
 

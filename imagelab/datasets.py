@@ -377,7 +377,9 @@ def _cifar10(data_dir: Path) -> Dataset:
             f"To place it by hand, unpack {datasets.CIFAR10.filename} (md5 "
             f"{datasets.CIFAR10.tgz_md5}) into {data_dir}/"
         )
-        print("CIFAR-10 is 170 MB from a slow host (50 to 85 kB/s in 2026: up to 50 minutes).")
+        print(
+            "CIFAR-10 is 170 MB from a slow host (50 to 85 kB/s in 2026: half an hour to an hour)."
+        )
         with _download("cifar10", data_dir, by_hand) as scratch:
             datasets.CIFAR10(scratch, download=True)
             folder.mkdir(parents=True, exist_ok=True)

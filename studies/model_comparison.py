@@ -10,7 +10,7 @@ reaches; below it, the usual claims stand beside what was measured.
     python -m studies.model_comparison --resume            # go on after Ctrl-C
 
 A budget in seconds measures the machine as well as the model: on another one the same seconds buy
-another number of epochs. The order is what carries over, and the table names the epochs.
+another number of epochs, and the order may be another one too. The table says what an epoch takes.
 """
 
 from __future__ import annotations
