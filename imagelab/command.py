@@ -8,6 +8,7 @@ raised again every second until somebody has `heard` it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -43,7 +44,8 @@ def _ask(number: int, _frame) -> None:
 
 
 def _leave(number: int, _frame) -> None:
-    os.write(sys.__stderr__.fileno(), b"\nstopped.\n")
+    with contextlib.suppress(OSError):  # there may be no stderr
+        os.write(2, b"\nstopped.\n")
     os._exit(128 + number)
 
 
