@@ -43,6 +43,12 @@ def _ask(number: int, _frame) -> None:
     raise _asked
 
 
+def _tell_unless_asked(lost: sys.UnraisableHookArgs) -> None:
+    """Of an exception that goes no further Python tells; not of ours, which is raised again."""
+    if not isinstance(lost.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+
+
 def _leave(number: int, _frame) -> None:
     with contextlib.suppress(OSError):  # there may be no stderr
         os.write(2, b"\nstopped.\n")
@@ -85,7 +91,7 @@ def command_line(
     from imagelab.files import give_back
     from imagelab.runtime import explain
 
-    before = _listen(_ask)
+    before, sys.unraisablehook = _listen(_ask), _tell_unless_asked
     for stream in (sys.stdout, sys.stderr):  # where the terminal lacks a letter, print '?' instead
         stream.reconfigure(errors="replace")
     script, arguments = Path(sys.argv[0]).name, sys.argv[1:]
@@ -128,3 +134,4 @@ def command_line(
         give_back()
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = sys.__unraisablehook__

@@ -118,7 +118,6 @@ def test_errors_of_ours_point_to_debug(text):
 
 SCRIPT = """
 import os, signal, sys, time
-sys.unraisablehook = lambda _: None
 from types import SimpleNamespace
 from imagelab.command import command_line
 from imagelab.runtime import UserError
