@@ -281,12 +281,13 @@ def sample(G: nn.Module, n: int, seed: int) -> torch.Tensor:
     return draw(G, z.to(device))
 
 
-def load_generator(config: Config, device: torch.device) -> Generator:
-    """The generator of the checkpoint under --output-dir."""
-    path = checkpoint_path(config)
-    saved = load_checkpoint(path, SCRIPT, device)
+def load_generator(
+    path: Path, device: torch.device, script: str = SCRIPT, kind: type[nn.Module] = Generator
+) -> nn.Module:
+    """The generator, of that `kind`, of the checkpoint that `script` wrote."""
+    saved = load_checkpoint(path, script, device)
     with as_described(path):
-        G = Generator(saved["config"]["latent_size"], tuple(saved["dataset"]["shape"])).to(device)
+        G = kind(saved["config"]["latent_size"], tuple(saved["dataset"]["shape"])).to(device)
     load_weights(G, saved["ema"] or saved["model"].get("generator"), path)
     return G.eval()
 
@@ -342,7 +343,9 @@ def epoch_grid(result: Result, epoch: int) -> Path:
 
 def epoch_grids(config: Config, run: Training, result: Result) -> list[Path]:
     """The grids that this run left on disk, also those from before a --resume."""
-    last, every = run.last_epoch, config.grid_every or run.last_epoch + 1
+    last, every = run.last_epoch, config.grid_every
+    if not every:
+        return []
     paths = [result.note_file(epoch_grid(result, epoch).name, f"Fixed latents after epoch {epoch}.")
              for epoch in sorted({*range(every, last, every), last})]  # fmt: skip
     return list(filter(None, paths))
@@ -360,7 +363,8 @@ def run(config: Config) -> Result:
     device = prepare(config.seed, config.device)
     config = config.quickened(epochs=2, num_samples=500, log_every=50)
     if config.sample_only:
-        samples = sample(load_generator(config, device), config.num_samples, config.seed)
+        G = load_generator(checkpoint_path(config), device)
+        samples = sample(G, config.num_samples, config.seed)
         return draw_only(SCRIPT, TITLE, PICTURES, config, device, samples)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)

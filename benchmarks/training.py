@@ -94,7 +94,7 @@ def limit(device: torch.device, quick: bool) -> Iterator[tuple]:
     """Images per second in training: ours against the products and convolutions of its steps alone."""
     data = load_dataset("digits", Path("data"))
     for name, (size, n, ours, _) in trainings(data).items():
-        calls = products_of_a_step(name, data)
+        calls = products_of_a_step(name, size, data)
 
         def alone(calls=calls, count=n // size) -> None:
             for _ in range(count):
@@ -120,10 +120,10 @@ class Products(TorchDispatchMode):
         return function(*args, **kwargs)
 
 
-def products_of_a_step(name: str, data: Dataset) -> list[tuple[Callable, tuple, dict]]:
-    """The products of one training step of the network `name`: what a second batch adds to the first,
-    which also has what is drawn at the end."""
-    size, calls = trainings(data)[name][0], []
+def products_of_a_step(name: str, size: int, data: Dataset) -> list[tuple[Callable, tuple, dict]]:
+    """The products of one training step of the network `name`, of batches of `size`: what a second
+    batch adds to the first, which also has what is drawn at the end."""
+    calls = []
     for batches in (1, 2):
         train = quietly(trainings(data, dict.fromkeys(IMAGES, batches * size))[name][2])
         with Products() as noted:

@@ -114,10 +114,8 @@ def _yolo(root: Path) -> tuple[tuple[str, ...], list[Entry]]:
         entries.append((path, boxes, kinds))
     highest = max((kind for _, _, kinds in entries for kind in kinds), default=-1)
     names = root / "classes.txt"
-    classes = "\n".join(name.strip() for name in _lines(names)).rstrip().splitlines()
-    classes = [
-        name or f"class {k}" for k, name in enumerate(classes)
-    ]  # a blank line is a class too
+    named = "\n".join(name.strip() for name in _lines(names)).rstrip().splitlines()
+    classes = [name or f"class {k}" for k, name in enumerate(named)]  # a blank line counts too
     classes += [f"class {k}" for k in range(len(classes), highest + 1)]
     return tuple(classes), entries
 

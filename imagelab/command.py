@@ -131,6 +131,7 @@ def command_line(
         print(f"{script}: {sentence}", file=sys.stderr)
         sys.exit(status)
     finally:
+        heard()
         give_back()
         for number, handler in before.items():
             signal.signal(number, handler)

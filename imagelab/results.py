@@ -66,9 +66,9 @@ class Result:
     def note_file(self, name: str, caption: str) -> Path | None:
         """Note a picture of an epoch, not featured; its path, or None where a run was continued
         without the pictures from before."""
-        return (
-            self.add_file(name, caption, featured=False) if (self.folder / name).is_file() else None
-        )
+        if not (self.folder / name).is_file():
+            return None
+        return self.add_file(name, caption, featured=False)
 
     def pictures(self) -> list[Path]:
         return [self.folder / f["path"] for f in self.files if f["featured"]]

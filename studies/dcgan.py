@@ -26,7 +26,6 @@ import torch
 from torch import nn
 
 import gan_mnist
-from imagelab.checkpoints import as_described, load_checkpoint, load_weights
 from imagelab.datasets import load_for
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, autocast, prepare
@@ -156,22 +155,14 @@ def checkpoint_path(config: Config) -> Path:
     return config.output_dir / MODELS / "dcgan.pth"
 
 
-def load_generator(config: Config, device: torch.device) -> Generator:
-    """The generator of the checkpoint under --output-dir."""
-    path = checkpoint_path(config)
-    saved = load_checkpoint(path, SCRIPT, device)
-    with as_described(path):
-        G = Generator(saved["config"]["latent_size"], tuple(saved["dataset"]["shape"]))
-    load_weights(G, saved["ema"] or saved["model"].get("generator"), path)
-    return G.to(device, memory_format=torch.channels_last).eval()
-
-
 def run(config: Config) -> Result:
     """Train (or load), sample, measure: the game is that of gan_mnist.py."""
     device = prepare(config.seed, config.device)
     config = config.quickened(time_limit=6.0, num_samples=500, log_every=20)
     if config.sample_only:
-        samples = gan_mnist.sample(load_generator(config, device), config.num_samples, config.seed)
+        G = gan_mnist.load_generator(checkpoint_path(config), device, SCRIPT, Generator)
+        G.to(memory_format=torch.channels_last)
+        samples = gan_mnist.sample(G, config.num_samples, config.seed)
         return draw_only(SCRIPT, TITLE, PICTURES, config, device, samples)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)

@@ -15,7 +15,6 @@ import importlib
 import io
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,17 +53,13 @@ def run_here(script: str, *arguments: object, status: int = 0) -> tuple[str, str
     """The same in this process, which spares the imports; what was printed and what complained."""
     main = importlib.import_module(script).main
     streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2)]
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        with (
-            mock.patch.object(sys, "argv", [f"{script}.py", *map(str, arguments)]),
-            contextlib.redirect_stdout(streams[0]),
-            contextlib.redirect_stderr(streams[1]),
-            pytest.raises(SystemExit) as stop,
-        ):
-            main()
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+    with (
+        mock.patch.object(sys, "argv", [f"{script}.py", *map(str, arguments)]),
+        contextlib.redirect_stdout(streams[0]),
+        contextlib.redirect_stderr(streams[1]),
+        pytest.raises(SystemExit) as stop,
+    ):
+        main()
     for stream in streams:
         stream.seek(0)
     shown, complained = (stream.read() for stream in streams)

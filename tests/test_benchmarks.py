@@ -121,8 +121,8 @@ def test_the_limit_is_the_work_of_a_training_step(float32):
     gradient, which an image has only when the generator learns from it."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    def flops(name: str) -> int:
-        calls = training.products_of_a_step(name, small(1024))
+    def flops(name: str, size: int) -> int:
+        calls = training.products_of_a_step(name, size, small(1024))
         with FlopCounterMode(display=False) as alone:
             for function, args, kwargs in calls:
                 function(*args, **kwargs)
@@ -132,11 +132,11 @@ def test_the_limit_is_the_work_of_a_training_step(float32):
     D = 784 * 256, 256 * 128, 128 * 1
     learn_d = 2 * (3 * sum(D) - D[0])  # of 64 real and 64 generated images
     learn_g = 3 * sum(G) - G[0] + 2 * sum(D)
-    assert flops("MLP GAN") == 2 * 64 * (learn_d + learn_g)
+    assert flops("MLP GAN", 64) == 2 * 64 * (learn_d + learn_g)
     layers = (784 + 64) * 512, 512 * 256, 256 * 784
-    assert flops("MLP DDPM") == 2 * 512 * (3 * sum(layers) - layers[0])
+    assert flops("MLP DDPM", 512) == 2 * 512 * (3 * sum(layers) - layers[0])
     layers = 28**2 * 9 * 32, 14**2 * 32 * 9 * 64, 64 * 7**2 * 128, 128 * 10
-    assert flops("CNN classifier") == 2 * 256 * (3 * sum(layers) - layers[0])
+    assert flops("CNN classifier", 256) == 2 * 256 * (3 * sum(layers) - layers[0])
 
 
 def test_shares_of_the_time_add_up(monkeypatch):
