@@ -11,7 +11,7 @@ import torch
 
 from imagelab import figures
 from imagelab.classifier import trained_classifier
-from imagelab.datasets import Dataset, random_subset
+from imagelab.datasets import Dataset, random_subset, varied_as_trained_on
 from imagelab.files import atomic_path
 from imagelab.metrics import (
     MIN_SAMPLES,
@@ -77,20 +77,25 @@ def track(run: Training, judge: Judge, images: torch.Tensor) -> None:
 
 
 def draw_tracked(result: Result, run: Training, judge: Judge | None) -> None:
-    """The curve of quality over the epochs, beside its floors."""
+    """The curve of quality over the epochs, beside floor and memoriser."""
     if judge is None:
         return
     figure, axes = figures.new_figure(9, 3.2, columns=2)
-    epochs, floor = run.curve("tracked_epoch"), judge.floor
-    for axis, name, least, what in (
-        (axes[0, 0], "tracked_distance", floor.frechet, "Fréchet distance"),
-        (axes[0, 1], "tracked_coverage", floor.coverage, "coverage"),
+    epochs = run.curve("tracked_epoch")
+    for axis, name, key, what in (
+        (axes[0, 0], "tracked_distance", "frechet", "Fréchet distance"),
+        (axes[0, 1], "tracked_coverage", "coverage", "coverage"),
     ):
         figures.draw_lines(axis, epochs, {"samples": run.curve(name)}, "epoch", what)
-        label = "held-out real images"
-        axis.axhline(least, color="#666666", linewidth=1, linestyle="--", label=label)
+        for scores, label, style in (
+            (judge.floor, "held-out real images (floor)", "--"),
+            (judge.memoriser, "training images (memoriser)", ":"),
+        ):
+            if scores is not None:
+                axis.axhline(getattr(scores, key), color="#666666", linewidth=1.2,
+                             linestyle=style, label=label)  # fmt: skip
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend()
+    axes[0, 1].legend(loc="lower right")
     figures.log_scale(axes[0, 0])
     axes[0, 1].set_ylim(0, 1)
     caption = f"Quality along the training: distance and coverage of {judge.n:,} samples."
@@ -130,7 +135,7 @@ def report_samples(
     few = samples[:500].to(data.images.device)
     index, distance = nearest(few, data.images)
     rows = random_subset(len(data.test_images), len(few), "nearest").to(data.images.device)
-    _, usual = nearest(data.test_images[rows], data.images)
+    _, usual = nearest(varied_as_trained_on(data, data.test_images[rows]), data.images)
     result.add_metric("distance to the nearest training image", distance.median(), len(few),
                       floor=usual.median().item())  # fmt: skip
     pairs = torch.cat([few[:10], data.images[index[:10]]])
@@ -151,21 +156,35 @@ def draw_comparison(
     figures.side_by_side(path, pictures, height=3.6)
 
 
-def draw_trajectory(result: Result, states: list[tuple[int, torch.Tensor]], shown: int = 9) -> None:
-    """Samples on their way: `states` are (t, images (N, C, H, W) uint8) from start to end.
+States = list[tuple[int, torch.Tensor]]  # t and images (N, C, H, W) uint8
+
+
+def draw_trajectory(
+    result: Result, reverse: States, forward: States | None = None, shown: int = 9
+) -> None:
+    """Samples on their way from noise to image, below the `forward` process of the same images, if given.
 
     A strip of `shown` columns, a row per sample, and all states as an animation.
     """
-    chosen = [states[round(i)] for i in np.linspace(0, len(states) - 1, shown)]
-    columns = {f"t = {t}": figures.grid(images, columns=1, scale=1) for t, images in chosen}
-    path = result.add_file(
-        "reverse_process.png",
-        f"{len(states[0][1])} samples from the start of sampling (left) to the image (right).",
-    )
-    figures.side_by_side(path, columns, height=5.6)
-    frames = [figures.grid(images, columns=len(images), scale=3) for _, images in states]
-    path = result.add_file("reverse_process.gif", "The same, step by step.")
-    write_gif(path, frames, seconds_per_frame=0.08)
+    processes = {"forward process": forward} if forward else {}
+    processes["reverse process"] = reverse
+    n = len(reverse[0][1])
+    figure, axes = figures.new_figure(1.1 * shown, 1.05 * n * len(processes), len(processes), shown)
+    for line, states in zip(axes, processes.values(), strict=True):
+        chosen = [states[round(i)] for i in np.linspace(0, len(states) - 1, shown)]
+        for axis, (t, images) in zip(line, chosen, strict=True):
+            figures.show_image(axis, figures.grid(images, columns=1), f"t = {t}")
+    figures.name_rows(axes, list(processes))
+    caption = f"The reverse process: {n} samples from pure noise (left) to the image (right)."
+    if forward:
+        caption = (
+            f"Above, the forward process: {n} drawn digits drown in noise. Below, the reverse process "
+            "that drew them: from pure noise (left) to the digit (right)."
+        )
+    figures.save_figure(figure, result.add_file("reverse_process.png", caption))
+    frames = [figures.grid(images, columns=n, scale=3) for _, images in (forward or []) + reverse]
+    caption = "The same, step by step" + (": forward, then reverse." if forward else ".")
+    write_gif(result.add_file("reverse_process.gif", caption), frames, seconds_per_frame=0.08)
 
 
 def draw_only(

@@ -30,7 +30,7 @@ from imagelab.datasets import load_for
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, autocast, prepare
 from imagelab.samples import TRACKED, draw_only, judge_for, write_samples
-from imagelab.settings import Count, Limits, Rate
+from imagelab.settings import Count, Fraction, Limits, Rate
 
 SCRIPT = "dcgan"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
@@ -48,13 +48,23 @@ LESSONS = (
 
 
 @dataclass(frozen=True)
-class Config(gan_mnist.Config):
+class Config(gan_mnist.Game):
     """Settings of the DCGAN."""
 
     epochs: Count = 1
     """Passes over the training images."""
+    batch_size: Annotated[int, Limits(2)] = 64
+    """Real images per step; the discriminator sees as many fakes."""
     lr: Rate = 4e-4
     """Adam's learning rate, of both networks: twice the paper's, because the training is short."""
+    fall: Fraction = 1.0
+    """The part of the training from which the learning rate falls to 0; 1: it stays."""
+    beta1: Annotated[float, Limits(0, 0.999)] = 0.5
+    """Adam's first-moment decay: 0.5 instead of 0.9 calms the game (Radford et al. 2015)."""
+    moved: Annotated[int, Limits(0, 8)] = 0
+    """Pixels by which the discriminator sees each image moved, at most; 0: as it is."""
+    ema_decay: Fraction = 0.0
+    """Decay of a moving average of the generator's weights, which then draws the samples; 0: none."""
     grid_every: Annotated[int, Limits(0)] = 1
     """Epochs between two sample grids; 0: none."""
     log_every: Count = 100

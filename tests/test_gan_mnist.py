@@ -44,6 +44,69 @@ def test_losses_are_the_formulas():
     )
 
 
+def test_images_are_moved_whole_and_gradients_go_back():
+    x = torch.full((200, 2, 9, 9), -1.0)
+    x[:, 0, 4, 4], x[:, 1, 4, 4] = 1.0, 0.5
+    shifted = gan.moved(x, 2, torch.Generator().manual_seed(0))
+    assert torch.equal(gan.moved(x, 0, torch.Generator()), x) and shifted.shape == x.shape
+    rows, columns = (shifted[:, 0] == 1).nonzero().T[1:]
+    assert len(rows) == 200 and {*rows.tolist()} == {*columns.tolist()} == {2, 3, 4, 5, 6}
+    assert len(set(zip(rows.tolist(), columns.tolist(), strict=True))) == 25
+    assert ((shifted[:, 1] == 0.5) == (shifted[:, 0] == 1)).all()  # the channels go together
+    corner = torch.zeros(50, 1, 9, 9, requires_grad=True)
+    gan.moved(corner, 2, torch.Generator().manual_seed(0)).sum().backward()
+    assert (corner.grad[:, 0, 2:-2, 2:-2] == 1).all() and (corner.grad[:, 0, 0, 0] == 0).any()
+
+
+def test_the_rate_falls_and_the_average_draws(tmp_path, stripes):
+    """From the half of the training on; G's samples are those of the averaged weights."""
+    from imagelab.results import start_result
+
+    config = gan.Config(output_dir=tmp_path, batch_size=32, epochs=4, grid_every=0)
+    result = start_result("gan_mnist", "", "", config, "pictures", torch.device("cpu"), stripes)
+    G, D = gan.build(config, stripes.shape, torch.device("cpu"))
+    rates, step = [], torch.optim.Adam.step
+
+    def note(adam, *_):
+        rates.append(adam.param_groups[0]["lr"])
+        return step(adam)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", note)
+        run = gan.train(config, stripes, G, D, tmp_path / "a.pth", result)
+    assert len(rates) == 2 * 40 and set(rates[:38]) == {config.lr}
+    assert rates[-1] < 0.06 * config.lr and rates[40:] == sorted(rates[40:], reverse=True)
+    drawing = gan.drawing_network(run)
+    assert drawing is run.averaged and drawing is not G
+    assert not torch.equal(drawing.layers[0].weight, G.layers[0].weight)
+    loaded = gan.load_generator(tmp_path / "a.pth", torch.device("cpu"))
+    assert torch.equal(gan.sample(loaded, 9, 0), gan.sample(drawing, 9, 0))
+
+
+@pytest.mark.parametrize(("compared", "trained"), [(3, 1), (2, 2)])
+def test_the_recipe_as_often_written_stands_beside_it_at_equal_epochs(
+    tmp_path, stripes, compared, trained
+):
+    from imagelab.results import start_result
+
+    config = gan.Config(output_dir=tmp_path, batch_size=32, epochs=3, compare_epochs=compared)
+    result = start_result("gan_mnist", "", "", config, "pictures", torch.device("cpu"), stripes)
+    result.folder.mkdir(exist_ok=True)
+    runs = gan.train_compared(config, stripes, result)
+    assert len(runs) == trained
+    old = runs["as often written"].config
+    assert (old.lr, old.beta1, old.fall, old.ema_decay) == (2e-4, 0.5, 1.0, 0.0)
+    assert (old.batch_size, old.moved) == (64, 0)
+    assert old.epochs == (compared) and runs["as often written"].averaged is None
+    G, D = gan.build(config, stripes.shape, torch.device("cpu"))
+    main = gan.train(config, stripes, G, D, tmp_path / "a.pth", result)
+    drawn = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gan, "draw_comparison", lambda _path, samples, _scores: drawn.update(samples))
+        gan.report_compared({"here": main, **runs}, 40, None, result)
+    assert len(drawn) == 2 and all(f"epochs: {compared}\n" in title for title in drawn)
+
+
 def test_the_main_job_left_what_was_promised(main_job):
     folder = main_job / "fake_images"
     result = json.loads((folder / "results.json").read_text("utf-8"))
@@ -53,7 +116,7 @@ def test_the_main_job_left_what_was_promised(main_job):
         assert (folder / entry["path"]).is_file(), entry
     assert result["metrics"]["Fréchet distance"]["n"] == 500
     assert result["metrics"]["Fréchet distance"]["floor"] > 0
-    assert result["judge"].startswith("digits CNN")
+    assert result["judge"].startswith("mnist-5k CNN")
 
 
 def test_sampling_from_the_checkpoint(main_job, tmp_path):
@@ -70,7 +133,8 @@ def test_sampling_from_the_checkpoint(main_job, tmp_path):
 
 
 def test_same_seed_same_bytes(main_job, judged):
-    run_script("gan_mnist", "--quick", "--dataset", "digits", "--output-dir", judged)
+    run_script("gan_mnist", "--quick", "--compare", "--dataset", "mnist-5k",
+               "--output-dir", judged)  # fmt: skip
     first, again = (
         {p.name: p.read_bytes() for p in (root / "fake_images").glob("*.[pg][ni][gf]")}
         for root in (main_job, judged)
@@ -89,7 +153,7 @@ def test_another_seed_other_weights_and_other_latents():
 
 
 def test_ctrl_c_then_resume_ends_at_the_same_weights(main_job, judged):
-    shared = ("--quick", "--dataset", "digits", "--output-dir", judged, "--log-every", 5)
+    shared = ("--quick", "--dataset", "mnist-5k", "--output-dir", judged, "--log-every", 5)
     process = subprocess.Popen(command("gan_mnist", *shared), stderr=subprocess.PIPE, text=True,
                                stdout=subprocess.DEVNULL, encoding="utf-8")  # fmt: skip
     shown = ""
@@ -101,7 +165,7 @@ def test_ctrl_c_then_resume_ends_at_the_same_weights(main_job, judged):
     shown += process.stderr.read()
     assert process.wait() == 130 and "--resume goes on" in shown and "Traceback" not in shown
     half = torch.load(judged / "GAN_models/mlp_gan.pth", weights_only=True)
-    assert 5 <= half["step"] + half["epoch"] * 93 < 186
+    assert 5 <= half["step"] + half["epoch"] * 46 < 92
     run_here("gan_mnist", *shared, "--resume")
     whole, resumed = (
         torch.load(root / "GAN_models/mlp_gan.pth", weights_only=True)
@@ -140,7 +204,7 @@ def test_your_own_folder_of_pictures(tmp_path):
 
 
 def test_wrong_input(tmp_path):
-    shared = ("--quick", "--dataset", "digits", "--output-dir", tmp_path)
+    shared = ("--quick", "--dataset", "mnist-5k", "--output-dir", tmp_path)
     assert "--epochs" in complaint("gan_mnist", *shared, "--epochs", 0)
     assert "--lr" in complaint("gan_mnist", *shared, "--lr", "nan")
     assert ".npz" in complaint("gan_mnist", *shared, "--samples-file", "a.png")

@@ -11,82 +11,116 @@ from conftest import complaint, run_here, untaught
 
 import mlp_diffusion as ddpm
 from imagelab.diffusion import linear_schedule
-from imagelab.mixture import fit_gaussians
+from imagelab.runtime import Interrupted
 from imagelab.settings import plain
 
+RECIPES = list(ddpm.RECIPES)
 
-def network(recipe: str, dimensions: tuple[int, int, int] = (1, 28, 28)) -> ddpm.Denoiser:
+
+def network(recipe: str, dimensions: tuple[int, int, int] = (1, 28, 28), **more) -> ddpm.Denoiser:
     torch.manual_seed(0)
-    return ddpm.build(plain(ddpm.Config(recipe=recipe)), dimensions)
+    return ddpm.build(plain(ddpm.Config(recipe=recipe, **more)), dimensions)
 
 
 # --- the lesson, as mathematics -------------------------------------------------------------------
 
 
-def test_the_forward_process_of_the_recipe_does_not_end_in_noise():
-    literal, rescaled = network("literal").schedule, network("rescaled").schedule
-    assert literal.alpha_bar[-1].item() == pytest.approx(0.603, abs=1e-3)
-    assert "training never showed" in ddpm.what_the_end_means(literal, "noise")
-    assert "data's own" in ddpm.what_the_end_means(literal, "data")
-    assert "N(0, I)" in ddpm.what_the_end_means(rescaled, "noise")
-    assert "never" not in ddpm.what_the_end_means(rescaled, "noise")
+def test_only_the_literal_recipe_does_not_end_in_noise():
+    ends = {name: network(name).schedule.alpha_bar[-1].item() for name in RECIPES}
+    assert ends.pop("literal") == pytest.approx(0.603, abs=1e-3)
+    assert list(ends.values()) == pytest.approx([7.7e-6] * 3, rel=0.01)
 
 
 def test_a_bottleneck_of_256_passes_at_most_256_dimensions_of_noise(float32):
-    """The literal network's output is an affine image of 256 numbers; the skip lifts the limit."""
+    """Without the skip ε̂ is an affine image of 256 numbers; the skip lifts the limit."""
     torch.manual_seed(0)
     x, t = torch.randn(600, 784), torch.full((600,), 20)
     with torch.no_grad():
-        rank = {
-            name: torch.linalg.matrix_rank(out - out.mean(0), rtol=1e-4).item()
-            for name, out in ((n, network(n)(x, t).double()) for n in ("literal", "corrected"))
-        }
-    assert rank["literal"] <= 256 < 500 < rank["corrected"]
+        rank = {}
+        for name in ("rescaled", "corrected"):
+            _, eps = network(name).x0_and_eps(x, t)
+            rank[name] = torch.linalg.matrix_rank((eps - eps.mean(0)).double(), rtol=1e-4).item()
+    assert rank["rescaled"] <= 256 < 500 < rank["corrected"]
 
 
-@pytest.mark.parametrize("recipe", ["literal", "corrected", "rescaled"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_noise_and_clean_image_make_up_x_t(recipe):
     """√ᾱ·x̂₀ + √(1 − ᾱ)·ε̂ = x_t, whichever of the two the network estimates."""
     model = network(recipe)
     x, t = torch.randn(50, 784), torch.arange(50)
     with torch.no_grad():
-        eps_hat, x0_hat = model(x, t), model.estimate(x, t)
+        x0_hat, eps_hat = model.x0_and_eps(x, t)
     assert torch.allclose(model.schedule.q_sample(x0_hat, t, eps_hat), x, atol=1e-3)
 
 
-def test_min_snr_weight_bounds_the_weight_on_the_image():
+@pytest.mark.parametrize("bound", ["tanh", "clip", "none"])
+def test_what_keeps_the_estimate_in_range(bound):
+    model = network("corrected", bound=bound)
+    with torch.no_grad():
+        model.mlp[-1].bias += 3  # far outside
+        x0, _ = model.x0_and_eps(torch.randn(5, 784), torch.full((5,), 10))
+        drawn = list(ddpm.reverse_process(model, torch.randn(5, 784), torch.Generator()))[-1][1]
+    assert (x0.max() <= 1) == (bound == "tanh")
+    assert (drawn.max() <= 1) == (bound != "none")
+
+
+def test_a_black_background_is_nothing_at_every_t(monkeypatch):
+    """What the first layer sees of √ᾱ_t·(−1), without noise, is 0."""
+    model, seen = network("corrected"), []
+    model.mlp[0].register_forward_pre_hook(lambda _layer, given: seen.append(given[0]))
+    t = torch.arange(50)
+    with torch.no_grad():
+        model(model.schedule.q_sample(-torch.ones(50, 784), t, torch.zeros(50, 784)), t)
+    assert seen[0][:, :784].abs().max() < 1e-6
+
+
+def test_weights_on_the_error_of_the_image():
     s = linear_schedule(50)
-    on_image = ddpm.loss_weight(s, True, 5.0) * s.snr
-    assert on_image.max().item() == pytest.approx(5.0)
-    assert torch.allclose(on_image[s.snr < 5], s.snr[s.snr < 5])
-    assert torch.equal(ddpm.loss_weight(s, False, 5.0), torch.ones(50))
+    assert torch.allclose(ddpm.weight_on_x0(s, "noise"), s.snr.float())
+    min_snr = ddpm.weight_on_x0(s, "min-snr")
+    assert min_snr.max() == 5 and torch.allclose(min_snr[s.snr < 5], s.snr[s.snr < 5].float())
+    corrected = ddpm.weight_on_x0(s, "1 − ᾱ")
+    assert torch.allclose(corrected, (1 - s.alpha_bar).float()) and (corrected.diff() > 0).all()
 
 
-def test_loss_is_the_weighted_mean_square():
-    eps_hat, eps = torch.zeros(2, 4), torch.tensor([[1.0] * 4, [2.0] * 4])
-    assert ddpm.noise_loss(eps_hat, eps, torch.tensor([1.0, 0.5])).item() == pytest.approx(1.5)
+class Constant(ddpm.Denoiser):
+    """Answers 0 to everything."""
+
+    def forward(self, x_t, t):
+        return torch.zeros_like(x_t)
 
 
-# --- where sampling starts ------------------------------------------------------------------------
+@pytest.mark.parametrize("recipe", ["rescaled", "corrected"])
+def test_the_loss_is_the_formula(recipe):
+    """For an answer of 0: the mean of ε² is 1, the weighted mean of x₀² is the mean weight times x₀²."""
+    base = network(recipe)
+    model = Constant(784, base.schedule, base.recipe)
+    weight, x0 = (
+        ddpm.weight_on_x0(base.schedule, base.recipe.weight),
+        torch.full((20_000, 784), 0.5),
+    )
+    loss = ddpm.denoising_loss(model, x0, weight, 0.0, torch.Generator().manual_seed(0))
+    expected = 1.0 if recipe == "rescaled" else weight.mean().item() * 0.25
+    assert loss.item() == pytest.approx(expected, rel=0.02)
 
 
-def test_sampling_starts_with_the_moments_of_the_noised_data(stripes):
-    """Mean √ᾱ_T·μ and covariance ᾱ_T·Σ + (1 − ᾱ_T)·I, for one Gaussian as for several."""
-    model = network("corrected")
-    x0 = (stripes.images.float() / 127.5 - 1).flatten(1)
-    alpha_bar = model.schedule.alpha_bar[-1].item()
-    for clusters in (1, 4):
-        gaussians = fit_gaussians(stripes.images, clusters, seed=0, rank=320)
-        rng = torch.Generator().manual_seed(0)
-        x_T = ddpm.start_of_sampling(model, gaussians, 20_000, rng)
-        assert torch.allclose(x_T.mean(0), math.sqrt(alpha_bar) * x0.mean(0), atol=0.05)
-        # Along the direction that tells the two classes apart, and along a random one.
-        for direction in (x0[0] - x0[1], torch.randn(784, generator=rng)):
-            unit = direction / direction.norm()
-            expected = alpha_bar * (x0 @ unit).var() + 1 - alpha_bar
-            assert (x_T @ unit).var().item() == pytest.approx(expected.item(), rel=0.06)
-    noise = ddpm.start_of_sampling(network("literal"), gaussians, 2000, rng)
-    assert noise.std().item() == pytest.approx(1, abs=0.01) and abs(noise.mean()) < 0.01
+def test_dimmed_images_keep_black_and_lose_light():
+    x0 = torch.tensor([-1.0, 0.0, 1.0]).repeat(4000, 1)
+    dim = ddpm.dimmed(x0, 0.25, torch.Generator().manual_seed(0))
+    assert (dim[:, 0] == -1).all()
+    changed = dim[:, 2] < 1
+    assert changed.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    kept = (dim[changed, 2] + 1) / 2
+    assert 0.4 <= kept.min() < 0.42 and 0.98 < kept.max() < 1
+    assert torch.allclose((dim[changed, 1] + 1), kept)
+    assert torch.equal(ddpm.dimmed(x0, 0.0, torch.Generator()), x0)
+
+
+def test_the_rate_rises_and_falls_but_for_the_literal_recipe():
+    literal, corrected = (ddpm.Config(recipe=name) for name in ("literal", "corrected"))
+    rates = [ddpm.learning_rate(corrected, p) for p in (0.025, 0.05, 0.3, 2 / 3, 1.0)]
+    assert rates == pytest.approx([2e-3, 4e-3, 4e-3, 2e-3, 0])
+    assert [ddpm.learning_rate(literal, p) for p in (0.01, 0.5, 1.0)] == [2e-3] * 3
 
 
 # --- the reverse process --------------------------------------------------------------------------
@@ -96,10 +130,11 @@ class Oracle(ddpm.Denoiser):
     """Knows that every image is the constant 0.5, and answers so."""
 
     def forward(self, x_t, t):
-        return (x_t - self.a[t, None] * 0.5) / self.b[t, None]
+        x0 = torch.full_like(x_t, 0.5)
+        return x0 if self.recipe.skip else (x_t - self.a[t, None] * x0) / self.b[t, None]
 
 
-@pytest.mark.parametrize("recipe", ["literal", "corrected", "rescaled"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_a_perfect_estimate_is_reached_without_noise_at_the_end(recipe):
     model = Oracle(784, network(recipe).schedule, ddpm.RECIPES[recipe])
     rng = torch.Generator().manual_seed(0)
@@ -122,6 +157,35 @@ def test_the_reverse_process_has_the_forward_process_marginals():
             assert x.var().item() == pytest.approx(1 - alpha_bar, rel=0.03)
 
 
+def test_the_forward_process_has_the_closed_form_s_moments():
+    """x_t step by step has mean √ᾱ_t·x₀ and variance 1 − ᾱ_t (Ho et al. eq. 4), and begins with x₀."""
+    schedule, x0 = network("corrected").schedule, torch.full((200, 784), 0.5)
+    states = ddpm.forward_states(schedule, x0, torch.Generator().manual_seed(0))
+    assert [t for t, _ in states] == list(range(51)) and torch.equal(states[0][1], x0)
+    for t in (1, 10, 30, 50):
+        x, alpha_bar = states[t][1], schedule.alpha_bar[t - 1].item()
+        assert x.mean().item() == pytest.approx(math.sqrt(alpha_bar) * 0.5, abs=0.01)
+        assert x.var().item() == pytest.approx(1 - alpha_bar, rel=0.03)
+
+
+def test_sampling_starts_from_nothing_but_noise(monkeypatch):
+    starts = []
+
+    def note(_model, x, _rng):
+        starts.append(x)
+        yield 0, x
+
+    monkeypatch.setattr(ddpm, "reverse_process", note)
+    ddpm.sample(network("corrected"), 1500, (1, 28, 28), seed=0)
+    x = torch.cat(starts)
+    assert x.shape == (1500, 784)
+    assert abs(x.mean()) < 0.005 and x.std().item() == pytest.approx(1, abs=0.005)
+    assert (
+        x.mean(dim=0).abs().max() < 0.15
+        and abs(torch.corrcoef(x[:, :50].T) - torch.eye(50)).max() < 0.15
+    )
+
+
 # --- the script -----------------------------------------------------------------------------------
 
 
@@ -132,24 +196,30 @@ def test_the_main_job_left_what_was_promised(main_job):
     for entry in result["files"]:
         assert (folder / entry["path"]).is_file(), entry
     names = {entry["path"] for entry in result["files"]}
-    assert {"recipes.png", "reverse_process.gif", "losses.png", "epoch_001.png"} <= names
-    assert {"literal: Fréchet distance", "rescaled: Fréchet distance"} <= result["metrics"].keys()
+    assert {"recipes.png", "reverse_process.gif", "errors.png", "epoch_001.png"} <= names
+    assert {f"{name}: Fréchet distance" for name in RECIPES} <= result["metrics"].keys()
+    assert result["metrics"]["Fréchet distance"]["memoriser"] > 0
     assert (main_job / "diffusion_models" / "fast_mlp_diffusion.pth").is_file()
 
 
-def test_the_caption_says_what_was_done(tmp_path, stripes):
-    """Epochs that a time limit cut short, and no distances where nothing was scored."""
+@pytest.mark.parametrize(("compared", "trained"), [(4, 3), (2, 4)])
+def test_all_recipes_are_compared_at_equal_epochs(tmp_path, stripes, compared, trained):
+    """Where the comparison is as long as the main training, that is one of its four."""
     from imagelab.results import start_result
 
-    config = ddpm.Config(output_dir=tmp_path, batch_size=32, clusters=2, epochs=4, compare_epochs=2)
-    gaussians = fit_gaussians(stripes.images, 2, 0)
-    runs = {"corrected": ddpm.train(config, stripes, gaussians, tmp_path / "a.pth")}
-    runs |= ddpm.train_others(replace(config, time_limit=1e-3), stripes, gaussians)
+    config = ddpm.Config(output_dir=tmp_path, batch_size=32, epochs=4, compare_epochs=compared)
+    main = ddpm.train(config, stripes, tmp_path / "a.pth")
+    others = ddpm.train_others(config, stripes)
+    assert len(others) == trained
     result = start_result("a", "", "", config, "pictures", torch.device("cpu"), stripes)
     result.folder.mkdir(exist_ok=True)
-    ddpm.evaluate(config, stripes, runs, gaussians, None, result)
-    caption = next(f["caption"] for f in result.files if f["path"] == "recipes.png")
-    assert "the letter (0.1 epochs), corrected (4) and with rescaled betas (0.1)." in caption
+    drawn = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            ddpm, "draw_comparison", lambda _path, samples, _scores: drawn.update(samples)
+        )
+        ddpm.evaluate(config, stripes, main, others, None, result)
+    assert len(drawn) == 4 and all(f"\nepochs: {compared}" in name for name in drawn)
 
 
 def test_sampling_from_the_checkpoint(main_job, tmp_path):
@@ -162,20 +232,29 @@ def test_sampling_from_the_checkpoint(main_job, tmp_path):
 
 def test_stopped_and_resumed_ends_at_the_same_weights_and_samples(tmp_path, stripes):
     """What sampling takes besides the weights comes back as well. (test_gan_mnist.py presses Ctrl-C.)"""
-    config = ddpm.Config(output_dir=tmp_path, batch_size=32, clusters=2)
-    gaussians = fit_gaussians(stripes.images, config.clusters, config.seed)
+    config = ddpm.Config(output_dir=tmp_path, batch_size=32)
 
     def trained(name: str, **settings) -> torch.Tensor:
-        run = ddpm.train(replace(config, **settings), stripes, gaussians, tmp_path / name)
-        return ddpm.sample(run.averaged, run.extra, 20, stripes.shape, seed=0)
+        run = ddpm.train(replace(config, **settings), stripes, tmp_path / name)
+        return ddpm.sample(run.averaged, 20, stripes.shape, seed=0)
 
     whole = trained("whole.pth", epochs=3)
-    assert not torch.equal(trained("stopped.pth", epochs=1), whole)
+    assert not torch.equal(trained("short.pth", epochs=1), whole)
+    with pytest.MonkeyPatch.context() as patch:  # Ctrl-C in the second epoch
+        patch.setattr(ddpm.Training, "_asked_to_stop", lambda run: run.steps_done == 13)
+        patch.setattr(ddpm.Training, "_leave_if_asked", _leave)
+        with pytest.raises(Interrupted):
+            trained("stopped.pth", epochs=3)
     assert torch.equal(trained("stopped.pth", epochs=3, resume=True), whole)
     saved = [torch.load(tmp_path / f"{n}.pth", weights_only=True) for n in ("whole", "stopped")]
     for part in ("model", "ema", "extra"):
         one, other = (_tensors(contents[part]) for contents in saved)
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True)) and len(one) > 2
+
+
+def _leave(run: ddpm.Training) -> None:
+    if run.steps_done == 13:
+        raise Interrupted("stopped")
 
 
 def _tensors(tree: dict) -> list[torch.Tensor]:
@@ -184,8 +263,7 @@ def _tensors(tree: dict) -> list[torch.Tensor]:
 
 
 def test_wrong_input(tmp_path):
-    shared = ("--quick", "--dataset", "digits", "--output-dir", tmp_path)
+    shared = ("--quick", "--dataset", "mnist-5k", "--output-dir", tmp_path)
     assert "--T" in complaint("mlp_diffusion", *shared, "--T", 5)
-    assert "between 0 and 1" in complaint("mlp_diffusion", *shared, "--recipe", "rescaled",
-                                          "--beta-end", 0.4)  # fmt: skip
+    assert "between 0 and 1" in complaint("mlp_diffusion", *shared, "--beta-end", 0.4)
     assert "There is no checkpoint" in complaint("mlp_diffusion", *shared, "--resume")

@@ -11,7 +11,7 @@ from studies import model_comparison as study
 
 
 def measured(model: str, distance: float, coverage: float = 0.8, ms: float = 0.1):
-    scores = Scores(300, distance, 1.0, 0.1, 1.0, coverage, [0.5, 0.5], 0.9)
+    scores = Scores(300, distance, 1.0, 0.1, 1.0, coverage, [0.5, 0.5], 0.9, 3.0)
     image = torch.zeros(study.STEPS, 1, 4, 4, dtype=torch.uint8)
     return study.Measured(model, 0, scores, 2.0, ms, 10, image, image)
 
@@ -69,14 +69,15 @@ def test_the_paragraph_says_where_they_differ():
 
 def test_a_quick_comparison(judged, tmp_path):
     run_here("studies.model_comparison", "--quick", "--budget", 1, "--num-samples", 300,
-             "--dataset", "digits", "--output-dir", tmp_path)  # fmt: skip
+             "--dataset", "mnist-5k", "--output-dir", tmp_path)  # fmt: skip
     folder = tmp_path / "study_images" / "model_comparison"
     result = json.loads((folder / "results.json").read_text("utf-8"))
     assert has_headline("model_comparison", result)
     table, said = result["tables"]
-    assert [row[0] for row in table["rows"]] == [*study.NAMES.values(), "held-out real images"]
-    real = table["rows"][-1][1]
-    assert all(row[1] > real for row in table["rows"][:-1])
+    names = [row[0] for row in table["rows"]]
+    assert names[:-2] == [*study.NAMES.values()] and "floor" in names[-2]
+    assert "memoriser" in names[-1] and table["rows"][-1][1] < table["rows"][-2][1]
+    assert all(row[1] > table["rows"][-2][1] for row in table["rows"][:-2])
     assert len(said["rows"]) == 4  # one seed says nothing of stability
     assert "seconds from each of 1 seeds" in result["summary"]
     assert all((folder / entry["path"]).is_file() for entry in result["files"])
@@ -84,7 +85,7 @@ def test_a_quick_comparison(judged, tmp_path):
     assert models == {f"{name}_seed0.pth" for name in study.TRAIN}
 
     # Half of the budget is not what was trained.
-    study_ = "studies.model_comparison", "--quick", "--models", "vae", "--dataset", "digits"
+    study_ = "studies.model_comparison", "--quick", "--models", "vae", "--dataset", "mnist-5k"
     assert "trained for 1 seconds already" in complaint(
         *study_, "--budget", 0.5, "--num-samples", 300, "--resume", "--output-dir", tmp_path
     )
@@ -96,5 +97,5 @@ def test_a_quick_comparison(judged, tmp_path):
 
 def test_no_judge_no_comparison(tmp_path):
     sentence = complaint("studies.model_comparison", "--quick", "--num-samples", 10,
-                         "--dataset", "digits", "--output-dir", tmp_path)  # fmt: skip
+                         "--dataset", "mnist-5k", "--output-dir", tmp_path)  # fmt: skip
     assert "nothing to compare" in sentence

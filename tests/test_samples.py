@@ -184,17 +184,20 @@ def test_a_comparison_is_drawn_with_and_without_scores(tmp_path):
 
 
 @pytest.mark.parametrize(("steps", "shown"), [(12, 4), (5, 9), (1, 3)])
-def test_a_trajectory_is_a_strip_and_an_animation(result, steps, shown):
+@pytest.mark.parametrize("both", [False, True])
+def test_a_trajectory_is_a_strip_and_an_animation(result, steps, shown, both):
     states = [(steps - k, (images(3) // steps) * (k + 1)) for k in range(steps)]
-    draw_trajectory(result, states, shown=shown)
+    forward = states[::-1] if both else None
+    draw_trajectory(result, states, forward, shown=shown)
     strip, animation = (result.folder / f"reverse_process.{kind}" for kind in ("png", "gif"))
     assert result.pictures() == [strip, animation]
+    assert ("forward" in result.files[0]["caption"]) == both
     with Image.open(strip) as picture:
         assert min(picture.size) > 50
     with Image.open(animation) as gif:
-        assert gif.n_frames == steps
+        assert gif.n_frames == steps * (1 + both) - both  # where they meet, they are alike
         assert gif.size == (3 * (3 * 9 + 2 * 2), 3 * 8)
-        gif.seek(steps - 1)
+        gif.seek(gif.n_frames - 1)
         last = np.asarray(gif.convert("L")).astype(int)
     expected = figures.grid(states[-1][1], columns=3, scale=3)
     assert np.abs(last - expected).mean() < 3
