@@ -7,7 +7,7 @@ the same size along the sign of its own gradient, x + ε·sign(∇ₓL), which f
 
     python fgsm.py                                      # forty seconds on two CPU cores
     python fgsm.py --image photo.jpg --noise-sigma 50   # noise on your picture
-    python fgsm.py --image seven.png                    # a digit: it is attacked as well
+    python fgsm.py --image seven.jpg                    # a digit by your hand: it is attacked as well
     python fgsm.py --targeted 3                         # drive every digit towards a 3
     python fgsm.py --image cat.jpg --victim resnet18    # an ImageNet network on your photograph
 
@@ -36,7 +36,7 @@ from imagelab.datasets import Dataset, load_for, random_subset, unit
 from imagelab.metrics import psnr, ssim
 from imagelab.pictures import fit_to_frame, open_picture, read_grey, write_png
 from imagelab.pretrained import imagenet_resnet18
-from imagelab.results import Result, start_result
+from imagelab.results import Result, share_cell, start_result
 from imagelab.runtime import UserError, generator, prepare
 from imagelab.settings import Count, DataSettings, Limits
 
@@ -58,8 +58,8 @@ class Config(DataSettings):
     """Settings of the noise and of the attack."""
 
     image: Path | None = None
-    """Your own picture: noise is added to it, and it is attacked. Default: scikit-image's `camera`,
-    which gets the noise only."""
+    """Your own picture: noise is added to it, and it is attacked, as a digit drawn or photographed on a
+    page that fills the picture. Default: scikit-image's `camera`, which gets the noise only."""
     noise_sigma: Annotated[float, Limits(0, 255)] = 25.0
     """Standard deviation of the noise, in grey levels of 255."""
     noise_weight: Annotated[float, Limits(0, 10)] = 0.1
@@ -215,25 +215,27 @@ def attack_half(config: Config, data: Dataset, result: Result) -> None:
         rows = rows[data.test_labels != target]
         if len(rows) == 0:
             raise UserError(f"--targeted {target}: every held-out image is of that class.")
-    images = unit(data.test_images[rows[: config.num_images]])
-    labels = data.test_labels[rows[: config.num_images]]
-    n = len(images)
+    # Not the first: the first half of MNIST's test images is the easier one.
+    rows = rows[random_subset(len(rows), config.num_images, "images to attack").to(rows.device)]
+    images, labels, n = unit(data.test_images[rows]), data.test_labels[rows], len(rows)
     all_test = accuracy(model, data.test_images, data.test_labels)
-    result.add_metric("clean accuracy", all_test, len(data.test_images), better="higher")
+    result.add_share("clean accuracy", all_test, len(data.test_images), better="higher")
 
     few = min(config.pgd_images, n)
     sizes = {"random sign noise": n, "Gaussian noise": n, "FGSM": n, "PGD-40": few}
     curves = accuracy_curves(model, images, labels, target, config.seed)
-    spread = random_subset(n, few, "PGD")  # the first images are unvaried scans, and easier
     rng = generator(config.seed, "starts of the curve")
     curves["PGD-40"] = pgd_accuracies(
-        model, images[spread], labels[spread], EPSILONS, rng, target=target
+        model, images[:few], labels[:few], EPSILONS, rng, target=target
     )
-    rows = [[f"{e:g}", *(curve[i] for curve in curves.values())] for i, e in enumerate(EPSILONS)]
+    rows = [
+        [f"{e:g}", *(share_cell(curve[i], sizes[name]) for name, curve in curves.items())]
+        for i, e in enumerate(EPSILONS)
+    ]
     columns = [f"{name} (n = {sizes[name]:,})" for name in curves]
     result.add_table("Accuracy against ε on held-out images", ["ε", *columns], rows)
     for name, curve in curves.items():
-        result.add_metric(f"accuracy, {name}, ε = 0.3", curve[-1], sizes[name])
+        result.add_share(f"accuracy, {name}, ε = 0.3", curve[-1], sizes[name])
     figure, axes = figures.new_figure(6.5, 3.8)
     figures.draw_lines(axes[0, 0], EPSILONS, curves, "ε (of the range 0 to 1)", "accuracy")
     axes[0, 0].set_ylim(0, 1.02)
@@ -288,11 +290,11 @@ def fooled_examples(
 
 
 def attack_own_digit(config: Config, data: Dataset, result: Result) -> None:
-    """Attack --image as a digit: any size, dark on light or light on dark. As a whole, if the data
-    are in colour."""
+    """Attack --image as a digit: drawn or photographed, any size, dark on light or light on dark. As a
+    whole, if the data are in colour."""
     model = trained_classifier(data, config.output_dir, config.seed, config.quick)
     if data.shape[0] == 1:
-        frame = fit_to_frame(read_grey(config.image), data.shape[1])
+        frame = fit_to_frame(read_grey(config.image, max_side=1024), data.shape[1])
         image = torch.from_numpy(frame).float().expand(data.shape)
         name = f"{config.image.name}, cut out and centred as the data are"
     else:
@@ -331,12 +333,16 @@ def attack_own(
     if label == target:
         print(f"{name}: it is read as {classes[label]} as it is.")
         return
-    item = smallest_fooling(model, image, label, classes, target, epsilons)
-    if item is None:
-        print(f"{name}: one gradient step does not fool the network up to ε = {epsilons[-1]:.3g}.")
-        return
-    result.add_metric("your picture: smallest ε that fools", item.epsilon, 1)
-    draw_gallery(result.add_file("your_picture.png", f"{name}: the smallest ε that fools."), [item])
+    rng = generator(result.seed, "starts of your picture")
+    for kind, attack in (("FGSM", fgsm), ("PGD-40", partial(pgd, rng=rng))):
+        item = smallest_fooling(model, image, label, classes, target, epsilons, attack)
+        if item is not None:
+            result.add_metric("your picture: smallest ε that fools", item.epsilon, 1)
+            seen = f"{name}, read as {classes[label]}: the smallest ε at which {kind} fools."
+            draw_gallery(result.add_file("your_picture.png", seen), [item])
+            return
+    print(f"{name}: it is read as {classes[label]}, and neither FGSM nor PGD-40 fools the network up "
+          f"to ε = {epsilons[-1]:.3g}.")  # fmt: skip
 
 
 # --- the run --------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ import torch
 import mlp_diffusion
 from benchmarks.training import part, quietly
 from imagelab.datasets import load_dataset
-from imagelab.mixture import fit_gaussians
 from studies import unet_diffusion
 
 FACTORS = (1, 2, 4)
@@ -21,22 +20,21 @@ FACTORS = (1, 2, 4)
 
 def growth(device: torch.device, quick: bool) -> list[dict]:
     """For images, epochs, T and width: seconds at 1, 2 and 4 times as much, medians of three."""
-    data = load_dataset("digits", Path("data"))
+    data = load_dataset("mnist-5k", Path("data"))
     scale = 4 if quick else 1
-    gaussians = fit_gaussians(data.images[:2000], 1, 0)
     config = mlp_diffusion.Config(epochs=1)
 
     def images(k: int) -> Callable:
         own = part(data, 10_240 // scale * k)
-        return quietly(lambda at: mlp_diffusion.train(config, own, gaussians, at / "model.pth"))
+        return quietly(lambda at: mlp_diffusion.train(config, own, at / "model.pth"))
 
     def epochs(k: int) -> Callable:
         own, longer = part(data, 10_240 // scale), replace(config, epochs=k)
-        return quietly(lambda at: mlp_diffusion.train(longer, own, gaussians, at / "model.pth"))
+        return quietly(lambda at: mlp_diffusion.train(longer, own, at / "model.pth"))
 
     def steps(k: int) -> Callable:
         model = mlp_diffusion.build({**vars(config), "T": 25 * k}, data.shape)
-        return lambda: mlp_diffusion.sample(model, gaussians, 1000 // scale, data.shape, 0)
+        return lambda: mlp_diffusion.sample(model, 1000 // scale, data.shape, 0)
 
     def width(k: int) -> Callable:
         unet = unet_diffusion.Config(epochs=1, widths=(24 * k, 48 * k))

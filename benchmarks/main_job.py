@@ -101,7 +101,7 @@ def measured(quick: bool, folder: Path) -> list[dict]:
     rows = []
     for name, demo in driver.DEMOS.items():
         module = importlib.import_module(name)
-        config = driver.Config(quick=quick, dataset="digits", output_dir=folder)
+        config = driver.Config(quick=quick, dataset="mnist-5k", output_dir=folder)
         clock.enter("sampling and measuring")
         module.run(driver.demo_config(module, config, demo))
         clock.leave()

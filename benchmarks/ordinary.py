@@ -108,13 +108,12 @@ def conv_gan(data: datasets.Dataset, config: dcgan.Config) -> list[float]:
 @in_float32
 def mlp_ddpm(data: datasets.Dataset, config: mlp_diffusion.Config) -> list[float]:
     model = mlp_diffusion.build(vars(config), data.shape)
-    weight = mlp_diffusion.loss_weight(model.schedule, model.recipe.skip, config.gamma)
+    weight = mlp_diffusion.weight_on_x0(model.schedule, model.recipe.weight)
     adam, losses = torch.optim.Adam(model.parameters(), lr=config.lr), []
     for x0, _ in batches(data, config.batch_size):
-        x0 = x0.flatten(1)
-        t, eps = torch.randint(0, config.T, (len(x0),)), torch.randn_like(x0)
-        eps_hat = model(model.schedule.q_sample(x0, t, eps), t)
-        loss = mlp_diffusion.noise_loss(eps_hat, eps, weight[t])
+        loss = mlp_diffusion.denoising_loss(
+            model, x0.flatten(1), weight, config.dimmed, torch.default_generator
+        )
         adam.zero_grad()
         loss.backward()
         adam.step()

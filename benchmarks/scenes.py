@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 import advanced_image_processing as driver
+from imagelab.datasets import EMBEDDED
 from imagelab.video import open_video
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +52,7 @@ class Harm(str):
 
 
 def command(script: str, folder: Path, *more: str) -> list[str]:
-    data = OF_ITS_OWN.get(script, "digits")
+    data = OF_ITS_OWN.get(script, EMBEDDED)
     chosen = ["--dataset", data] if data else []
     return [
         sys.executable,

@@ -26,7 +26,7 @@ NAMES = ("MLP GAN", "MLP DDPM", "CNN classifier")
 
 def shares() -> list[dict]:
     """For each of NAMES the part of the operators' time that each of KINDS took, and the rest."""
-    chosen, rows = trainings(load_dataset("digits", Path("data"))), []
+    chosen, rows = trainings(load_dataset("mnist-5k", Path("data"))), []
     for name in NAMES:
         train = quietly(chosen[name][2])
         train()  # the first run also loads and compiles

@@ -17,7 +17,6 @@ import mlp_diffusion
 from benchmarks import ordinary
 from imagelab.classifier import ClassifierConfig, new_classifier, train_classifier
 from imagelab.datasets import Dataset, load_dataset
-from imagelab.mixture import fit_gaussians
 from imagelab.results import start_result
 from studies import dcgan, unet_diffusion
 
@@ -51,7 +50,10 @@ def trainings(
 ) -> dict[str, tuple[int, int, Callable, Callable]]:
     """Of each network: batch size, images (those of IMAGES), ours (given a folder), the ordinary way."""
     images = images or IMAGES
-    gan = gan_mnist.Config(epochs=1, batch_size=64, log_every=10**9, grid_every=10**9)
+    # As often written on both sides: without what the ordinary script has not.
+    gan = gan_mnist.Config(
+        **gan_mnist.AS_OFTEN_WRITTEN, epochs=1, log_every=10**9, grid_every=10**9
+    )
     conv = dcgan.Config(epochs=1, batch_size=64, log_every=10**9, grid_every=10**9)
     ddpm = mlp_diffusion.Config(epochs=1, batch_size=512)
     cnn = ClassifierConfig(epochs=1, batch_size=256)
@@ -64,12 +66,11 @@ def trainings(
         networks = how.build(config, own.shape, CPU)
         return gan_mnist.train(config, own, *networks, folder / "model.pth", result)
 
-    gaussians = fit_gaussians(parts["ddpm"].images, 1, 0)
     return {
         "MLP GAN": (64, images["gan"], lambda at: play(gan_mnist, gan, parts["gan"], at),
                     lambda: ordinary.mlp_gan(parts["gan"], gan)),
         "MLP DDPM": (512, images["ddpm"],
-                     lambda at: mlp_diffusion.train(ddpm, parts["ddpm"], gaussians, at / "model.pth"),
+                     lambda at: mlp_diffusion.train(ddpm, parts["ddpm"], at / "model.pth"),
                      lambda: ordinary.mlp_ddpm(parts["ddpm"], ddpm)),
         "CNN classifier": (256, images["classifier"],
                            lambda at: train_classifier(new_classifier(parts["classifier"], 0),
@@ -85,14 +86,14 @@ def trainings(
 
 def training(device: torch.device, quick: bool) -> Iterator[tuple]:
     """Images per second in training: ours against the ordinary way, one epoch each."""
-    data = load_dataset("digits", Path("data"))
+    data = load_dataset("mnist-5k", Path("data"))
     for name, (size, n, ours, other) in trainings(data).items():
         yield f"{name}, batch {size}", "images trained", n, quietly(ours), other
 
 
 def limit(device: torch.device, quick: bool) -> Iterator[tuple]:
     """Images per second in training: ours against the products and convolutions of its steps alone."""
-    data = load_dataset("digits", Path("data"))
+    data = load_dataset("mnist-5k", Path("data"))
     for name, (size, n, ours, _) in trainings(data).items():
         calls = products_of_a_step(name, size, data)
 

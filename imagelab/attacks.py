@@ -172,13 +172,24 @@ def steepest(gradient: torch.Tensor, norm: Norm) -> torch.Tensor:
 
 
 def project(x: torch.Tensor, x0: torch.Tensor, epsilon: float, norm: Norm) -> torch.Tensor:
-    """The point of the ball of radius ε around `x0`, within [0, 1], that lies near `x`."""
+    """The point nearest to `x`, in the Euclidean sense, of those in the ball around `x0` and in [0, 1].
+
+    For "l2" it is clip(x0 + s·(x − x0)) with the largest s ≤ 1 that leaves it in the ball: pixels that
+    reach the end of the range stop there, and leave the others more of ε.
+    """
     if norm == "linf":
         return torch.minimum(torch.maximum(x, x0 - epsilon), x0 + epsilon).clamp(0, 1)
-    change = x - x0
-    length = change.flatten(1).norm(dim=1).clamp(min=1e-12)
-    # Clipping to [0, 1] moves every pixel towards x0, which lies in it: the ball is not left again.
-    return (x0 + change * (epsilon / length).clamp(max=1)[:, None, None, None]).clamp(0, 1)
+    change = (x - x0).flatten(1)
+    room = torch.where(change > 0, 1 - x0.flatten(1), x0.flatten(1))  # how far each pixel can go
+    stopped = torch.zeros_like(change, dtype=torch.bool)
+    while True:  # s grows from round to round, for there are fewer pixels to share ε
+        spent = (room * stopped).square().sum(dim=1)
+        shared = (change * ~stopped).square().sum(dim=1)
+        s = ((epsilon**2 - spent).clamp(min=0) / shared.clamp(min=1e-24)).sqrt().clamp(max=1)
+        stopping = (s[:, None] * change.abs() > room) & ~stopped
+        if not stopping.any():
+            return (x0 + (s[:, None] * change).view_as(x0)).clamp(0, 1)
+        stopped |= stopping
 
 
 def random_in_ball(

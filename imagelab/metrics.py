@@ -3,7 +3,8 @@
 Samples are measured in the features of this project's own classifier, trained on the data set in use
 and named by a hash of its weights. The distances are never called FID or KID without it: Inception's
 features, in which the published figures are measured, mean nothing on digits. Each figure stands
-beside its floor, the same figure for held-out real images at the same n.
+beside two others at the same n: its floor, of held-out real images, and the memoriser's line, of
+training images, which a model reaches that learns them by heart.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import torch
 from torch import nn
 
 from imagelab.classifier import DigitCNN, as_unit, digest
-from imagelab.datasets import Dataset, random_subset, unit
+from imagelab.datasets import Dataset, random_subset, unit, varied_as_trained_on
 from imagelab.results import Result
 from imagelab.runtime import UserError
 
 MIN_SAMPLES = 300  # a covariance of 128 features needs more samples than that
 NEIGHBOURS = 5  # k of density and coverage
+SURE = 0.99  # the confidence from which an image counts as surely read
 
 
 @dataclass
@@ -36,7 +38,10 @@ class Scores:
     density: float
     coverage: float
     class_shares: list[float]
-    confidence: float
+    surely_read: float
+    """The share that the classifier reads with a confidence of at least SURE."""
+    speckle: float
+    """What a median of 3×3 pixels takes away, in grey levels of 255: specks, and thin strokes."""
 
     @property
     def entropy(self) -> float:
@@ -46,9 +51,11 @@ class Scores:
 
 
 class Judge:
-    """The classifier of a data set, and what it sees in `n` training and `n` held-out images.
+    """The classifier of a data set, and what it sees in `n` training images, the reference.
 
-    `floor` holds the scores of the held-out images: what a perfect generator would reach.
+    `floor` holds the scores of `n` held-out images, varied as the training images are: what new images
+    of the same kind reach. `memoriser` holds those of `n` other training images (None where there are not
+    as many): what images reach that were learnt by heart.
     """
 
     def __init__(self, classifier: DigitCNN, data: Dataset, n: int) -> None:
@@ -56,11 +63,13 @@ class Judge:
         self.n = min(n, len(data.images), len(data.test_images))
         self.name = f"{data.name} CNN {digest(classifier)}"
         device = data.images.device
-        rows = random_subset(len(data.images), self.n, "reference images").to(device)
-        self.real = features(classifier, data.images[rows])
-        rows = random_subset(len(data.test_images), self.n, "held-out reference images")
-        self.held_out = data.test_images[rows.to(device)]
-        self.floor = self.scores(self.held_out)
+        rows = random_subset(len(data.images), 2 * self.n, "reference images").to(device)
+        self.real = features(classifier, data.images[rows[: self.n]])
+        held_out = random_subset(len(data.test_images), self.n, "held-out reference images")
+        held_out = data.test_images[held_out.to(device)]
+        self.floor = self.scores(varied_as_trained_on(data, held_out))
+        others = data.images[rows[self.n :]]
+        self.memoriser = self.scores(others) if len(others) == self.n else None
 
     def scores(self, samples: torch.Tensor) -> Scores:
         """Score the first `n` of uint8 samples (N, C, H, W)."""
@@ -75,22 +84,40 @@ class Judge:
             density,
             coverage,
             (counts / len(seen)).tolist(),
-            probabilities.max(dim=1).values.mean().item(),
+            (probabilities.max(dim=1).values >= SURE).float().mean().item(),
+            speckle(samples[: self.n]),
         )
 
+    COLUMNS = ("Fréchet distance", "coverage", "rarest class", "surely read", "speckle")
+
+    def row(self, scores: Scores) -> list[float]:
+        """Those figures of a set of samples that belong into a table, under COLUMNS."""
+        return [scores.frechet, scores.coverage, min(scores.class_shares), scores.surely_read,
+                scores.speckle]  # fmt: skip
+
+    def real_rows(self) -> dict[str, list[float]]:
+        """The same of real images, by name: held-out ones, and the memoriser's."""
+        rows = {"held-out real images (floor)": self.row(self.floor)}
+        if self.memoriser is not None:
+            rows["training images (memoriser)"] = self.row(self.memoriser)
+        return rows
+
     def add_to(self, result: Result, scores: Scores, prefix: str = "") -> None:
-        """Enter scores into a result, with their floors and their names led by `prefix`."""
+        """Enter scores into a result, with floor and memoriser and their names led by `prefix`."""
         result.judge = self.name
-        floor = self.floor
-        for name, value, least, better in (
-            ("Fréchet distance", scores.frechet, floor.frechet, "lower"),
-            ("kernel distance", scores.kid, floor.kid, "lower"),
-            ("density", scores.density, floor.density, "higher"),
-            ("coverage", scores.coverage, floor.coverage, "higher"),
-            ("rarest class", min(scores.class_shares), min(floor.class_shares), "higher"),
-            ("mean confidence", scores.confidence, floor.confidence, None),
+        for name, value, better in (
+            ("Fréchet distance", lambda s: s.frechet, "lower"),
+            ("kernel distance", lambda s: s.kid, "lower"),
+            ("density", lambda s: s.density, "higher"),
+            ("coverage", lambda s: s.coverage, "higher"),
+            ("rarest class", lambda s: min(s.class_shares), "higher"),
+            ("surely read", lambda s: s.surely_read, "higher"),
+            ("speckle", lambda s: s.speckle, None),
         ):
-            result.add_metric(f"{prefix}{name}", value, scores.n, floor=least, better=better)
+            result.add_metric(
+                f"{prefix}{name}", value(scores), scores.n, floor=value(self.floor),
+                memoriser=self.memoriser and value(self.memoriser), better=better,
+            )  # fmt: skip
 
 
 # --- distances between two sets, in features (N, D) -----------------------------------------------
@@ -170,6 +197,23 @@ def density_and_coverage(x: torch.Tensor, real: torch.Tensor, k: int = NEIGHBOUR
     return total / (k * len(x)), near.mean().item()
 
 
+# --- what no classifier sees ----------------------------------------------------------------------
+
+
+def speckle(images: torch.Tensor) -> float:
+    """The mean change that a median of 3×3 pixels makes, in grey levels, of uint8 (N, C, H, W).
+
+    Lone bright pixels, which a classifier's features hardly see, vanish in the median. So do thin
+    strokes: compare it with that of real images.
+    """
+    changes = []
+    for part in images.float().split(1000):
+        edged = torch.nn.functional.pad(part, (1, 1, 1, 1), mode="replicate")
+        windows = edged.unfold(2, 3, 1).unfold(3, 3, 1).flatten(4)  # (N, C, H, W, 9)
+        changes.append((part - windows.median(dim=4).values).abs().mean(dim=(1, 2, 3)))
+    return torch.cat(changes).mean().item()
+
+
 # --- the nearest training images ------------------------------------------------------------------
 
 
@@ -223,12 +267,36 @@ def mean_psnr(images: torch.Tensor, originals: torch.Tensor) -> float:
 def mean_ssim(images: torch.Tensor, originals: torch.Tensor) -> float:
     """The mean structural similarity of many small images (N, C, H, W) in [0, 1].
 
-    With the Gaussian window of Wang et al. (2004), 11 pixels wide.
+    With the Gaussian window of Wang et al. (2004), over the places where all of it lies in the image, as
+    scikit-image takes them with `gaussian_weights`. UserError where a side is below 11 pixels.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
+    if min(images.shape[-2:]) < 11:
+        raise UserError(f"SSIM needs images of at least 11×11 pixels, not {images.shape[-1]}×"
+                        f"{images.shape[-2]}: its window would not fit in.")  # fmt: skip
+    parts = zip(images.split(500), originals.split(500), strict=True)
+    return torch.cat([ssim_map(x, y).mean((1, 2, 3)) for x, y in parts]).mean().item()
 
-    parts = [
-        structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
-        for a, b in zip(images.split(500), originals.split(500), strict=True)
-    ]
-    return torch.cat([part.reshape(-1) for part in parts]).mean().item()
+
+def ssim_map(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Structural similarity at each place of the window (Wang et al. 2004, eq. 13).
+
+    Images (N, C, H, W) in [0, 1] to (N, C, H − 10, W − 10).
+    """
+    mu_x, mu_y = gaussian_mean(x), gaussian_mean(y)
+    var_x, var_y = gaussian_mean(x * x) - mu_x**2, gaussian_mean(y * y) - mu_y**2
+    covariance = gaussian_mean(x * y) - mu_x * mu_y
+    c1, c2 = 0.01**2, 0.03**2
+    luminance = (2 * mu_x * mu_y + c1) / (mu_x**2 + mu_y**2 + c1)
+    return luminance * (2 * covariance + c2) / (var_x + var_y + c2)
+
+
+def gaussian_mean(values: torch.Tensor) -> torch.Tensor:
+    """Means under the window of Wang et al. (2004), 11 by 11 pixels with σ = 1.5.
+
+    (..., H, W) to (..., H − 10, W − 10): whole windows only, no border is made up.
+    """
+    window = torch.exp(-(torch.arange(-5.0, 6.0) ** 2) / (2 * 1.5**2))
+    window = (window / window.sum()).to(values)
+    # The window at each place along a side, (side − 10, side); two products of matrices take the mean.
+    height, width = (torch.eye(side).to(values) for side in values.shape[-2:])
+    return height.unfold(0, 11, 1) @ window @ values @ (width.unfold(0, 11, 1) @ window).T

@@ -9,23 +9,31 @@ import textwrap
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Literal
+
+import torch
 
 from imagelab import distributed
 from imagelab.files import atomic_path, claim
 from imagelab.runtime import machine, versions
 from imagelab.settings import Settings, plain
 
+FEW = 500  # a share of fewer than these is shown with its interval
+
 
 @dataclass
 class Metric:
-    """A measured figure. `n` is the sample size, `floor` the best that could be hoped for."""
+    """A measured figure. `n` is the sample size, `floor` the same figure of held-out real images,
+    `memoriser` that of training images, `interval` what the figure lies in with 95 % (low, high)."""
 
     value: float
     n: int
     unit: str = ""
     floor: float | None = None
+    memoriser: float | None = None
     better: Literal["lower", "higher"] | None = None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass
@@ -39,6 +47,7 @@ class Result:
     config: dict[str, Any]
     seed: int
     device: str
+    threads: int = field(default_factory=torch.get_num_threads)  # with others, other last bits
     dataset: dict[str, Any] | None = None
     learned: str = ""  # what the figures teach
     judge: str = ""  # the network in whose features distances are measured, with its hash
@@ -51,6 +60,14 @@ class Result:
 
     def add_metric(self, name: str, value: float, n: int, **more: Any) -> None:
         self.metrics[name] = Metric(float(value), int(n), **more)
+
+    def add_share(self, name: str, share: float, n: int, **more: Any) -> None:
+        """Add the share of n images (or of whatever else) of which something is true.
+
+        Of fewer than 500 it gets its 95 % interval.
+        """
+        interval = wilson(float(share), n) if n < FEW else None
+        self.add_metric(name, share, n, interval=interval, **more)
 
     def add_table(self, caption: str, columns: list[str], rows: list[list[Any]]) -> None:
         self.tables.append({"caption": caption, "columns": columns, "rows": rows})
@@ -134,12 +151,35 @@ def start_result(
     )
 
 
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval (low, high) of a share of n independent draws (Wilson 1927).
+
+    The shares p that lie no more than 1.96 standard deviations √(p(1 − p)/n) from the one measured.
+    """
+    z = NormalDist().inv_cdf(0.975)
+    middle = share + z**2 / (2 * n)
+    reach = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low, high = (edge / (1 + z**2 / n) for edge in (middle - reach, middle + reach))
+    return max(low, 0.0), min(high, 1.0)
+
+
+def share_cell(share: float, n: int) -> float | str:
+    """A share of n for a table: '0.885 (95 %: 0.833 to 0.922)' where n is below 500, else the number."""
+    if n >= FEW:
+        return float(share)
+    return metric_text(asdict(Metric(float(share), n, interval=wilson(float(share), n))))
+
+
 def metric_text(metric: dict[str, Any]) -> str:
-    """A metric as people read it: '0.964', '31.2 dB', '152 (floor 40.1, lower is better)'."""
+    """A metric as people read it: '0.964', '31.2 dB', '152 (floor 40.1, memoriser 9, lower is better)',
+    '0.885 (95 %: 0.833 to 0.922)'."""
     if metric["value"] is None:
         return number(None)
     text = f"{number(metric['value'])} {metric['unit']}".strip()
-    notes = [f"floor {number(metric['floor'])}"] if metric["floor"] is not None else []
+    interval = metric.get("interval")  # older results have none
+    notes = [f"95 %: {number(interval[0])} to {number(interval[1])}"] if interval else []
+    for line in ("floor", "memoriser"):
+        notes += [f"{line} {number(metric[line])}"] if metric.get(line) is not None else []
     notes += [f"{metric['better']} is better"] if metric["better"] else []
     return text + (f" ({', '.join(notes)})" if notes else "")
 

@@ -96,7 +96,7 @@ class DataSettings(Settings):
     """What every script that takes a data set understands besides."""
 
     dataset: str = "auto"
-    """auto (MNIST if it is under --data-dir, else the embedded digits), digits, textures, mnist,
+    """auto (MNIST if it is under --data-dir, else the embedded part of it), mnist-5k, textures, mnist,
     fashion-mnist, cifar10, or folder:PATH for your own pictures."""
     data_dir: Path = Path("data")
     """Where downloaded data sets lie."""

@@ -7,12 +7,14 @@
                 run.log(loss=loss)
 
 After every epoch, and when Ctrl-C or SIGTERM asks for an end, the state goes into the checkpoint;
-with `config.resume` the loop goes on where it stopped and ends at the same weights, bit for bit.
+with `config.resume` the loop goes on where it stopped and ends at the same weights, bit for bit on
+one machine with as many threads.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import signal
 import sys
 import threading
@@ -47,12 +49,19 @@ FREE_SETTINGS = {
 }
 
 
-def one_cycle(progress: float) -> float:
-    """The learning rate's factor: up over the first quarter of the steps, then down to 0.
+def rise_and_fall(progress: float, rise: float, fall: float) -> float:
+    """The learning rate's factor at `progress` (0 to 1) through a training.
 
-    After Smith (2018), 'super-convergence'; `progress` from 0 to 1.
+    It climbs to 1 over the part `rise`, stays there, and falls to 0 from the part `fall` on (1: never).
     """
-    return min(4 * progress, (1 - progress) * 4 / 3)
+    up = progress / rise if rise > 0 else 1.0
+    down = (1 - progress) / (1 - fall) if fall < 1 else 1.0
+    return min(up, 1.0, down)
+
+
+def one_cycle(progress: float) -> float:
+    """Up over the first quarter of the steps, then down to 0 (after Smith 2018)."""
+    return rise_and_fall(progress, 0.25, 0.25)
 
 
 def global_states(device: torch.device) -> dict[str, torch.Tensor]:
@@ -67,6 +76,12 @@ def set_global_states(device: torch.device, states: dict[str, torch.Tensor]) -> 
         torch.set_rng_state(states["cpu"].cpu())
     if "cuda" in states and device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"].cpu(), device)
+
+
+@functools.cache
+def tell_once(sentence: str) -> None:
+    """On stderr, without breaking a progress bar, the first time it is said."""
+    tqdm.write(sentence, file=sys.stderr)
 
 
 def goes_on(config, path: Path, first: bool = False) -> bool:
@@ -85,8 +100,8 @@ class Training:
     exponential moving average is kept (`averaged`); its decay is min(decay, (1 + n)/(10 + n)) after
     n steps, because without the ramp a short run would average in its first random weights.
     `free` names settings that may change on --resume besides those of FREE_SETTINGS; `go_on` tells
-    whoever stopped the run how it goes on. `spent` are seconds of preparation that the clock, and so
-    --time-limit, counts as training. A `shared` training is that of all processes of torchrun
+    whoever stopped the run how it goes on.
+    A `shared` training is that of all processes of torchrun
     (imagelab/distributed.py): they stop after the same step, and one of them writes.
     """
 
@@ -104,7 +119,6 @@ class Training:
         label: str = "",
         go_on: str = "--resume goes on",
         shared: bool = False,
-        spent: float = 0.0,
     ) -> None:
         self.path, self.script, self.config, self.data = Path(path), script, config, data
         self.networks, self.optimizers = networks, optimizers
@@ -115,7 +129,7 @@ class Training:
         self.epoch = self.step = 0  # epochs done; steps of the current one, with the running step
         self.history: dict[str, list[torch.Tensor]] = {}
         self.time_limit = getattr(config, "time_limit", None)
-        self._seconds_before = spent
+        self._seconds_before = 0.0
         self._started: float | None = None
         self.go_on, self.shared = go_on, shared and distributed.world() > 1
         self.free, self.label = FREE_SETTINGS | set(free), label or script
@@ -321,6 +335,7 @@ class Training:
                 "history": {name: parts[0] for name, parts in self.history.items()},
                 "extra": self.extra,
                 "seconds": self.seconds,
+                "threads": torch.get_num_threads(),
             },
         )
 
@@ -348,6 +363,17 @@ class Training:
             f"--resume: {self.path} has been trained for {done} already, more than {asked}."
         )
 
+    def _mention_other_threads(self, saved: dict) -> None:
+        """Sums over more or fewer threads are added in another order, and round to other last bits."""
+        here = torch.get_num_threads()
+        then = saved.get("threads", here)  # older checkpoints do not say
+        on_cpu = self.data.images.device.type == "cpu"
+        if then != here and on_cpu and not (self.shared and not distributed.writes()):
+            tell_once(
+                f"Threads until here {then}, from here on {here}: the weights may differ in their last "
+                "bits from those of a run that was never stopped."
+            )
+
     def _load(self) -> None:
         saved = load_checkpoint(self.path, self.script, self.data.images.device)
         config = plain(self.config)
@@ -363,6 +389,7 @@ class Training:
                 + ("these." if alike else f"{now['train']} of {now['name']}.")
             )
         self._refuse_more_than_asked(saved)
+        self._mention_other_threads(saved)
         try:
             self.epoch, self.step = saved["epoch"], saved["step"]
             for name, network in self.networks.items():

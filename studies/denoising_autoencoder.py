@@ -38,7 +38,7 @@ from imagelab.checkpoints import (
     load_weights,
     save_checkpoint,
 )
-from imagelab.datasets import Dataset, load_for, random_subset, unit
+from imagelab.datasets import EMBEDDED, Dataset, load_for, random_subset, unit
 from imagelab.denoiser import SCRIPT, WEIGHTS, Denoiser, restore, trained_denoiser
 from imagelab.metrics import mean_psnr, mean_ssim
 from imagelab.photographs import HELD_OUT, photograph, random_patches
@@ -88,8 +88,7 @@ class Config(TrainingSettings):
     sigma: Sigma = 0.5
     """Standard deviation of the noise, for pixels in [0, 1]; the sum is clipped to [0, 1]."""
     epochs: Count | None = None
-    """Passes over the training images, each with fresh noise; default: 5, and 3 for the embedded digits,
-    of which each scan comes in 40 variations."""
+    """Passes over the training images, each with fresh noise; default: 5, on the embedded digits 3."""
     batch_size: Count = 128
     """Images per step."""
     lr: Rate = 4e-3
@@ -322,7 +321,7 @@ def run(config: Config) -> Result:
     device = prepare(config.seed, config.device)
     config = config.quickened(epochs=1)
     data = load_for(config, device)
-    config = replace(config, epochs=config.epochs or (3 if data.name == "digits" else 5))
+    config = replace(config, epochs=config.epochs or (3 if data.name == EMBEDDED else 5))
     if any(side % 4 for side in data.shape[1:]):
         raise UserError(f"The images' sides must be divisible by 4; they are {data.shape[1:]}.")
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)

@@ -33,7 +33,7 @@ from torch import nn
 from imagelab import digit_scenes, figures
 from imagelab.boxes import BoxedPictures, Boxes, draw_boxes, fit, load_boxed
 from imagelab.checkpoints import as_described, load_checkpoint, load_weights
-from imagelab.datasets import load_dataset, unit
+from imagelab.datasets import EMBEDDED, load_dataset, unit
 from imagelab.photographs import HELD_OUT
 from imagelab.pictures import write_gif
 from imagelab.pretrained import coco_ssdlite
@@ -73,7 +73,7 @@ class Config(ResumableSettings):
     scenes: Count = 11_000
     """Scenes to draw for training."""
     test_scenes: Count = 500
-    """Scenes to draw for the measurement, with digits of other writers."""
+    """Scenes to draw for the measurement, with held-out digits."""
     size: Annotated[int, Limits(64, 1024)] = 256
     """Pictures are fitted into squares of this many pixels, a multiple of 16."""
     width: Count = 24
@@ -405,7 +405,7 @@ def by_detector(model: Detector, classes: tuple[str, ...], size: int, least: flo
 
 def look_elsewhere(config: Config, data: BoxedPictures, model: Detector, result: Result) -> None:
     """The same digits over photographs of which no piece was seen in training."""
-    digits, device = load_dataset("digits", Path()), data.images.device
+    digits, device = load_dataset(EMBEDDED, Path()), data.images.device
     images, boxes, labels = digit_scenes.draw_scenes(
         digits.test_images, digits.test_labels, config.test_scenes, 2, config.size, HELD_OUT
     )
@@ -427,8 +427,8 @@ def draw_found(path: Path, model: Detector, images: torch.Tensor, classes: tuple
 
 
 def make_film(config: Config, model: Detector, classes: tuple[str, ...], result: Result) -> None:
-    """Wandering digits of held-out writers as a film, and what the detector finds in each frame."""
-    digits = load_dataset("digits", Path()).test_images
+    """Wandering held-out digits as a film, and what the detector finds in each frame."""
+    digits = load_dataset(EMBEDDED, Path()).test_images
     film, found = result.folder / "moving.mp4", result.folder / "found.mp4"
     write_video(film, digit_scenes.moving_scene(digits, 20 if config.quick else 100, config.seed))
     look = by_detector(model, classes, config.size, LEAST)

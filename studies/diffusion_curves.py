@@ -3,9 +3,10 @@
     python -m studies.unet_diffusion            # first: trains the network
     python -m studies.diffusion_curves          # half an hour, of which ten minutes train another T
 
-What to look at: `steps.png`, where twenty steps of a second-order solver are as good as a thousand of
-DDPM; `guidance_curve.png`, where accuracy rises first and coverage falls after it; the table of T, where
-the length of the process in training makes little difference.
+What to look at: `steps.png`, how near twenty steps of a second-order solver come to a thousand of DDPM;
+`guidance_curve.png`, where accuracy rises first and coverage falls after it; the table of T. A distance
+differs from one set of samples to the next, by a spread that stands beside it: what differs by less than
+two of these is not resolved at this n, which --num-samples raises.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from imagelab.command import command_line
 from dataclasses import dataclass, fields, replace
 from typing import Annotated
 
+import numpy as np
+import torch
+
 from imagelab import figures
 from imagelab.datasets import Dataset
 from imagelab.diffusion import Sampler, trailing_steps
-from imagelab.metrics import Judge
-from imagelab.results import Result, start_result
-from imagelab.runtime import Stopwatch, UserError, prepare
+from imagelab.metrics import Judge, features, frechet_distance
+from imagelab.results import Result, share_cell, start_result
+from imagelab.runtime import Stopwatch, UserError, generator, prepare
 from imagelab.samples import judge_for
 from imagelab.settings import DataSettings, Limits, ResumableSettings, TrainingSettings
 from imagelab.training import goes_on
@@ -41,12 +45,6 @@ TITLE = "Diffusion: what steps and guidance buy"
 SUMMARY = (
     "One trained network, drawn from with few steps and with many, by three samplers, and under more "
     "and more guidance: quality, variety and time of each."
-)
-LESSONS = (
-    "Twenty steps of DPM-Solver++ come to {dpm-solver in 20 steps, share of ddpm's 1000|.2f} "
-    "times the distance of all thousand.",
-    "Of the scales of the guidance {scale of the smallest distance|g} has the smallest distance; what "
-    "larger ones buy in accuracy on the class, and what they cost in coverage, is in the figure.",
 )
 
 
@@ -86,17 +84,55 @@ def settings_of_network(model: Model, config: Config) -> unet_diffusion.Config:
     )
 
 
-def measure(model: Model, judge: Judge, config: unet_diffusion.Config) -> dict[str, float]:
-    """Distance, coverage, accuracy on the asked class and milliseconds per image of samples."""
+@dataclass
+class Point:
+    """What was measured on one set of samples."""
+
+    distance: float
+    spread: float
+    """By how much the distance differs from one such set to the next."""
+    coverage: float
+    accuracy: float
+    """The share read as the class asked for."""
+    milliseconds: float
+    """Per image."""
+
+    def cells(self, n: int) -> list:
+        """For a table, under COLUMNS."""
+        accuracy = share_cell(self.accuracy, n)
+        return [self.distance, self.spread, self.coverage, accuracy, self.milliseconds]
+
+    def differs(self, other: Point) -> bool:
+        """Whether the two distances are further apart than chance may put them: by two spreads."""
+        return abs(self.distance - other.distance) >= 2 * max(self.spread, other.spread)
+
+
+COLUMNS = ["Fréchet distance", "its spread", "coverage", "accuracy", "ms per image"]
+
+
+def measure(model: Model, judge: Judge, config: unet_diffusion.Config) -> Point:
+    """Draw as many samples as the judge compares, and measure them."""
     with Stopwatch() as watch:
         images, asked = sample(model, config, judge.n)
     scores = judge.scores(images)
-    return {
-        "distance": scores.frechet,
-        "coverage": scores.coverage,
-        "accuracy": asked_accuracy(judge, images, asked),
-        "milliseconds": 1000 * watch.seconds / len(images),
-    }
+    return Point(
+        scores.frechet,
+        spread_of_distance(features(judge.classifier, images), judge.real),
+        scores.coverage,
+        asked_accuracy(judge, images, asked),
+        1000 * watch.seconds / len(images),
+    )
+
+
+def spread_of_distance(seen: torch.Tensor, real: torch.Tensor, draws: int = 20) -> float:
+    """The standard deviation of the Fréchet distance between features (N, D), over sets of samples.
+
+    By the bootstrap (Efron 1979): other sets of N are drawn from these N samples, with replacement. The
+    real images stay the same, as they do for all that is compared.
+    """
+    rng = generator(0, "bootstrap", seen.device)
+    chosen = torch.randint(len(seen), (draws, len(seen)), generator=rng, device=seen.device)
+    return float(np.std([frechet_distance(seen[rows], real) for rows in chosen], ddof=1))
 
 
 def curve_by_steps(
@@ -110,54 +146,98 @@ def curve_by_steps(
         for steps in sorted({min(steps, T) for steps in counts}):
             this = replace(own, sampler=name, steps=steps, guidance=1)
             found[name, steps] = measure(model, judge, this)
-            rows.append([name, steps, *found[name, steps].values()])
-    columns = ["sampler", "steps", "Fréchet distance", "coverage", "accuracy", "ms per image"]
+            rows.append([name, steps, *found[name, steps].cells(n)])
+    columns = ["sampler", "steps", *COLUMNS]
     result.add_table(f"Without guidance (scale 1), n = {n:,}", columns, rows)
     figure, axes = figures.new_figure(9, 3.4, columns=2)
-    for axis, column in ((axes[0, 0], 2), (axes[0, 1], 3)):
-        for k, name in enumerate(dict.fromkeys(row[0] for row in rows)):
-            line = [row for row in rows if row[0] == name]
-            axis.plot([r[1] for r in line], [r[column] for r in line], label=name,
-                      color=figures.PALETTE[k], marker=figures.MARKERS[k], markersize=5)  # fmt: skip
+    for k, sampler in enumerate(dict.fromkeys(name for name, _ in found)):
+        look = {"color": figures.PALETTE[k], "marker": figures.MARKERS[k], "markersize": 5}
+        line = {steps: point for (name, steps), point in found.items() if name == sampler}
+        axes[0, 0].errorbar(list(line), [point.distance for point in line.values()],
+                            [point.spread for point in line.values()], capsize=2, **look)  # fmt: skip
+        axes[0, 1].plot(
+            list(line), [point.coverage for point in line.values()], label=sampler, **look
+        )
+    for axis, name in ((axes[0, 0], "Fréchet distance"), (axes[0, 1], "coverage")):
         axis.set_xscale("log")
         axis.set_xlabel("steps of sampling")
-        axis.set_ylabel(columns[column])
+        axis.set_ylabel(name)
     axes[0, 0].set_ylim(bottom=0)
     axes[0, 1].set_ylim(0, 1.02)
     axes[0, 1].legend(loc="lower right")
-    path = result.add_file("steps.png", f"Quality by the number of steps, n = {n:,} a point.")
+    path = result.add_file("steps.png", f"Quality by the number of steps, n = {n:,} a point; the bars "
+                           "are the spread of the distance at this n.")  # fmt: skip
     figures.save_figure(figure, path)
-    most = max(steps for name, steps in found if name == "ddpm")
-    few = max((k for name, k in found if name != "ddpm" and k <= 20), default=None)
+    few, most = few_and_most(found)
     for name in ("ddim", "dpm-solver"):
         if (name, few) in found:
-            share = found[name, few]["distance"] / found["ddpm", most]["distance"]
-            result.add_metric(f"{name} in {few} steps, share of ddpm's {most}", share, n)
+            gap = found[name, few].distance - found["ddpm", most].distance
+            result.add_metric(f"{name} in {few} steps: distance less ddpm's in {most}", gap, n)
+    spread = found["ddpm", most].spread
+    result.add_metric("spread of the distance at this n", spread, n)
     return found
+
+
+def few_and_most(found: dict) -> tuple[int | None, int]:
+    """The most steps up to 20 of the faster samplers, and the most of DDPM."""
+    few = max((steps for name, steps in found if name != "ddpm" and steps <= 20), default=None)
+    return few, max(steps for name, steps in found if name == "ddpm")
+
+
+def lesson_of_steps(found: dict, n: int) -> str:
+    """What few steps of the second-order solver cost, as far as n samples tell."""
+    few, most = few_and_most(found)
+    if ("dpm-solver", few) not in found:
+        return ""
+    solver, ddpm = found["dpm-solver", few], found["ddpm", most]
+    spread = max(solver.spread, ddpm.spread)
+    told = "tells the two apart" if solver.differs(ddpm) else "does not tell the two apart"
+    return (
+        f"DPM-Solver++ in {few} steps has a distance of {solver.distance:.0f}, DDPM in {most} of "
+        f"{ddpm.distance:.0f}; from one set of {n:,} samples to the next a distance differs by "
+        f"{spread:.1f}, so that this n {told}."
+    )
 
 
 def curve_by_guidance(
     result: Result, model: Model, judge: Judge, config: Config, own: unet_diffusion.Config
-) -> None:
-    found = [measure(model, judge, replace(own, guidance=scale)) for scale in config.scales]
-    columns = ["scale", "Fréchet distance", "coverage", "accuracy"]
-    rows = [[s, *list(f.values())[:3]] for s, f in zip(config.scales, found, strict=True)]
-    caption = f"Guidance, {config.sampler} in {config.steps} steps, n = {judge.n:,}"
-    result.add_table(caption, columns, rows)
-    best = min(zip(config.scales, found, strict=True), key=lambda pair: pair[1]["distance"])[0]
-    result.add_metric("scale of the smallest distance", best, judge.n)
+) -> dict[float, Point]:
+    """The table and the figure; returns what was measured, by scale."""
+    n = judge.n
+    found = {
+        scale: measure(model, judge, replace(own, guidance=scale))
+        for scale in dict.fromkeys(config.scales)
+    }
+    rows = [[scale, *point.cells(n)[:-1]] for scale, point in found.items()]
+    caption = f"Guidance, {config.sampler} in {config.steps} steps, n = {n:,}"
+    result.add_table(caption, ["scale", *COLUMNS[:-1]], rows)
+    best = min(found, key=lambda scale: found[scale].distance)
+    result.add_metric("scale of the smallest distance", best, n)
+    scales, points = list(found), list(found.values())
     figure, axes = figures.new_figure(9, 3.4, columns=2)
-    lines = {"accuracy on the asked class": "accuracy", "coverage": "coverage"}
-    lines = {name: [f[what] for f in found] for name, what in lines.items()}
-    figures.draw_lines(axes[0, 0], config.scales, lines, "scale of the guidance", "share")
+    lines = {"accuracy on the asked class": [point.accuracy for point in points],
+             "coverage": [point.coverage for point in points]}  # fmt: skip
+    figures.draw_lines(axes[0, 0], scales, lines, "scale of the guidance", "share")
     axes[0, 0].set_ylim(0, 1.02)
     axes[0, 0].legend(loc="lower right")
-    distances = {"distance": [f["distance"] for f in found]}
-    figures.draw_lines(axes[0, 1], config.scales, distances, "scale of the guidance",
-                       "Fréchet distance")  # fmt: skip
+    axes[0, 1].errorbar(scales, [point.distance for point in points], [point.spread for point in points],
+                        color=figures.PALETTE[0], marker=figures.MARKERS[0], capsize=2)  # fmt: skip
+    axes[0, 1].set(xlabel="scale of the guidance", ylabel="Fréchet distance")
     path = result.add_file("guidance_curve.png", "What guidance buys, and what it costs, "
-                           f"n = {judge.n:,} a point.")  # fmt: skip
+                           f"n = {n:,} a point; the bars are the spread of the distance.")  # fmt: skip
     figures.save_figure(figure, path)
+    return found
+
+
+def lesson_of_guidance(found: dict[float, Point], n: int) -> str:
+    """The scale of the smallest distance, and those that n samples do not tell from it."""
+    best = min(found, key=lambda scale: found[scale].distance)
+    alike = [f"{s:g}" for s in found if s != best and not found[s].differs(found[best])]
+    others = f", from which n = {n:,} does not tell {' and '.join(alike)} apart" if alike else ""
+    return (
+        f"Of the scales of the guidance {best:g} has the smallest distance{others}; what larger ones buy "
+        "in accuracy on the class, and what they cost in coverage, is in the figure."
+    )
 
 
 def compare_lengths(
@@ -182,11 +262,11 @@ def compare_lengths(
             this = replace(own, sampler=sampler, steps=steps, guidance=1)
             name = f"T = {T}, {steps} steps"
             known = found.get((sampler, steps)) if trained is model else None
-            rows.append([name, sampler, *(known or measure(trained, judge, this)).values()])
+            rows.append([name, sampler, *(known or measure(trained, judge, this)).cells(judge.n)])
             images, _ = sample(trained, this, 50)
             pictures[name.replace(", ", "\n")] = figures.grid(images, columns=5)
-    columns = ["", "sampler", "Fréchet distance", "coverage", "accuracy", "ms per image"]
-    result.add_table(f"T of the training against steps of sampling, n = {judge.n:,}", columns, rows)
+    caption = f"T of the training against steps of sampling, n = {judge.n:,}"
+    result.add_table(caption, ["", "sampler", *COLUMNS], rows)
     path = result.add_file("lengths.png", "The same seeds by two trained T and by "
                            "the steps of sampling.")  # fmt: skip
     figures.side_by_side(path, pictures, height=5)
@@ -211,10 +291,11 @@ def run(config: Config) -> Result:
     judge = judge_for(config, data, config.num_samples)
     if judge is None:
         raise UserError("The curves need a data set with classes and 300 held-out images.")
-    curve_by_guidance(result, model, judge, config, own)
+    by_guidance = curve_by_guidance(result, model, judge, config, own)
     found = curve_by_steps(result, model, judge, config, own)
     compare_lengths(result, model, judge, config, own, data, found)
-    return result.save(*LESSONS)
+    n = judge.n
+    return result.save(lesson_of_steps(found, n), lesson_of_guidance(by_guidance, n))
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ from imagelab.classifier import Change, DigitCNN, accuracy, predict, trained_cla
 from imagelab.datasets import random_subset, signed, to_uint8, unit
 from imagelab.diffusion import image_noise, repaint, trailing_steps
 from imagelab.pictures import open_picture, picture_format, write_picture
-from imagelab.results import Result, start_result
+from imagelab.results import Result, share_cell, start_result
 from imagelab.runtime import UserError, prepare
 from imagelab.settings import Checked, Common, Count, DataSettings, Limits
 from studies import unet_diffusion
@@ -243,23 +243,24 @@ def compare_fillings(
             classes["diffusion, class by trial"] = tried
             classes["diffusion, no class"] = None
             classes["diffusion, told the class"] = labels
-            result.add_metric("half: class found by trial", (tried == labels).float().mean(), n,
-                              better="higher")  # fmt: skip
+            result.add_share("half: class found by trial", (tried == labels).float().mean(), n,
+                             better="higher")  # fmt: skip
         for name, told in classes.items():
             ways[name] = inpaint(model, images, holes, config, told, config.seed)
-        rows = [[name, hole_psnr(x, images, holes), kept(x)] for name, x in ways.items()]
-        rows.append(["nothing hidden", "", kept(images)])
+        shares = {name: share_cell(kept(x), n) for name, x in ways.items()}
+        rows = [[name, hole_psnr(x, images, holes), shares[name]] for name, x in ways.items()]
+        rows.append(["nothing hidden", "", share_cell(kept(images), n)])
         result.add_table(
             f"Hole: {kind}, n = {n:,}", ["", "PSNR of the hole (dB)", "class kept"], rows
         )
-        result.add_metric(f"{kind}: class kept by diffusion", kept(ways["diffusion"]), n,
-                          better="higher")  # fmt: skip
+        result.add_share(f"{kind}: class kept by diffusion", kept(ways["diffusion"]), n,
+                         better="higher")  # fmt: skip
         if kind == "half":
-            result.add_metric("half: class kept, told it", kept(ways["diffusion, told the class"]), n,
-                              better="higher")  # fmt: skip
-        result.add_metric(f"{kind}: class kept by the best other", best_old, n)
+            result.add_share("half: class kept, told it", kept(ways["diffusion, told the class"]), n,
+                             better="higher")  # fmt: skip
+        result.add_share(f"{kind}: class kept by the best other", best_old, n)
         right = (read == labels).float().mean()
-        result.add_metric(f"{kind}: class read from what is seen", right, n, better="higher")
+        result.add_share(f"{kind}: class read from what is seen", right, n, better="higher")
         holed = torch.where(holes, torch.full_like(images, 128), images)
         path = result.add_file(f"{kind}.png", f"Hidden: {kind}. What was there, what is "
                                "left of it, and fillings.")  # fmt: skip

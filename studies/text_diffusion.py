@@ -1,7 +1,7 @@
 """From words to an image: a small diffusion model that reads captions of digits.
 
-What a caption says of a digit is measured in the image: how wide its stroke is, how far it leans, how
-large it is, each as the lower, middle or upper third of its class. Ten combinations are kept out of the
+What a caption says of a digit is measured in the image: how wide it is, how thick its stroke is, how far
+it leans, each as the lower, middle or upper third of its class. Ten combinations are kept out of the
 training. The words reach the U-Net by cross-attention: every pixel of an inner level looks at all words
 (Rombach et al. 2022), whose vectors are learnt with the rest.
 
@@ -9,7 +9,7 @@ training. The words reach the U-Net by cross-attention: every pixel of an inner 
     python -m studies.text_diffusion --prompt "a thin upright three"  # from the trained network
     python -m studies.text_diffusion --prompt "bold slanted seven" --guidance 5 --num-samples 40
 
-A prompt takes any of: small medium large, thin regular bold, backward upright slanted, zero … nine.
+A prompt takes any of: narrow medium wide, thin regular bold, backward upright slanted, zero … nine.
 
 What to look at: `unseen.png`, words that were never together in the training; the table, how often a
 measurement of the drawn image agrees with each word.
@@ -28,7 +28,7 @@ import torch
 
 from imagelab import figures
 from imagelab.classifier import DigitCNN, predict, trained_classifier
-from imagelab.datasets import Dataset, load_for, to_uint8
+from imagelab.datasets import EMBEDDED, Dataset, load_for, to_uint8
 from imagelab.diffusion import Estimate
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, prepare
@@ -52,7 +52,7 @@ LESSONS = (
 )
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ATTRIBUTES = {
-    "size": ("small", "medium", "large"),
+    "width": ("narrow", "medium", "wide"),
     "stroke": ("thin", "regular", "bold"),
     "slant": ("backward", "upright", "slanted"),
 }
@@ -87,11 +87,12 @@ class Config(unet_diffusion.NetworkSettings):
 
 
 def measure(images: torch.Tensor) -> torch.Tensor:
-    """Size, stroke and slant (N, 3) of digits (N, 1, H, W) uint8, light on dark.
+    """Width, stroke and slant (N, 3) of digits (N, 1, H, W) uint8, light on dark.
 
-    Size: the diagonal of the ink's box, in pixels. Stroke: its width, four times the mean distance of
-    ink to the background, in pixels. Slant: how far the ink leans to the right per pixel upwards, by
-    second moments.
+    Width: four standard deviations of the ink's columns, its slant taken out, in pixels. Stroke: four
+    times the mean distance of ink to the background, in pixels. Slant: how far the ink leans to the
+    right per pixel upwards, by second moments. The size would tell nothing: MNIST scaled every digit's
+    longer side to 20 pixels.
     """
     import cv2
 
@@ -103,10 +104,10 @@ def measure(images: torch.Tensor) -> torch.Tensor:
         if len(rows) < 16:
             found.append((0.0, 0.0, 0.0))
             continue
-        size = np.hypot(np.ptp(rows) + 1, np.ptp(columns) + 1) / 4
-        inside = cv2.distanceTransform(ink, cv2.DIST_L2, 5)[rows, columns]
-        lean = -np.mean((rows - rows.mean()) * (columns - columns.mean()))
-        found.append((size, inside.mean(), lean / max(rows.var(), 1.0)))
+        inside = cv2.distanceTransform(ink, cv2.DIST_L2, 5)[rows, columns]  # in quarters of a pixel
+        up = rows.mean() - rows
+        slant = np.mean(up * (columns - columns.mean())) / max(rows.var(), 1.0)
+        found.append(((columns - slant * up).std(), inside.mean(), slant))
     return torch.tensor(np.array(found), dtype=torch.float32)
 
 
@@ -125,7 +126,7 @@ class Captioner:
         )
 
     def thirds(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """For each image the third, 0, 1 or 2, of its class's size, stroke and slant, (N, 3)."""
+        """For each image the third, 0, 1 or 2, of its class's width, stroke and slant, (N, 3)."""
         measured, borders = measure(images), self.borders[labels.cpu()]
         return (measured[:, :, None] > borders).sum(dim=2)
 
@@ -220,7 +221,7 @@ def agreement(
     captioner: Captioner,
     classifier: DigitCNN,
 ) -> list[float]:
-    """How often the digit, size, stroke, slant, and all of them are what was asked for."""
+    """How often the digit, width, stroke, slant, and all of them are what was asked for."""
     read = (predict(classifier, images).argmax(dim=1).cpu() == labels)[:, None]
     agrees = torch.cat([read, captioner.thirds(images, labels) == thirds], dim=1)
     return [*agrees.float().mean(dim=0).tolist(), agrees.all(dim=1).float().mean().item()]
@@ -235,7 +236,7 @@ def evaluate(
         thirds, labels = prompts(n, together)
         images = draw(model, words_of(thirds, labels), config)
         rows.append([name, *agreement(images, thirds, labels, captioner, classifier)])
-    columns = ["stroke and slant", "digit", "size", "stroke", "slant", "all four"]
+    columns = ["stroke and slant", "digit", "width", "stroke", "slant", "all four"]
     result.add_table(
         f"How often the drawn image is what the prompt says, n = {n:,} a line; by chance 0.1 for the "
         "digit and 0.33 for each other",
@@ -263,7 +264,7 @@ def draw_words(result: Result, model: Model, config: Config) -> None:
         words = encode(prompt).expand(8, -1)
         rows[prompt] = draw(model, words, replace(config, seed=config.seed + 1))
     path = result.add_file(
-        "words.png", "The same noise in each row, one word changed: size, stroke, slant."
+        "words.png", "The same noise in each row, one word changed: width, stroke, slant."
     )
     figures.named_rows(path, rows)
 
@@ -284,8 +285,8 @@ def run(config: Config) -> Result:
         samples = draw(model, words, config)
         return draw_only(SCRIPT, TITLE, PICTURES, config, device, samples)
     data = load_for(config, device)
-    if data.name not in ("digits", "mnist"):
-        raise UserError(f"The captions are about digits: take digits or mnist, not {data.name}.")
+    if data.name not in (EMBEDDED, "mnist"):
+        raise UserError(f"Captions are about digits: take {EMBEDDED} or mnist, not {data.name}.")
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
     classifier = trained_classifier(data, config.output_dir, config.seed, config.quick)
     captioner = Captioner.of(data.images, data.labels)

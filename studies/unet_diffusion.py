@@ -6,7 +6,7 @@ One trained network is sampled by DDPM, DDIM and DPM-Solver++ (imagelab/diffusio
 steps; diffusion_curves.py measures what they and guidance buy. inpainting.py, diffusion_restoration.py
 and text_diffusion.py build on this file.
 
-    python -m studies.unet_diffusion                               # the digits: fourteen minutes
+    python -m studies.unet_diffusion                               # the embedded digits: fourteen minutes
     python -m studies.unet_diffusion --dataset mnist
     python -m studies.unet_diffusion --sample-only --guidance 4 --labels 7 --num-samples 100
     python -m studies.unet_diffusion --sample-only --sampler ddim --steps 50 --samples-file samples.npz

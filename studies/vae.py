@@ -32,7 +32,7 @@ from torch import nn
 
 from imagelab import figures
 from imagelab.checkpoints import as_described, load_checkpoint, load_weights
-from imagelab.datasets import Dataset, load_for, to_uint8, unit
+from imagelab.datasets import EMBEDDED, Dataset, load_for, to_uint8, unit
 from imagelab.metrics import mean_ssim
 from imagelab.pictures import write_png
 from imagelab.results import Result, start_result
@@ -135,7 +135,7 @@ def train(config: Config, latent_size: int, data: Dataset, path: Path) -> Traini
     adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     config = replace(
         config,
-        epochs=config.epochs or (2 if data.name == "digits" else 10),
+        epochs=config.epochs or (2 if data.name == EMBEDDED else 10),
         resume=goes_on(config, path, first=latent_size == config.latent_sizes[0]),
     )
     with Training(path, SCRIPT, config, data, {"vae": model}, {"adam": adam},

@@ -106,7 +106,7 @@ def main_job(tmp_path_factory) -> Path:
     """The output folder of one quick main job, at a path with a space and non-ASCII letters."""
 
     def run(folder: Path) -> None:
-        run_script("advanced_image_processing", "--quick", "--dataset", "digits", "--output-dir",
+        run_script("advanced_image_processing", "--quick", "--dataset", "mnist-5k", "--output-dir",
                    folder)  # fmt: skip
         assert not list(folder.rglob(".*-*"))  # no temporary file is left
 
@@ -128,7 +128,7 @@ def judged(main_job, tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def unet_run(tmp_path_factory) -> Path:
     """The output folder of one quick run of the U-Net study, whose network others build on."""
-    command = "studies.unet_diffusion", "--quick", "--dataset", "digits", "--output-dir"
+    command = "studies.unet_diffusion", "--quick", "--dataset", "mnist-5k", "--output-dir"
     return once(tmp_path_factory, "unet", lambda folder: run_here(*command, folder))
 
 

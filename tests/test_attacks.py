@@ -53,12 +53,16 @@ def loss(model, images, labels) -> float:
         return nn.functional.cross_entropy(model(images), labels).item()
 
 
+def size_of(change: torch.Tensor, norm: str) -> torch.Tensor:
+    change = change.flatten(1)
+    return change.norm(dim=1) if norm == "l2" else change.abs().amax(dim=1)
+
+
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("epsilon", [0.05, 0.3])
 def test_inside_the_ball_and_the_range(model, images, labels, kind, epsilon):
     changed = attack(kind, model, images, labels, epsilon)
-    change = (changed - images).flatten(1)
-    size = change.norm(dim=1) if kind == "l2" else change.abs().max(dim=1).values
+    size = size_of(changed - images, kind)
     assert size.max() <= epsilon + 1e-6 and size.min() > 0.5 * epsilon
     assert changed.min() >= 0 and changed.max() <= 1
 
@@ -173,16 +177,61 @@ def test_an_attack_starts_where_it_is_told(model, images, labels, norm, monkeypa
         assert torch.allclose(attacked(outside, steps=1, step_size=0.0), projected, atol=1e-6)
     assert torch.allclose(seen[0], projected[:7], atol=1e-6)  # the first gradient is taken there
     one, many = attacked(inside, steps=1, step_size=0.01), attacked(outside, steps=5)
-    distance = (one - inside).flatten(1)
-    size = distance.norm(dim=1) if norm == "l2" else distance.abs().max(dim=1).values
+    size = size_of(one - inside, norm)
     assert size.max() < 0.01 + 1e-6 and size.min() > 0.005
     assert loss(model, one, labels) > loss(model, inside, labels)
     assert loss(model, many, labels) > loss(model, projected, labels)
     for changed in (one, many):
-        change = (changed - images).flatten(1)
-        size = change.norm(dim=1) if norm == "l2" else change.abs().max(dim=1).values
-        assert size.max() <= 0.1 + 1e-6 and changed.min() >= 0 and changed.max() <= 1
+        assert size_of(changed - images, norm).max() <= 0.1 + 1e-6
+        assert changed.min() >= 0 and changed.max() <= 1
     assert torch.equal(generator.get_state(), rng().get_state())  # nothing is left to chance
+
+
+# --- the projection -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("epsilon", [0.2, 0.9, 3.0])
+@pytest.mark.parametrize("length", [0.3, 1.0, 20.0])
+def test_the_projection_is_the_nearest_point(norm, epsilon, length):
+    """Of a convex set z is the point nearest to x if and only if (x − z)·(y − z) ≤ 0 for all y in it."""
+    x0 = (torch.rand(50, 1, 4, 5, generator=rng(), dtype=torch.float64) * 2 - 0.5).clamp(0, 1)
+    x = x0 + length * torch.randn(x0.shape, generator=rng(1), dtype=torch.float64)
+    z = attacks.project(x, x0, epsilon, norm)
+    assert z.min() >= 0 and z.max() <= 1 and size_of(z - x0, norm).max() < epsilon + 1e-9
+    for t in torch.linspace(0, 1, 60):
+        chance = x0 + attacks.random_in_ball(x0, epsilon, norm, rng(round(60 * t.item())))
+        towards = (x0 + t * (x - x0)).clamp(0, 1) - x0  # drawn in until it is in the ball
+        towards = towards * (epsilon / size_of(towards, norm)).clamp(max=1)[:, None, None, None]
+        for y in (chance.clamp(0, 1), x0 + towards):
+            assert ((x - z) * (y - z)).flatten(1).sum(dim=1).max() < 1e-9
+    assert torch.allclose(attacks.project(z, x0, epsilon, norm), z, atol=1e-9)
+
+
+def test_the_projection_is_what_a_solver_finds():
+    from scipy.optimize import minimize
+
+    x0 = torch.rand(12, 1, 2, 3, generator=rng(), dtype=torch.float64)
+    x = x0 + torch.randn(x0.shape, generator=rng(1), dtype=torch.float64)
+    z = attacks.project(x, x0, 0.6, "l2")
+    scaled = x0 + 0.6 * attacks.steepest(x - x0, "l2")
+    assert (scaled.clamp(0, 1) - z).abs().amax(dim=(1, 2, 3)).median() > 0.02  # is another point
+    for start, wanted, found in zip(*(t.flatten(1).numpy() for t in (x0, x, z)), strict=True):
+        ball = {"type": "ineq", "fun": lambda y, c=start: 0.36 - ((y - c) ** 2).sum()}
+        solved = minimize(lambda y, w=wanted: ((y - w) ** 2).sum(), start, method="SLSQP",
+                          bounds=[(0, 1)] * 6, constraints=ball, options={"ftol": 1e-10})  # fmt: skip
+        assert solved.success and found == pytest.approx(solved.x, abs=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_what_lies_inside_is_left_alone(images, norm):
+    inside = (images + attacks.random_in_ball(images, 0.1, norm, rng())).clamp(0, 1)
+    assert torch.allclose(attacks.project(inside, images, 0.1, norm), inside, atol=1e-6)
+    assert torch.equal(attacks.project(1 - images, images, 0.0, norm), images)
+    beyond = images + 50 * torch.randn(
+        images.shape, generator=rng()
+    )  # the ball holds all of [0, 1]
+    assert torch.equal(attacks.project(beyond, images, 1e3, norm), beyond.clamp(0, 1))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -391,8 +440,8 @@ def test_the_toolbox_finds_the_same(
 ):
     """`steps` 0 is the fast gradient method.
 
-    Around the Euclidean ball the toolbox clips to [0, 1] before it projects, this project after:
-    the same as long as nothing is clipped, as in images of a third of the contrast.
+    Around the Euclidean ball the toolbox clips to [0, 1] and then projects, this project does both at
+    once: the same as long as nothing is clipped, as in images of a third of the contrast.
     """
     labels = stripes.test_labels
     images, aim = faint if norm == "linf" else 0.5 + (faint - 0.5) / 3, labels
@@ -414,7 +463,7 @@ def test_the_toolbox_finds_the_same(
 def test_the_toolbox_does_the_same_harm_where_pixels_are_clipped(
     evasion, smooth, faint, stripes, float32, steps
 ):
-    """Clipped before or after the projection: other pixels, no further away, and as harmful."""
+    """Clipped before the projection or with it: other pixels, no further away, and as harmful."""
     setting = (faint, stripes.test_labels, 4, "l2")
     expected = theirs(evasion, smooth, *setting, **settings(4, steps))
     got = ours(smooth, *setting, **settings(4, steps))

@@ -52,7 +52,7 @@ def test_one_side_alone_has_a_rate_and_no_ratio(monkeypatch):
 
 
 def small(n: int) -> Dataset:
-    return training.part(load_dataset("digits", Path()), n)
+    return training.part(load_dataset("mnist-5k", Path()), n)
 
 
 @pytest.mark.parametrize(

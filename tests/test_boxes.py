@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from imagelab import digit_scenes
 from imagelab.boxes import draw_boxes, fit, load_boxed
+from imagelab.datasets import load_dataset
 from imagelab.runtime import UserError
 
 BOX = [40.0, 20.0, 80.0, 40.0]  # x1 y1 x2 y2 in a picture of 160×120
@@ -145,10 +147,19 @@ def test_fit_keeps_proportions():
     assert (square[:16] == 0).all() and (square[16:] == 128).all()
 
 
-def test_held_out_scenes_have_other_writers():
+def test_held_out_scenes_have_held_out_digits(monkeypatch):
+    drawn, draw = [], digit_scenes.draw_scenes
+
+    def watched(digits, *args, **more):
+        drawn.append(digits)
+        return draw(digits, *args, **more)
+
+    monkeypatch.setattr(digit_scenes, "draw_scenes", watched)
     data = load_boxed("digit-scenes", 6, 4, 64)
     assert data.images.shape == (6, 3, 64, 64) and data.test_images.shape == (4, 3, 64, 64)
-    assert "other writers" in data.source and data.classes == tuple("0123456789")
+    assert "held-out digits" in data.source and data.classes == tuple("0123456789")
+    digits = load_dataset("mnist-5k", Path())
+    assert torch.equal(drawn[0], digits.images) and torch.equal(drawn[1], digits.test_images)
 
 
 def test_drawn_boxes():

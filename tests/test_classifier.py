@@ -104,6 +104,19 @@ def test_quick_has_a_file_of_its_own(trained, stripes, tmp_path):
     assert not checkpoint_path(tmp_path, stripes, quick=False).exists()
 
 
+def test_how_long_it_is_trained(stripes, tmp_path, monkeypatch):
+    epochs = []
+    monkeypatch.setattr(
+        classifier,
+        "train_classifier",
+        lambda model, data, config, *_, **__: epochs.append(config.epochs),
+    )
+    for name, more in (("mnist", {}), ("mnist-5k", {}), ("mnist", {"quick": True}),
+                       ("mnist-5k", {"epochs": 7})):  # fmt: skip
+        trained_classifier(replace(stripes, name=name), tmp_path, **more)
+    assert epochs == [5, 2, 1, 7]
+
+
 def test_the_cache_of_odd_names_stays_in_its_folder(stripes, tmp_path):
     path = checkpoint_path(tmp_path, replace(stripes, name="folder:../a b/ü"), quick=False)
     assert path.parent == tmp_path / classifier.FOLDER and ":" not in path.name

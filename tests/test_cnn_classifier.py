@@ -13,6 +13,8 @@ from PIL import Image
 
 from imagelab.classifier import DigitCNN
 from imagelab.datasets import IDX_MD5
+from imagelab.results import start_result
+from imagelab.settings import Settings
 from studies import cnn_classifier
 
 CPU = torch.device("cpu")
@@ -44,7 +46,8 @@ def test_the_fast_network_works_less():
 
 
 def test_settings_that_depend_on_others():
-    assert cnn_classifier.complete(cnn_classifier.Config(dataset="mnist")).epochs == 5
+    for name, epochs in (("mnist", 5), ("mnist-5k", 2)):
+        assert cnn_classifier.complete(cnn_classifier.Config(dataset=name)).epochs == epochs
     fast = cnn_classifier.complete(cnn_classifier.Config(dataset="mnist", fast=True))
     assert (fast.epochs, fast.lr) == (1, 1e-2)
     chosen = cnn_classifier.Config(dataset="mnist", fast=True, epochs=3, lr=1e-4)
@@ -54,7 +57,7 @@ def test_settings_that_depend_on_others():
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cnn")
-    run_here("studies.cnn_classifier", "--quick", "--fast", "--runs", 2, "--dataset", "digits",
+    run_here("studies.cnn_classifier", "--quick", "--fast", "--runs", 2, "--dataset", "mnist-5k",
              "--output-dir", folder)  # fmt: skip
     return folder
 
@@ -78,11 +81,11 @@ def test_a_run_leaves_what_was_promised(quick):
 
 def test_resume_goes_on_with_a_longer_training(quick, tmp_path):
     """The third of the runs has no checkpoint yet: it begins."""
-    run_here("studies.cnn_classifier", "--quick", "--fast", "--dataset", "digits", "--resume",
+    run_here("studies.cnn_classifier", "--quick", "--fast", "--dataset", "mnist-5k", "--resume",
              "--epochs", 2, "--runs", 3, "--output-dir", quick)  # fmt: skip
     result = json.loads((quick / "study_images/cnn_classifier/results.json").read_text("utf-8"))
     assert result["config"]["epochs"] == 2
-    sentence = complaint("studies.cnn_classifier", "--quick", "--fast", "--dataset", "digits",
+    sentence = complaint("studies.cnn_classifier", "--quick", "--fast", "--dataset", "mnist-5k",
                          "--resume", "--batch-size", 64, "--output-dir", quick)  # fmt: skip
     assert "--batch-size" in sentence
 
@@ -133,7 +136,8 @@ def test_without_weights_a_sentence_and_all_layers_learn(pets, tmp_path, monkeyp
 
 
 def test_wrong_input(tmp_path):
-    shared = ("studies.cnn_classifier", "--quick", "--dataset", "digits", "--output-dir", tmp_path)
+    shared = ("studies.cnn_classifier", "--quick", "--dataset", "mnist-5k", "--output-dir",
+              tmp_path)  # fmt: skip
     assert "colour" in complaint(*shared, "--backbone", "resnet18")
     assert "--runs" in complaint(*shared, "--runs", 0)
     assert "--backbone resnet18" in complaint(*shared, "--weights", "none.pth")
@@ -150,10 +154,35 @@ def test_a_corrupt_mnist_does_not_spoil_a_run_on_the_digits(tmp_path, stripes, c
     for file in IDX_MD5["mnist"]:
         (raw / file).write_bytes(b"cut short")
     config = cnn_classifier.Config(data_dir=tmp_path)
-    cnn_classifier.read_mnist(config, replace(stripes, name="digits"), None, None)
+    cnn_classifier.read_mnist(config, replace(stripes, name="mnist-5k"), None, None)
     assert "left out" in capsys.readouterr().out
+
+
+def test_what_the_embedded_part_taught_is_measured_on_mnists_test_images(
+    tmp_path, stripes, monkeypatch
+):
+    """Where its files are, of a network that learnt from the embedded part, and of no other."""
+    read = []
+
+    def mnist(name, data_dir):
+        read.append((name, data_dir))
+        return stripes
+
+    monkeypatch.setattr(cnn_classifier, "has_mnist", lambda data_dir: data_dir == tmp_path)
+    monkeypatch.setattr(cnn_classifier, "load_dataset", mnist)
+    monkeypatch.setattr(cnn_classifier, "accuracy", lambda model, x, y: (y == 1).double().mean())
+    result = start_result("cnn_classifier", "", "", Settings(output_dir=tmp_path), "pictures", CPU)
+    for name, folder in (("mnist-5k", tmp_path / "none"), ("mnist", tmp_path)):
+        config, own = cnn_classifier.Config(data_dir=folder), replace(stripes, name=name)
+        cnn_classifier.read_mnist(config, own, None, result)
+    assert not read and not result.metrics
+    config, own = cnn_classifier.Config(data_dir=tmp_path), replace(stripes, name="mnist-5k")
+    cnn_classifier.read_mnist(config, own, None, result)
+    assert read == [("mnist", tmp_path)]
+    metric = result.metrics["accuracy on MNIST's test images"]
+    assert (metric.value, metric.n) == (0.5, len(stripes.test_images))
 
 
 def test_fast_and_a_backbone_do_not_go_together():
     assert "--fast" in complaint("studies.cnn_classifier", "--fast", "--backbone", "resnet18",
-                                 "--dataset", "digits")  # fmt: skip
+                                 "--dataset", "mnist-5k")  # fmt: skip

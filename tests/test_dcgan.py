@@ -57,7 +57,7 @@ def test_other_sizes_get_more_stages(shape, start):
 def quick(main_job, tmp_path_factory) -> Path:
     folder = with_classifier(main_job, tmp_path_factory.mktemp("dcgan"))
     run_here(
-        "studies.dcgan", "--quick", "--dataset", "digits", "--output-dir", folder,
+        "studies.dcgan", "--quick", "--dataset", "mnist-5k", "--output-dir", folder,
         "--samples-file", folder / "s.npz",
     )  # fmt: skip
     return folder

@@ -15,7 +15,7 @@ from imagelab.photographs import photograph
 from studies import denoising_autoencoder as study
 
 SCRIPT = "studies.denoising_autoencoder"
-QUICK = (SCRIPT, "--quick", "--dataset", "digits", "--output-dir")
+QUICK = (SCRIPT, "--quick", "--dataset", "mnist-5k", "--output-dir")
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def test_denoising_with_a_perfect_estimate_ends_at_the_image(monkeypatch):
 
 @pytest.fixture(scope="module")
 def quick(unet_run) -> Path:
-    run_here("studies.diffusion_restoration", "--quick", "--dataset", "digits", "--output-dir",
+    run_here("studies.diffusion_restoration", "--quick", "--dataset", "mnist-5k", "--output-dir",
                unet_run, "--samples-file", unet_run / "large.npz")  # fmt: skip
     return unet_run
 
@@ -63,6 +63,8 @@ def test_a_run_leaves_what_was_promised(quick):
     assert all((folder / name).is_file() for name in names)
     noise, resolution = result["tables"]
     assert {"non-local means", "diffusion, one step"} < {row[0] for row in noise["rows"]}
+    assert all("(95 %: " in row[3] for row in resolution["rows"])  # of twenty images
+    assert result["metrics"]["super-resolution: read as its class"]["interval"]
     assert resolution["rows"][0][4] < 1e-6  # shrinking undoes the repetition of pixels
     assert np.load(quick / "large.npz")["images"].shape == (20, 28, 28)
 
@@ -73,6 +75,6 @@ def test_without_a_network_one_sentence(tmp_path):
 
 
 def test_an_enlarger_of_another_factor_is_refused(quick):
-    sentence = complaint("studies.diffusion_restoration", "--quick", "--dataset", "digits",
+    sentence = complaint("studies.diffusion_restoration", "--quick", "--dataset", "mnist-5k",
                          "--output-dir", quick, "--sample-only", "--factor", 2)  # fmt: skip
     assert "trained with --factor 4, not 2" in sentence

@@ -12,7 +12,7 @@ from imagelab.datasets import load_dataset
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_dataset("digits", Path())
+    return load_dataset("mnist-5k", Path())
 
 
 def test_one_seed_one_set_of_scenes(digits):
@@ -53,6 +53,18 @@ def test_the_box_is_that_of_the_ink():
     assert (rows.min(), columns.min()) == (20, 10)
     assert (rows.max() + 1, columns.max() + 1) == (20 + ink.shape[0], 10 + ink.shape[1])
     digit_scenes.lay(scene, ink, 90, 90, np.array([0, 255, 0]), 1.0)  # what sticks out is cut
+
+
+@pytest.mark.parametrize("size", [6, 12, 24, 90])
+def test_a_real_digit_however_small_is_cut_to_its_ink(digits, size):
+    """Thin strokes are not lost between the pixels, and no box is empty or wider than its ink."""
+    for k, digit in enumerate(digits.test_images[:200, 0].numpy()):
+        ink = digit_scenes.turned(digit, size, 60 * (k / 199) - 30)
+        assert min(ink.shape) >= 1 and 0.6 * size < max(ink.shape) < 1.6 * size
+        dark = ink > 0.4 * ink.max()
+        assert dark[0].any() and dark[-1].any() and dark[:, 0].any() and dark[:, -1].any()
+        shown = ink.sum() / digit.sum() * (20 / size) ** 2  # of the ink, at its new size
+        assert 0.65 < shown < 1.1
 
 
 def test_digits_move(digits):

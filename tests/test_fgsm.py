@@ -13,7 +13,7 @@ from imagelab.classifier import new_classifier, predict
 from imagelab.datasets import load_dataset
 
 # For runs of which the attack on one's own picture is looked at.
-FEW = ("--quick", "--dataset", "digits", "--num-images", 20, "--pgd-images", 10)
+FEW = ("--quick", "--dataset", "mnist-5k", "--num-images", 20, "--pgd-images", 10)
 
 # --- the noise ------------------------------------------------------------------------------------
 
@@ -46,8 +46,11 @@ def test_the_lesson(main_job):
     rows = result["tables"][0]["rows"]
     assert rows[0][0] == "0" and rows[0][1] == rows[0][2] == rows[0][3]
     assert rows[-1][3] < 0.3 < 0.7 < min(rows[-1][1:3])
-    pgd = [row[4] for row in rows]
+    pgd = [float(row[4].split()[0]) for row in rows]  # with its interval, n = 100
     assert pgd == sorted(pgd, reverse=True) and pgd[-1] <= rows[-1][3]
+    few = result["metrics"]["accuracy, PGD-40, ε = 0.3"]
+    assert few["n"] == 100 and few["interval"][0] <= pgd[-1] <= few["interval"][1] < 0.2
+    assert "0 (95 %: 0 to 0.0370)" in {row[4] for row in rows}
     for name in (
         "noise_side_by_side.png",
         "accuracy.png",
@@ -68,6 +71,8 @@ def test_a_picture_of_a_digit_is_attacked(tmp_path):
     seven.save(tmp_path / "seven.png")
     run_here("fgsm", *FEW, "--output-dir", tmp_path, "--image", tmp_path / "seven.png")
     result = json.loads((tmp_path / "adversarial_images/results.json").read_text("utf-8"))
+    (own,) = (entry for entry in result["files"] if entry["path"] == "your_picture.png")
+    assert "read as 7" in own["caption"]
     assert 0 < result["metrics"]["your picture: smallest ε that fools"]["value"] <= 0.3
     assert (tmp_path / "adversarial_images" / "your_picture.png").is_file()
 
@@ -98,7 +103,7 @@ def test_resnet18_on_a_photograph(judged, tmp_path):
 
 def test_wrong_input(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
-    shared = ("--quick", "--dataset", "digits", "--output-dir", tmp_path)
+    shared = ("--quick", "--dataset", "mnist-5k", "--output-dir", tmp_path)
     assert "not a picture" in complaint("fgsm", *shared, "--image", tmp_path / "text.png")
     assert "There is no picture" in complaint("fgsm", *shared, "--image", tmp_path / "a.png")
     assert "--noise-sigma" in complaint("fgsm", *shared, "--noise-sigma", "nan")
@@ -110,12 +115,12 @@ def test_wrong_input(tmp_path):
 
 def test_a_target_that_there_is_not(tmp_path):
     for target in (-1, 10):
-        assert "0 to 9" in complaint("fgsm", "--quick", "--dataset", "digits", "--targeted", target,
+        assert "0 to 9" in complaint("fgsm", "--quick", "--dataset", "mnist-5k", "--targeted", target,
                                      "--output-dir", tmp_path)  # fmt: skip
 
 
 def test_a_picture_that_is_read_as_the_target_needs_no_attack(capsys):
-    model, image = new_classifier(load_dataset("digits", "data"), 0).eval(), torch.rand(1, 28, 28)
+    model, image = new_classifier(load_dataset("mnist-5k", "data"), 0).eval(), torch.rand(1, 28, 28)
     read = int(predict(model, image[None]).argmax())
     fgsm.attack_own(model, image, tuple("0123456789"), read, [0.1], "mine.png", None)
     assert f"mine.png: it is read as {read} as it is" in capsys.readouterr().out

@@ -85,16 +85,19 @@ def test_the_class_is_guessed_whose_estimate_finds_the_seen_part(monkeypatch):
 
 
 def test_a_run_leaves_what_was_promised(unet_run):
-    run_here("studies.inpainting", "--quick", "--dataset", "digits", "--output-dir", unet_run)
+    run_here("studies.inpainting", "--quick", "--dataset", "mnist-5k", "--output-dir", unet_run)
     folder = unet_run / "study_images" / "inpainting"
     result = json.loads((folder / "results.json").read_text("utf-8"))
     assert untaught("studies.inpainting", result) == []
     names = {entry["path"] for entry in result["files"]}
     assert names == {"box.png", "half.png", "strokes.png", "several.png"}
     assert all((folder / name).is_file() for name in names)
-    assert (unet_run / "classifier_models" / "digits_cnn_holes_quick.pth").is_file()
+    assert (unet_run / "classifier_models" / "mnist-5k_cnn_holes_quick.pth").is_file()
     for table in result["tables"]:
         assert {"Telea", "Navier-Stokes", "diffusion"} < {row[0] for row in table["rows"]}
+        assert all("(95 %: " in row[2] for row in table["rows"])  # of ten images
+    low, high = result["metrics"]["half: class kept by diffusion"]["interval"]
+    assert 0 <= low < high <= 1
 
 
 def test_a_picture_of_one_s_own(unet_run, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from imagelab.classifier import DigitCNN, as_unit, digest, trained_classifier
-from imagelab.datasets import Dataset
+from imagelab.datasets import Dataset, load_dataset, unit
 from imagelab.metrics import (
     MIN_SAMPLES,
     Judge,
@@ -17,8 +17,10 @@ from imagelab.metrics import (
     features,
     frechet_distance,
     kernel_distance,
+    mean_ssim,
     nearest,
     psnr,
+    speckle,
     ssim,
 )
 from imagelab.results import Result
@@ -225,7 +227,7 @@ def test_order_does_not_matter_to_density_and_coverage():
 def same(a: Scores, b: Scores) -> bool:
     """Equal up to the last bits of a product of matrices."""
     a, b = (
-        [s.frechet, s.kid, s.density, s.coverage, s.confidence, *s.class_shares] for s in (a, b)
+        [s.frechet, s.kid, s.density, s.coverage, s.surely_read, *s.class_shares] for s in (a, b)
     )
     return a == pytest.approx(b, rel=1e-4)
 
@@ -233,7 +235,7 @@ def same(a: Scores, b: Scores) -> bool:
 def test_real_images_score_like_the_floor_and_noise_far_off(judge, bars):
     real = judge.scores(bars.test_images)
     assert real.n == judge.n == N and same(real, judge.floor)
-    assert real.coverage > 0.9 and real.confidence > 0.9
+    assert real.coverage > 0.9 and real.surely_read > 0.9
     bad = judge.scores(noise(N))
     assert bad.frechet > 10 * real.frechet and bad.kid > 10 * abs(real.kid)
     assert bad.coverage < 0.1 and bad.density < 0.1
@@ -247,9 +249,32 @@ def test_the_first_n_samples_are_scored(classifier, bars):
 
 def test_as_many_are_compared_as_there_are(classifier, bars):
     judge = Judge(classifier, bars, 10_000)
-    assert judge.n == len(judge.real) == len(judge.held_out) == judge.floor.n == N
+    assert judge.n == len(judge.real) == judge.memoriser.n == judge.floor.n == N
     more = Dataset("bars", "", bars.classes, bars.images, bars.labels, bars.images, bars.labels)
-    assert Judge(classifier, more, 400).n == 400 and Judge(classifier, more, 10_000).n == 2 * N
+    assert Judge(classifier, more, 400).n == 400
+    all_of_it = Judge(classifier, more, 10_000)
+    assert all_of_it.n == 2 * N and all_of_it.memoriser is None  # no others are left
+
+
+def test_a_memoriser_is_nearer_than_new_images_are(classifier, bars):
+    """Held-out images of another kind of noise; the memoriser's are other training images."""
+    strange = (255 - bars.test_images.float() / 3).to(torch.uint8)
+    data = Dataset("bars", "", bars.classes, bars.images, bars.labels, strange, bars.test_labels)
+    judge = Judge(classifier, data, N)
+    assert judge.memoriser.frechet < 0.1 * judge.floor.frechet
+    assert judge.memoriser.coverage > 0.9
+    assert judge.memoriser.frechet > 0.01  # none of them is in the reference
+
+
+def test_speckle_is_what_a_median_takes_away():
+    flat = torch.full((3, 1, 12, 12), 90, dtype=torch.uint8)
+    assert speckle(flat) == 0
+    specked = flat.clone()
+    specked[:, :, 2::5, 2::5] = 255  # four lone pixels of 144
+    assert speckle(specked) == pytest.approx(4 / 144 * 165)
+    thick = torch.zeros(1, 1, 12, 12, dtype=torch.uint8)
+    thick[:, :, 4:8] = 255
+    assert speckle(thick) == 0
 
 
 def test_the_judge_is_named_by_data_and_weights(judge, classifier):
@@ -273,7 +298,7 @@ def test_a_dropped_class_has_no_share_and_costs_distance_and_coverage(judge, bar
 
 def test_entropy_of_the_shares():
     def entropy(shares: list[float]) -> float:
-        return Scores(1, 0, 0, 0, 0, 0, shares, 1).entropy
+        return Scores(1, 0, 0, 0, 0, 0, shares, 1, 0).entropy
 
     assert entropy([0.1] * 10) == pytest.approx(1) and entropy([0, 1, 0]) == 0
     assert entropy([0.5, 0.5, 0, 0]) == pytest.approx(0.5)
@@ -300,11 +325,13 @@ def test_scores_enter_a_result_with_their_floors(judge, bars):
         ("density", scores.density, floor.density, "higher"),
         ("coverage", scores.coverage, floor.coverage, "higher"),
         ("rarest class", 0, min(floor.class_shares), "higher"),
-        ("mean confidence", scores.confidence, floor.confidence, None),
+        ("surely read", scores.surely_read, floor.surely_read, "higher"),
+        ("speckle", scores.speckle, floor.speckle, None),
     ):
         metric = run.metrics[f"GAN: {name}"]
         assert (metric.value, metric.floor, metric.better) == (value, least, better)
-        assert metric.n == N
+        assert metric.n == N and metric.memoriser is not None
+    assert run.metrics["GAN: coverage"].memoriser == judge.memoriser.coverage
     assert run.metrics["GAN: rarest class"].floor > 0.3
 
 
@@ -361,3 +388,43 @@ def test_ssim_of_a_colour_picture_is_the_mean_of_its_channels():
     channels = [ssim(a[..., i], b[..., i]) for i in range(3)]
     assert max(channels) > min(channels) + 0.05
     assert ssim(a, b) == pytest.approx(np.mean(channels))
+
+
+@pytest.mark.parametrize("change", ["noise", "clipped noise", "blur", "grey"])
+def test_mean_ssim_is_that_of_scikit_image(change):
+    """On digits, whose black borders weigh: averaged in as mirrored, they say 0.2 where this says 0.4."""
+    clean = unit(load_dataset("mnist-5k", Path()).test_images[:20])
+    noisy = clean + 0.5 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    changed = {
+        "noise": noisy,
+        "clipped noise": noisy.clamp(0, 1),
+        "blur": torch.nn.functional.avg_pool2d(clean, 5, 1, 2),
+        "grey": torch.full_like(clean, 0.1),
+    }[change]
+    expected = np.mean([whole_windows(a[0], b[0]) for a, b in zip(changed, clean, strict=True)])
+    assert mean_ssim(changed, clean) == pytest.approx(expected, abs=1e-5)
+    assert mean_ssim(clean, clean) == pytest.approx(1, abs=1e-5)
+
+
+def whole_windows(image: torch.Tensor, original: torch.Tensor) -> float:
+    from skimage.metrics import structural_similarity
+
+    return structural_similarity(
+        image.double().numpy(), original.double().numpy(), data_range=1.0, gaussian_weights=True,
+        sigma=1.5, use_sample_covariance=False,
+    )  # fmt: skip
+
+
+def test_mean_ssim_of_many_in_colour_and_of_other_proportions():
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.rand(2, 503, 3, 11, 17, generator=rng) * torch.tensor([1, 0.5, 0.1])[:, None, None]
+    few = range(0, 503, 20)
+    expected = [np.mean([whole_windows(x[i, c], y[i, c]) for c in range(3)]) for i in few]
+    assert mean_ssim(x[::20], y[::20]) == pytest.approx(np.mean(expected), abs=1e-5)
+    each = [mean_ssim(a[None], b[None]) for a, b in zip(x, y, strict=True)]
+    assert mean_ssim(x, y) == pytest.approx(np.mean(each), abs=1e-5)
+
+
+def test_images_in_which_the_window_of_ssim_does_not_fit_are_refused():
+    with pytest.raises(UserError, match="at least 11×11 pixels, not 28×10"):
+        mean_ssim(torch.zeros(2, 1, 10, 28), torch.zeros(2, 1, 10, 28))

@@ -6,8 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from imagelab.results import Result, metric_text, number, start_result, text_table, write_json
+from imagelab.results import (
+    Result,
+    metric_text,
+    number,
+    share_cell,
+    start_result,
+    text_table,
+    wilson,
+    write_json,
+)
 from imagelab.settings import Settings
 
 
@@ -40,8 +50,10 @@ def test_everything_entered_is_in_the_file(tmp_path):
     assert (record["script"], record["title"], record["seed"]) == ("demo", "A demo", 3)
     assert record["config"] == {"seed": 3, "lr": 0.1} and record["dataset"] == {"name": "stripes"}
     assert record["metrics"] == {
-        "PSNR": {"value": 31.25, "n": 10, "unit": "dB", "floor": 20, "better": "higher"}
-    }
+        "PSNR": {"value": 31.25, "n": 10, "unit": "dB", "floor": 20, "better": "higher",
+                 "memoriser": None, "interval": None}
+    }  # fmt: skip
+    assert record["threads"] == torch.get_num_threads()
     rows = [[0.1, 0.9], [0.2, 0.8]]
     assert record["tables"] == [{"caption": "Accuracy", "columns": ["ε", "accuracy"], "rows": rows}]
     assert [(f["path"], f["caption"], f["featured"]) for f in record["files"]] == [
@@ -86,8 +98,6 @@ def test_paths_and_letters_in_json(tmp_path):
 
 
 def test_a_result_starts_with_its_settings(tmp_path, stripes):
-    import torch
-
     config = Settings(output_dir=tmp_path, seed=5)
     run = start_result("demo", "A demo", "", config, "pictures", torch.device("cpu"), stripes)
     assert run.folder == tmp_path / "pictures" and run.seed == 5
@@ -126,6 +136,42 @@ def test_metrics_as_text():
     floored = {**plain, "value": 152.0, "floor": 40.1, "better": "lower"}
     assert metric_text(floored) == "152 (floor 40.1, lower is better)"
     assert metric_text({**plain, "floor": 0.0}) == "0.964 (floor 0)"
+    within = {**plain, "interval": [0.833, 1.0], "better": "higher"}
+    assert metric_text(within) == "0.964 (95 %: 0.833 to 1.00, higher is better)"
+    assert metric_text({**within, "value": None}) == "not defined"
+
+
+# --- intervals of shares --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 7, 80, 200, 499])
+def test_the_interval_is_the_one_of_scipy(n):
+    from scipy.stats import binomtest
+
+    for k in {0, 1, n // 3, n // 2, n - 1, n}:
+        expected = binomtest(k, n).proportion_ci(confidence_level=0.95, method="wilson")
+        assert wilson(k / n, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_published_intervals():
+    """Newcombe (1998), table I, method 3."""
+    for k, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605),
+                            (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)):  # fmt: skip
+        assert wilson(k / n, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_a_share_of_few_has_its_interval(tmp_path):
+    run = result(tmp_path)
+    run.add_share("few", torch.tensor(0.675), 80, better="higher")
+    run.add_share("most of few", 0.5, 499)
+    run.add_share("many", 0.675, 500)
+    written = saved(run)["metrics"]
+    assert written["few"]["interval"] == pytest.approx([0.566, 0.768], abs=1e-3)
+    assert written["few"]["better"] == "higher" and written["few"]["n"] == 80
+    assert written["most of few"]["interval"] and written["many"]["interval"] is None
+    assert metric_text(written["few"]) == "0.675 (95 %: 0.566 to 0.768, higher is better)"
+    assert share_cell(torch.tensor(0.675), 80) == "0.675 (95 %: 0.566 to 0.768)"
+    assert share_cell(torch.tensor(0.5), 500) == 0.5
 
 
 def test_the_summary_names_figures_and_featured_files(tmp_path, capsys):

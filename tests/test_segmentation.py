@@ -207,4 +207,4 @@ def test_wrong_input(quick, tmp_path):
     assert "checkpoint" in complaint(*shared, "--image", "a.png", "--model", tmp_path / "bad.pth")
     run = ("studies.segmentation", "--quick", "--output-dir", tmp_path)
     assert "no checkpoint" in complaint(*run, "--pretrained")
-    assert "Unknown --dataset" in complaint(*run, "--dataset", "digits")
+    assert "Unknown --dataset" in complaint(*run, "--dataset", "mnist-5k")

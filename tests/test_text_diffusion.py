@@ -21,10 +21,10 @@ from studies.text_diffusion import (
 )
 
 
-def bar(width: float = 3, lean: float = 0.0, height: int = 18) -> torch.Tensor:
+def bar(width: float = 3, lean: float = 0.0) -> torch.Tensor:
     """A bar of a digit, drawn large and scaled down: (1, 1, 28, 28) uint8."""
     large = np.zeros((280, 280), np.uint8)
-    half = height * 5
+    half = 90
     start, end = (round(140 - lean * half), 140 + half), (round(140 + lean * half), 140 - half)
     cv2.line(large, start, end, 255, round(width * 10))
     return torch.from_numpy(cv2.resize(large, (28, 28), interpolation=cv2.INTER_AREA))[None, None]
@@ -32,23 +32,23 @@ def bar(width: float = 3, lean: float = 0.0, height: int = 18) -> torch.Tensor:
 
 def test_measuring_bars_of_known_shape():
     for width in (2, 3, 5):
-        assert measure(bar(width))[0, 1].item() == pytest.approx(width, abs=0.7)
+        found, stroke, _ = measure(bar(width, lean=0.3))[0].tolist()
+        assert stroke == pytest.approx(width, abs=0.7)
+        assert found == pytest.approx(4 * width / 12**0.5, abs=0.9)  # however far it leans
     leans = [measure(bar(lean=lean))[0, 2].item() for lean in (-0.4, -0.2, 0.0, 0.2, 0.4)]
     assert leans == pytest.approx([-0.4, -0.2, 0.0, 0.2, 0.4], abs=0.06)  # positive to the right
-    sizes = [measure(bar(height=height))[0, 0].item() for height in (10, 14, 18)]
-    assert sizes[2] - sizes[0] == pytest.approx(8, abs=1)
     assert measure(torch.zeros(1, 1, 28, 28, dtype=torch.uint8)).tolist() == [[0, 0, 0]]
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_dataset("digits", "data").shortened(3000, 10)
+    return load_dataset("mnist-5k", "data").shortened(3000, 10)
 
 
 def test_thirds_are_thirds_of_each_class(digits):
     captioner = Captioner.of(digits.images, digits.labels)
     thirds = captioner.thirds(digits.images, digits.labels)
-    for label in (1, 8):
+    for label in range(10):
         own = thirds[digits.labels == label]
         for column in own.T:
             shares = torch.bincount(column, minlength=3) / len(own)
@@ -61,8 +61,8 @@ def test_unseen_combinations_are_not_trained_on_but_their_parts_are(digits):
     captioner = Captioner.of(digits.images, digits.labels)
     thirds = captioner.thirds(digits.images, digits.labels)
     kept = keep_out(digits, thirds)
-    assert 0.8 < kept.float().mean() < 0.97
-    for label in range(10):
+    for label in range(10):  # a tenth of each class, about
+        assert 0.83 < kept[digits.labels == label].float().mean() < 0.95
         own = thirds[kept & (digits.labels == label)][:, 1:]
         stroke, slant = unseen(label)
         assert not ((own[:, 0] == stroke) & (own[:, 1] == slant)).any()
@@ -82,13 +82,13 @@ def test_prompts_are_read_and_written():
 
 def test_mistakes_are_told_in_a_sentence(tmp_path):
     assert "not 'purple'" in complaint("studies.text_diffusion", "--prompt", "a purple three")
-    assert "take digits or mnist" in complaint(
+    assert "take mnist-5k or mnist" in complaint(
         "studies.text_diffusion", "--dataset", "textures", "--quick", "--output-dir", tmp_path
     )
 
 
 def test_a_run_leaves_what_was_promised(judged, tmp_path):
-    run_here("studies.text_diffusion", "--quick", "--dataset", "digits", "--output-dir", tmp_path)
+    run_here("studies.text_diffusion", "--quick", "--dataset", "mnist-5k", "--output-dir", tmp_path)
     folder = tmp_path / "study_images" / "text_diffusion"
     result = json.loads((folder / "results.json").read_text("utf-8"))
     assert untaught("studies.text_diffusion", result) == []

@@ -127,7 +127,7 @@ def test_mistakes_are_told_in_a_sentence(unet_run, tmp_path):
     assert "between 0 and 9" in said("--sample-only", "--labels", 12)
     assert "between 1 and T = 1000" in said("--sample-only", "--steps", 1001)
     path = unet_run / "study_models" / "unet_diffusion" / "unet.pth"
-    before, training = path.read_bytes(), ("--dataset", "digits", "--quick")
+    before, training = path.read_bytes(), ("--dataset", "mnist-5k", "--quick")
     assert "what --sample-only draws" in said(*training, "--labels", 7)
     assert "between 1 and T = 8" in said(*training, "--T", 8, "--steps", 9)
     assert "divisible by" in said(*training, "--widths", 8, 8, 8, 8)

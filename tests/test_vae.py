@@ -11,7 +11,7 @@ from PIL import Image
 
 from studies import vae
 
-QUICK = ("studies.vae", "--quick", "--dataset", "digits", "--output-dir")
+QUICK = ("studies.vae", "--quick", "--dataset", "mnist-5k", "--output-dir")
 
 
 @pytest.fixture(scope="module")
