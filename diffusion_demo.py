@@ -196,11 +196,14 @@ def draw_restored(
 ) -> None:
     """Every noisy step restored by every method: a picture and two tables."""
     pictures: dict[str, list] = {}
-    for image in noisy:
+    for i, image in enumerate(noisy, start=1):
         image = np.clip(image, 0, 1)
         found = compare(picture, image, estimated_sigma(image), by)
         for name, restored in found.items():
             pictures.setdefault(name, []).append(restored)
+            if name != "noisy":  # that is the step's own picture
+                file = f"restored_{i}_{name.replace(' ', '_')}.png"
+                write_png(result.add_file(file, f"Step {i}, {name}.", False), restored.picture)
     figure, axes = figures.new_figure(
         1.75 * len(pictures), 1.95 * len(noisy), len(noisy), len(pictures)
     )

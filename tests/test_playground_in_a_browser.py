@@ -1,0 +1,723 @@
+"""The playground in headless Chromium: its numbers against PyTorch's, its controls as used by hand."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import shutil
+from unittest import mock
+
+import cv2
+import numpy as np
+import pytest
+import test_playground as pg
+import torch
+import torch.nn.functional as F
+from conftest import once
+from PIL import Image
+
+import mlp_diffusion
+from imagelab import attacks, playground
+from imagelab.classifier import checkpoint_path, load_checkpoint, new_classifier
+from imagelab.datasets import load_dataset, unit
+from imagelab.metrics import psnr
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next(filter(None, map(shutil.which, NAMES)), "")
+pytestmark = pytest.mark.skipif(not BROWSER, reason="Chromium is not installed")
+EPSILON = "#play-attack .slider input"
+NOISE = "#play-noise .slider:first-child input"
+FIRST = "#play-attack .reader:first-child"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as player:
+        # Root, as in a container, has no sandbox; the page is our own.
+        flags = ["--no-sandbox", "--disable-gpu"]
+        opened = player.chromium.launch(executable_path=BROWSER, args=flags)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The output folder of small demos of all kinds, whose networks are untrained."""
+
+    def make(root):
+        pg.everything(root)
+        with mock.patch.object(playground, "load_dataset", lambda *_: pg.tiny_data()):
+            pg.write(root, *pg.FOLDERS)
+
+    return once(tmp_path_factory, "playground", make)
+
+
+def page_of(browser, path, width=1200, scheme="light", **more):
+    """A page offline; what its console says is in `page.complaints`."""
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, **more
+    )
+    page = context.new_page()
+    page.complaints = []
+    page.on("console", lambda message: page.complaints.append(message.text))
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.set_default_timeout(60_000)
+    page.goto(path.as_uri())
+    return page
+
+
+@pytest.fixture
+def page(browser, folder, request):
+    """The playground of untrained networks; the parameter is width and colour scheme."""
+    page = page_of(browser, folder / "report.html", *getattr(request, "param", ()))
+    settled(page, "attack")
+    yield page
+    complaints = page.complaints
+    page.context.close()
+    assert not complaints
+
+
+@pytest.fixture(scope="module")
+def sums(browser, folder):
+    """A page to compute in."""
+    page = page_of(browser, folder / "report.html")
+    page.wait_for_function("!!globalThis.playground?.network")
+    yield page
+    page.context.close()
+
+
+@pytest.fixture
+def real(browser, main_job):
+    """The playground of the quick main job: a classifier that has learnt to read."""
+    page = page_of(browser, main_job / "report.html")
+    settled(page, "attack")
+    yield page
+    complaints = page.complaints
+    page.context.close()
+    assert not complaints
+
+
+def settled(page, panel: str) -> None:
+    page.wait_for_selector(f"#play-{panel} .stage[aria-busy=false]", state="attached")
+
+
+def opened(page, panel: str) -> None:
+    page.click(f"#tab-{panel}")
+    settled(page, panel)
+
+
+def drag(page, selector: str, share: float) -> None:
+    """Take a slider's thumb with the mouse and pull it to a share of its width."""
+    slider = page.locator(selector)
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    at = slider.evaluate("s => (s.value - s.min) / (s.max - s.min)")
+    x, y = box["x"], box["y"] + box["height"] / 2
+    inner = box["width"] - 16
+    page.mouse.move(x + 8 + at * inner, y)
+    page.mouse.down()
+    page.mouse.move(x + 8 + share * inner, y, steps=6)
+    page.mouse.up()
+
+
+def pixels(page, selector: str) -> np.ndarray:
+    """What a canvas shows, (H, W) in [0, 1]."""
+    width, values = page.eval_on_selector(selector, """shown => {
+        const copy = document.createElement("canvas");
+        [copy.width, copy.height] = [shown.width, shown.height];
+        const pen = copy.getContext("2d", { willReadFrequently: true });
+        pen.drawImage(shown, 0, 0);
+        const { data } = pen.getImageData(0, 0, copy.width, copy.height);
+        return [copy.width, [...data.filter((_, i) => i % 4 === 0)]];
+    }""")  # fmt: skip
+    return np.array(values).reshape(-1, width) / 255
+
+
+def text(page, selector: str) -> str:
+    return page.locator(selector).inner_text()
+
+
+# --- the numbers ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def nets():
+    return pg.networks()
+
+
+# Arrays travel as base64 of float32, in both ways: as lists of numbers they take a minute.
+CARRY = """
+    const p = globalThis.playground;
+    const f = ({ base64 }) =>
+      new Float32Array(Uint8Array.from(atob(base64), (c) => c.charCodeAt(0)).buffer);
+    const text = (v) => btoa(Array.from(new Uint8Array(v.buffer, v.byteOffset, v.byteLength),
+      (byte) => String.fromCharCode(byte)).join(""));
+    const back = (v) => v instanceof Float32Array ? { base64: text(v) }
+      : Array.isArray(v) ? v.map(back)
+      : v?.constructor !== Object ? v
+      : Object.fromEntries(Object.entries(v).map(([name, one]) => [name, back(one)]));
+"""  # fmt: skip
+
+
+def compute(page, body: str, **arguments):
+    """The value of a JavaScript function body that sees `p`, the playground, and the arguments.
+
+    Arrays among them are unpacked by `f`; what it returns holds arrays as tensors.
+    """
+
+    def sent(value):
+        if isinstance(value, torch.Tensor | np.ndarray):
+            raw = np.asarray(value, dtype=np.float32).tobytes()
+            return {"base64": base64.b64encode(raw).decode()}
+        return [sent(one) for one in value] if isinstance(value, list) else value
+
+    def received(value):
+        if isinstance(value, dict) and value.keys() == {"base64"}:
+            return torch.frombuffer(
+                bytearray(base64.b64decode(value["base64"])), dtype=torch.float32
+            )
+        if isinstance(value, dict):
+            return {name: received(one) for name, one in value.items()}
+        return [received(one) for one in value] if isinstance(value, list) else value
+
+    names = ", ".join(arguments)
+    script = (
+        f"async ({{ {names} }}) => {{ {CARRY} return back(await (async () => {{ {body} }})()); }}"
+    )
+    return received(page.evaluate(script, {name: sent(value) for name, value in arguments.items()}))
+
+
+def image(k: int, count: int = 1) -> torch.Tensor:
+    """Smooth bright and dark places, (count, 1, 28, 28) in [0, 1]."""
+    rng = torch.Generator().manual_seed(k)
+    return F.interpolate(torch.rand(count, 1, 7, 7, generator=rng), size=28, mode="bicubic").clamp(
+        0, 1
+    )
+
+
+def test_weights_arrive_bit_for_bit(sums, nets):
+    found = compute(sums, """return await p.network("reader")""")
+    assert found.keys() == nets["reader"].state_dict().keys()
+    for name, value in nets["reader"].state_dict().items():
+        assert (found[name] == value.flatten()).all()
+
+
+def test_every_float16_is_read_as_numpy_reads_it(sums):
+    found = compute(sums, "return Array.from({length: 65536}, (_, bits) => String(p.half(bits)))")
+    expected = np.arange(65536, dtype=np.uint16).view(np.float16).astype(float)
+    found = np.array([float(v.replace("Infinity", "inf")) for v in found])
+    assert ((found == expected) | (np.isnan(found) & np.isnan(expected))).all()
+
+
+@pytest.mark.parametrize("name", ["reader", "pgd"])
+def test_logits(sums, nets, name):
+    for k in range(3):
+        found = compute(sums, f"""return p.classify(await p.network("{name}"), f(x)).logits""",
+                        x=image(k))  # fmt: skip
+        torch.testing.assert_close(found, nets[name](image(k))[0], atol=2e-5, rtol=1e-4)
+
+
+def test_input_gradient(sums, nets, float32):
+    for k in range(3):
+        label = torch.tensor([k])
+        found = compute(sums, """return p.inputGradient(await p.network("reader"), f(x), k)""",
+                        x=image(k), k=k)  # fmt: skip
+        expected = attacks.input_gradient(nets["reader"], image(k), label).flatten()
+        assert (found - expected).norm() < 1e-4 * expected.norm()
+        assert (found.sign() == expected.sign()).float().mean() > 0.99
+
+
+def test_a_gradient_is_there_where_the_probability_rounds_to_one(sums):
+    found = compute(sums, """
+        const net = {...await p.network("reader")};
+        net["dense2.weight"] = net["dense2.weight"].map((v) => 500 * v);
+        const { best, shares } = p.reading(net, f(x));
+        return [shares[best], Math.max(...p.inputGradient(net, f(x), best).map(Math.abs))];""",
+        x=image(4))  # fmt: skip
+    assert 0.999 < found[0] <= 1 and found[1] > 0
+
+
+def test_fgsm_is_that_of_the_library(sums, nets, float32):
+    found = compute(sums, """
+        const net = await p.network("reader");
+        return p.moved(f(x), p.attackSigns(net, f(x), 3, false), 0.2);""", x=image(0))  # fmt: skip
+    expected = attacks.fgsm(nets["reader"], image(0), torch.tensor([3]), 0.2).flatten()
+    assert ((found - expected).abs() < 1e-5).float().mean() > 0.99
+    found = compute(sums, """
+        const net = await p.network("reader");
+        return p.moved(f(x), p.attackSigns(net, f(x), 3, true), 0.2);""", x=image(0))  # fmt: skip
+    expected = attacks.fgsm(nets["reader"], image(0), torch.tensor([3]), 0.2, True).flatten()
+    assert ((found - expected).abs() < 1e-5).float().mean() > 0.99
+
+
+def test_pgd_stays_in_the_ball_and_raises_the_loss_more_than_fgsm(sums, nets, float32):
+    x, y = image(1), torch.tensor([5])
+    way = compute(sums, """
+        return [...p.pgd(await p.network("reader"), f(x), f(x), 5, 0.1, 10, false)];""", x=x)  # fmt: skip
+    way = torch.stack(way).reshape(-1, 1, 28, 28)
+    assert len(way) == 10
+    assert (way - x).abs().max() <= 0.1 + 1e-6 and way.min() >= 0 and way.max() <= 1
+    loss = F.cross_entropy(nets["reader"](way), y.expand(10), reduction="none")
+    simple = F.cross_entropy(nets["reader"](attacks.fgsm(nets["reader"], x, y, 0.1)), y)
+    assert loss[-1] > simple and loss[-1] > loss[0] > F.cross_entropy(nets["reader"](x), y)
+    expected = attacks.pgd(nets["reader"], x, y, 0.1, torch.Generator(), steps=10, start=x)
+    assert ((way[-1:] - expected).abs() < 1e-4).float().mean() > 0.98
+
+
+def test_the_generator(sums, nets):
+    z = torch.randn(1, 100, generator=torch.Generator().manual_seed(1))
+    found = compute(sums, """return p.generate(await p.network("generator"), f(z))""", z=z)
+    expected = (nets["generator"](z).detach().flatten() + 1) / 2
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_the_decoder(sums, nets):
+    z = torch.tensor([[0.3, -1.7]])
+    found = compute(sums, """return p.decode(await p.network("decoder"), f(z))""", z=z)
+    expected = nets["vae"].decode(z).sigmoid().detach().flatten()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "bound"), [
+    ("corrected", "tanh"), ("corrected", "clip"), ("corrected", "none"), ("literal", "tanh"),
+])  # fmt: skip
+def test_the_reverse_process_with_given_noise(sums, nets, float32, name, bound):
+    """Every state on the way against that of mlp_diffusion.py, which is handed the same noise."""
+    model = pg.denoiser(name, bound)
+    model.load_state_dict(nets[name].state_dict())
+    model.embedding = torch.from_numpy(
+        playground.rounded(model.embedding, playground.DRAWING)
+    ).float()
+    noise = torch.randn(pg.T, 784, generator=torch.Generator().manual_seed(2))
+    found = compute(sums, """
+        const shared = p.data.panels.diffusion.recipes.find((one) => one.name === name);
+        const recipe = { ...shared, bound }, net = await p.network(recipe.network), way = [];
+        let x = f(noise[0]);
+        for (let t = recipe.alphaBar.length - 1, k = 1; t >= 0; t--, k++) {
+          const x0 = p.cleanEstimate(net, recipe, x, t);
+          x = p.reverseStep(recipe.alphaBar, x, x0, t, t > 0 ? f(noise[k]) : null);
+          way.push(x);
+        }
+        return way;""", name=name, noise=list(noise),
+        bound=bound if name == "corrected" else "")  # fmt: skip
+    handed = iter(noise[1:])
+    with mock.patch("torch.randn", lambda *_, **__: next(handed)[None]):
+        states = [x for _, x in mlp_diffusion.reverse_process(model, noise[:1], torch.Generator())][
+            1:
+        ]
+    assert len(found) == len(states) == pg.T
+    for ours, theirs in zip(found, states, strict=True):
+        torch.testing.assert_close(ours[None], theirs, atol=2e-4, rtol=1e-3)
+
+
+def test_random_numbers_are_normal_and_the_same_for_the_same_seed(sums):
+    a, b, c = compute(sums, "return [5, 5, 6].map((seed) => p.normal(seed)(20000))")
+    assert (a == b).all() and (a != c).all()
+    a = a.numpy()
+    assert abs(a.mean()) < 0.03 and abs(a.std() - 1) < 0.02
+    assert (
+        abs((np.abs(a) < 1).mean() - 0.683) < 0.015 and abs((np.abs(a) > 2).mean() - 0.0455) < 0.006
+    )
+    assert abs(np.corrcoef(a[:-1], a[1:])[0, 1]) < 0.03
+
+
+def test_a_blend_of_latents_keeps_their_length_and_ends_at_them(sums):
+    a, b = torch.randn(2, 100, generator=torch.Generator().manual_seed(4))
+    way = torch.stack(compute(
+        sums, "return [0, 0.25, 0.5, 1].map((share) => p.between(f(a), f(b), share))", a=a, b=b
+    ))  # fmt: skip
+    torch.testing.assert_close(way[0], a)
+    torch.testing.assert_close(way[3], b)
+    assert (
+        way.norm(dim=1) > 0.9 * min(a.norm(), b.norm())
+    ).all()  # a straight line would be at 0.7
+
+
+def test_the_blur_is_opencv_s_and_psnr_the_library_s(sums):
+    rng = np.random.default_rng(0)
+    picture = rng.random((40, 30))
+    for sigma in (0.5, 1.1, 2.6):
+        found, decibels = compute(sums, """
+            const y = p.blurred(f(x), 30, 40, sigma);
+            return [y, p.psnr(f(x), y)];""", x=picture, sigma=sigma)  # fmt: skip
+        size = 2 * math.ceil(3 * sigma) + 1
+        expected = cv2.GaussianBlur(picture, (size, size), sigma, borderType=cv2.BORDER_REFLECT_101)
+        assert np.abs(np.reshape(found.numpy(), (40, 30)) - expected).max() < 1e-5
+        assert decibels == pytest.approx(psnr(picture, expected), abs=1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.5, 3, 10])
+def test_ink_of_any_size_is_framed_as_mnist_has_it(sums, scale):
+    """Ink of a known shape, anywhere: 20 pixels long, its centre of mass in the middle."""
+    high, wide = round(30 * scale), round(12 * scale)
+    canvas = np.zeros((400, 420))
+    canvas[60 : 60 + high, 20 : 20 + wide] = 1
+    canvas[60 : 60 + high // 3, 20 : 20 + 2 * wide] = 1  # an L upside down: not symmetric
+    for shift in ((0, 0), (31, 47)):
+        moved = np.roll(canvas, shift, (0, 1))
+        found = compute(sums, "return p.framed(f(x), 420, 400)", x=moved)
+        frame = np.reshape(found.numpy(), (28, 28))
+        rows, columns = np.nonzero(frame > 0.3)
+        assert np.ptp(rows) + 1 == 20 and 14 <= np.ptp(columns) + 1 <= 18
+        y, x = ((np.arange(28) + 0.5) @ frame.sum(axis=k) / frame.sum() for k in (1, 0))
+        assert abs(y - 14.5) <= 0.51 and abs(x - 14.5) <= 0.51  # as in MNIST: 14, counted from 0
+    assert compute(sums, "return p.framed(new Float32Array(100), 10, 10)") is None
+
+
+def test_a_digit_of_mnist_that_is_enlarged_and_moved_comes_back(sums):
+    data, alike = load_dataset("mnist-5k", "data"), []
+    for k in range(12):
+        digit = data.test_images[k, 0].numpy() / 255
+        large = cv2.resize(digit, (224, 224), interpolation=cv2.INTER_CUBIC).clip(0, 1)
+        large = np.pad(large, ((10, 90), (70, 30)))
+        found = compute(sums, "return p.framed(f(x), 324, 324)", x=large)
+        alike.append(np.corrcoef(found.numpy(), digit.ravel())[0, 1])
+    assert np.mean(alike) > 0.92 and min(alike) > 0.7  # a pixel off: 0.8 at best
+
+
+def test_a_trained_classifier_reads_as_in_pytorch(real, main_job, float32):
+    """The issue's own measure: logits of digits within 0.02, and nearly all signs of the gradient."""
+    data = load_dataset("mnist-5k", "data")
+    model = new_classifier(data, 0)
+    saved = load_checkpoint(checkpoint_path(main_job, data, True), "classifier")
+    model.load_state_dict(saved["model"]["classifier"])
+    x, y = unit(data.test_images[:10]), data.test_labels[:10]
+    found = torch.stack(compute(real, """
+        const net = await p.network("reader");
+        return xs.map((x) => p.classify(net, f(x)).logits);""",
+        xs=list(x)))  # fmt: skip
+    assert (found - model(x)).abs().max() < 0.02
+    gradient = torch.stack(compute(real, """
+        const net = await p.network("reader");
+        return xs.map((x, k) => p.inputGradient(net, f(x), ys[k]));""",
+        xs=list(x), ys=y.tolist()))  # fmt: skip
+    expected = attacks.input_gradient(model, x, y).flatten(1)
+    assert (gradient.sign() == expected.sign()).float().mean() > 0.98
+
+
+# --- the controls, as a person uses them ----------------------------------------------------------
+
+
+def draw_seven(page) -> None:
+    """With the mouse: a bar at the top and a slanted stroke."""
+    board = page.locator("#play-attack .board")
+    board.scroll_into_view_if_needed()
+    box = board.bounding_box()
+    points = [(0.3, 0.25), (0.5, 0.25), (0.7, 0.26), (0.6, 0.45), (0.5, 0.65), (0.45, 0.8)]
+    points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    page.mouse.move(*points[0])
+    page.mouse.down()
+    for point in points[1:]:
+        page.mouse.move(*point, steps=4)
+    page.mouse.up()
+
+
+def test_a_digit_drawn_with_the_mouse_is_read(real):
+    draw_seven(real)
+    settled(real, "attack")
+    assert "Your own digit" in text(real, "#play-attack .left .hint")
+    assert text(real, f"{FIRST} .verdict").startswith("It reads 7")
+    seen = pixels(real, f"{FIRST} canvas")
+    rows, _ = np.nonzero(seen > 0.3)
+    assert seen.shape == (28, 28) and np.ptp(rows) + 1 == 20
+    assert real.locator("#play-attack .shelf [aria-checked=true]").count() == 0
+    real.click("text=Clear")
+    settled(real, "attack")
+    assert "empty board" in text(real, "#play-attack .left .hint")
+    assert pixels(real, f"{FIRST} canvas").max() == 0
+
+
+def test_a_reading_flips_as_epsilon_is_dragged_and_noise_flips_nothing(real):
+    """FGSM flips it at some ε on the way; noise of the same ε does not."""
+    assert not real.locator(f"{FIRST}.flipped").count()
+    before = pixels(real, f"{FIRST} canvas")
+    for share in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1):
+        drag(real, EPSILON, share)
+        settled(real, "attack")
+        if real.locator(f"{FIRST}.flipped").count():
+            break
+    assert real.locator(f"{FIRST} .badge").is_visible()
+    epsilon = float(real.locator(EPSILON).input_value())
+    assert 0 < epsilon <= 0.5
+    changed = pixels(real, f"{FIRST} .tile:nth-child(3) canvas")
+    assert np.abs(changed - before).max() <= epsilon + 0.005
+    assert (pixels(real, f"{FIRST} canvas") == before).all()
+    real.click("#play-attack .choice label:has-text('noise')")
+    settled(real, "attack")
+    assert not real.locator(f"{FIRST}.flipped").count()
+    noisy = pixels(real, f"{FIRST} .tile:nth-child(3) canvas")
+    assert np.abs(noisy - before).max() == pytest.approx(epsilon, abs=0.01)
+    real.click("#play-attack .choice label:has-text('PGD')")
+    settled(real, "attack")
+    assert real.locator(f"{FIRST}.flipped").count()  # stronger than FGSM
+
+
+def test_the_smallest_change_is_found_and_an_aim_is_reached(real):
+    real.click("text=Find an ε that flips it")
+    real.wait_for_selector("text=It flips at")
+    settled(real, "attack")
+    assert real.locator(f"{FIRST}.flipped").count()
+    epsilon = float(real.locator(EPSILON).input_value())
+    drag(real, EPSILON, epsilon / 0.5 - 0.04)
+    settled(real, "attack")
+    assert not real.locator(f"{FIRST}.flipped").count()
+    real.select_option("#play-aim", "3")
+    real.click("#play-attack .choice label:has-text('PGD')")
+    drag(real, EPSILON, 1)
+    settled(real, "attack")
+    assert "then 3" in text(real, f"{FIRST} .verdict")
+
+
+def test_a_picture_file_of_one_s_own(real, tmp_path):
+    data = load_dataset("mnist-5k", "data")
+    k = int((data.test_labels == 0).nonzero()[0])
+    digit = 255 - np.kron(
+        data.test_images[k, 0].numpy(), np.ones((6, 6), np.uint8)
+    )  # dark on light
+    paper = np.full((300, 500), 235, np.uint8)
+    paper[40:208, 200:368] = np.minimum(paper[40:208, 200:368], digit)
+    Image.fromarray(paper).save(tmp_path / "mine.jpg", quality=80)
+    real.set_input_files("#play-attack input[type=file]", tmp_path / "mine.jpg")
+    real.wait_for_selector("text=It stays on this computer")
+    settled(real, "attack")
+    assert text(real, f"{FIRST} .verdict").startswith("It reads 0")
+    (tmp_path / "bad.png").write_text("no picture")
+    real.set_input_files("#play-attack input[type=file]", tmp_path / "bad.png")
+    real.wait_for_selector("text=bad.png is no picture that this browser can read.")
+
+
+def test_psnr_of_the_noisy_picture_is_the_run_s(real, main_job):
+    """What the page computes from its pixels, and what diffusion_demo.py measured."""
+    record = json.loads((main_job / "diffusion_images/results.json").read_text(encoding="utf-8"))
+    opened(real, "noise")
+    drag(real, NOISE, 1)
+    settled(real, "noise")
+    measured = record["metrics"]["last step: PSNR"]["value"]
+    found = text(real, "#play-noise .photos figure:first-child figcaption")
+    assert float(found.split("PSNR ")[1].split()[0]) == pytest.approx(measured, abs=0.06)
+    blurred = text(real, "#play-noise .photos figure:last-child figcaption")
+    assert float(blurred.split("PSNR ")[1].split()[0]) > measured + 3
+
+
+def test_the_keyboard_does_it_all(page):
+    page.focus("#tab-attack")
+    for expected in ("gan", "diffusion", "vae", "noise", "attack"):
+        page.keyboard.press("ArrowRight")
+        assert page.evaluate("document.activeElement.id") == f"tab-{expected}"
+        assert page.locator(f"#play-{expected}").is_visible()
+        assert page.locator("[role=tabpanel]:visible").count() == 1
+        settled(page, expected)
+    page.keyboard.press("End")
+    assert page.evaluate("document.activeElement.id") == "tab-noise"
+    page.keyboard.press("Home")
+    settled(page, "attack")
+    for _ in range(10):  # to the shelf of held-out digits
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.getAttribute('role')") == "radio":
+            break
+    seen = [pixels(page, f"{FIRST} canvas")]
+    for key, expected in (("ArrowRight", 1), ("ArrowDown", 2), ("End", 29), ("ArrowRight", 0),
+                          ("ArrowLeft", 29), ("Home", 0)):  # fmt: skip
+        page.keyboard.press(key)
+        settled(page, "attack")
+        checked = page.evaluate(
+            "[...document.querySelectorAll('.shelf button')].map(b => b.getAttribute('aria-checked'))"
+        )
+        assert checked.index("true") == expected and checked.count("true") == 1
+        seen.append(pixels(page, f"{FIRST} canvas"))
+    assert (seen[1] != seen[2]).any()
+    page.keyboard.press("Tab")  # out of the shelf at once
+    assert page.evaluate("document.activeElement.closest('.choice') !== null")
+    page.focus(EPSILON)
+    page.keyboard.press("ArrowRight")
+    assert page.locator(EPSILON).input_value() == "0.005"
+    assert page.locator(EPSILON).get_attribute("aria-valuetext") == "0.005"
+
+
+def test_a_finger_draws_and_does_not_scroll(browser, main_job):
+    page = page_of(browser, main_job / "report.html", 390, has_touch=True, is_mobile=True)
+    settled(page, "attack")
+    board = page.locator("#play-attack .board")
+    board.scroll_into_view_if_needed()
+    box, top = board.bounding_box(), page.evaluate("scrollY")
+    session = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *points) -> None:
+        touches = [{"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]}
+                   for x, y in points]  # fmt: skip
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touches})
+
+    touch("touchStart", (0.5, 0.15))
+    for k in range(1, 15):
+        touch("touchMove", (0.5, 0.15 + 0.05 * k))
+    touch("touchEnd")
+    settled(page, "attack")
+    assert page.evaluate("scrollY") == top
+    assert text(page, f"{FIRST} .verdict").startswith("It reads 1")
+    page.tap("#tab-gan")
+    settled(page, "gan")
+    page.tap("#play-gan .sample >> nth=4")
+    settled(page, "gan")
+    assert page.locator("#play-gan .sample >> nth=4").get_attribute("data-letter") == "A"
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert not page.complaints
+    page.context.close()
+
+
+def test_walking_the_gan_s_latents(page):
+    opened(page, "gan")
+    big, sample = "#play-gan .blend canvas", "#play-gan .sheet .sample"
+    page.click(f"{sample} >> nth=5")
+    page.click(f"{sample} >> nth=9")
+    settled(page, "gan")
+    letters = page.eval_on_selector_all(sample, "all => all.map(one => one.dataset.letter)")
+    assert letters.index("A") == 5 and letters.index("B") == 9
+    assert page.locator(f"{sample} >> nth=9").get_attribute("aria-pressed") == "true"
+    at = [f"{sample}:nth-child({k + 1}) canvas" for k in (5, 9)]
+    assert np.abs(pixels(page, big) - pixels(page, at[0])).max() <= 0.01
+    drag(page, "#play-gan .blend + .slider input", 0.5)
+    settled(page, "gan")
+    middle = pixels(page, big)
+    assert min(np.abs(middle - pixels(page, one)).max() for one in at) > 0.05
+    page.click("#play-gan .strip .sample:last-child")
+    settled(page, "gan")
+    assert np.abs(pixels(page, big) - pixels(page, at[1])).max() <= 0.01
+    first = pixels(page, big)
+    drag(page, "#play-gan .ways .slider:first-child input", 0.9)
+    settled(page, "gan")
+    assert (pixels(page, big) != first).any()
+    page.click("text=Back to 0")
+    settled(page, "gan")
+    assert (pixels(page, big) == first).all()
+    old = pixels(page, at[0])
+    page.click("text=Shuffle")
+    page.wait_for_timeout(100)
+    settled(page, "gan")
+    assert (pixels(page, at[0]) != old).any()
+    names = page.eval_on_selector_all(
+        sample, "all => all.map(one => one.getAttribute('aria-label'))"
+    )
+    assert len(names) == 30 and all("read as" in name for name in names)
+
+
+def test_watching_diffusion_forwards_and_backwards(page):
+    opened(page, "diffusion")
+    x, x0 = ("#play-diffusion .recipe:first-child .pair canvas >> nth=" + k for k in "01")
+    literal = "#play-diffusion .recipe:last-child .pair canvas >> nth=0"
+    assert "literal" in text(page, "#play-diffusion .recipe:last-child h3").lower()
+
+    def shown():
+        settled(page, "diffusion")
+        return np.stack([pixels(page, one) for one in (x, x0, literal)])
+
+    start = shown()
+    assert (start[0] == start[2]).all()  # both from the same noise
+    page.click("text=Step ▶")
+    one = shown()
+    page.click("text=Step ▶")
+    two = shown()
+    assert (one != start).any(axis=(1, 2)).all() and (two != one).any(axis=(1, 2)).all()
+    page.click("[aria-label='One step back']")
+    assert (shown() == one).all()
+    page.click("text=▶ Play")
+    page.wait_for_selector(f"text={pg.T} of {pg.T} (t = 0)")
+    end = shown()
+    assert (end[0] == end[1]).all()  # the sample is its own estimate
+    drag(page, "#play-diffusion .slider input", 0)
+    assert (shown() == start).all()
+    page.click("text=Another seed")
+    page.wait_for_timeout(100)
+    assert (shown() != start).any(axis=(1, 2)).all()
+
+
+def test_pointing_at_the_plane(page, nets):
+    opened(page, "vae")
+    plane = page.locator("#play-vae .plane")
+    plane.scroll_into_view_if_needed()
+    box = plane.bounding_box()
+    page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 0.25 * box["height"])
+    settled(page, "vae")
+    z = [float(page.locator(f"#play-vae .slider input >> nth={k}").input_value()) for k in (0, 1)]
+    assert z == pytest.approx([1.75, 1.75], abs=0.06)
+    expected = nets["vae"].decode(torch.tensor([[1.75, 1.75]])).sigmoid().detach()
+    assert np.abs(pixels(page, "#play-vae .blend canvas") - expected[0, 0].numpy()).max() < 0.02
+    page.focus("#play-vae .slider input >> nth=0")
+    page.keyboard.press("Home")
+    settled(page, "vae")
+    assert "z = (-3.50" in text(page, "#play-vae .blend figcaption")
+
+
+def test_the_noisy_picture(page):
+    opened(page, "noise")
+    left, right = (f"#play-noise .photos figure:nth-child({k}) figcaption" for k in (1, 2))
+    drag(page, NOISE, 0)
+    settled(page, "noise")
+    assert "the clean picture itself" in text(page, left)
+    drag(page, NOISE, 1)
+    settled(page, "noise")
+    assert "σ = 0.30" in text(page, left)
+    page.click("#play-noise .choice label:has-text('non-local means')")
+    settled(page, "noise")
+    assert "non-local means: PSNR" in text(page, right)
+    assert not page.locator("#play-noise .slider >> nth=1").is_visible()  # the blur's width
+
+
+@pytest.mark.parametrize("page", [(390, "light"), (1200, "dark")], indirect=True, ids=str)
+def test_each_panel_fits_and_is_clean(page):
+    from axe_playwright_python.sync_playwright import Axe
+
+    for panel in ("attack", "gan", "diffusion", "vae", "noise"):
+        opened(page, panel)
+        if panel == "attack":
+            drag(page, EPSILON, 0.5)
+            settled(page, "attack")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), panel
+        found = Axe().run(page)
+        assert found.violations_count == 0, f"{panel}: {found.generate_report()}"
+        small = page.eval_on_selector_all(
+            f"#play-{panel} button, #play-{panel} input[type=range], #play-{panel} select",
+            "all => all.filter(e => e.offsetHeight < 24 || e.offsetWidth < 24).length",
+        )
+        assert small == 0, panel
+
+
+def test_a_panel_is_unpacked_at_its_first_use_only(browser, folder):
+    page = page_of(browser, folder / "report.html")
+    settled(page, "attack")
+    assert page.locator("#play-gan .stage > *").count() == 0
+    opened(page, "gan")
+    assert page.locator("#play-gan .stage > *").count() == 1
+    page.context.close()
+
+
+def test_a_link_opens_its_panel(page):
+    page.click("#mlp-diffusion .play a")
+    settled(page, "diffusion")
+    assert page.locator("#play-diffusion").is_visible()
+    assert page.get_attribute("#tab-diffusion", "aria-selected") == "true"
+
+
+def test_the_page_opens_in_under_a_second(real):
+    """To where its whole text is there; on a loaded machine in a few times as long."""
+    timing = real.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
+    assert timing < 5000
+
+
+def test_without_javascript_it_is_the_report(browser, folder):
+    page = page_of(browser, folder / "report.html", java_script_enabled=False)
+    assert not page.locator("#playground").is_visible()
+    assert not page.locator(".play").first.is_visible()
+    assert page.locator("#fgsm h2").is_visible() and page.locator(".cards a").count() == 6
+    assert "Playground" not in page.locator("body").inner_text()
+    page.context.close()
+
+
+def test_a_screenshot_shows_what_is_drawn(real, tmp_path):
+    """The board is no empty rectangle: what the reader sees is on the screen."""
+    shot = Image.open(io.BytesIO(real.locator("#play-attack .board").screenshot())).convert("L")
+    values = np.asarray(shot)
+    assert (values > 200).mean() > 0.02 and (values < 30).mean() > 0.5
