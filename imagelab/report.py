@@ -82,7 +82,7 @@ def write_report(path: Path, root: Path, rows: list[dict[str, Any]], facts: dict
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters.update(
-        number=number, metric=named_metric, cell=cell, short=short, floor=floor, headline=headline
+        number=number, metric=named_metric, cell=cell, short=short, lines=lines, headline=headline
     )
     page = environment.get_template(TEMPLATE.name).render(
         demos=demos, facts=facts, models=model_rows(demos), play=play,
@@ -137,12 +137,15 @@ def named_metric(entry: dict[str, Any], name: str) -> str:
 
 def short(entry: dict[str, Any], name: str) -> str:
     """A metric's value and unit alone."""
-    return named_metric({**entry, "floor": None, "better": None, "interval": None}, name)
+    bare = dict.fromkeys(("floor", "memoriser", "better", "interval"))
+    return named_metric({**entry, **bare}, name)
 
 
-def floor(entry: dict[str, Any], name: str) -> str:
-    """A metric's floor, written as its value is."""
-    return short({**entry, "value": entry["floor"]}, name)
+def lines(entry: dict[str, Any], name: str) -> str:
+    """A metric's floor and memoriser, written as its value is: 'floor 14.3, memoriser 11.8'."""
+    found = [(line, entry.get(line)) for line in ("floor", "memoriser")]
+    return ", ".join(f"{line} {short({**entry, 'value': value}, name)}"
+                     for line, value in found if value is not None)  # fmt: skip
 
 
 def headline(demo: dict[str, Any]) -> str:
@@ -165,11 +168,12 @@ def is_share(entry: dict[str, Any], name: str) -> bool:
 
 
 def in_percent(entry: dict[str, Any]) -> dict[str, Any]:
-    """The metric of a share with its value, floor and interval in percent, as text."""
-    floor, interval = entry["floor"], entry.get("interval")
+    """The metric of a share with its value, its lines and its interval in percent, as text."""
+    interval = entry.get("interval")
+    found = {line: entry.get(line) for line in ("floor", "memoriser")}
     return {
         **entry, "value": percent(entry["value"]), "unit": "%",
-        "floor": None if floor is None else f"{percent(floor)} %",
+        **{line: None if value is None else f"{percent(value)} %" for line, value in found.items()},
         "interval": interval and [percent(edge) for edge in interval],
     }  # fmt: skip
 

@@ -112,7 +112,8 @@ def in_eval_mode(model: torch.nn.Module) -> Iterator[None]:
 
 def versions() -> dict[str, str]:
     """The versions that decide a result's digits, for results.json."""
-    packages = ("torch", "torchvision", "numpy", "scikit-image", "scikit-learn", "torchmetrics")
+    packages = ("torch", "torchvision", "numpy", "scikit-image", "scikit-learn", "mlxtend",
+                "torchmetrics")  # fmt: skip
     return {"python": platform.python_version()} | {p: metadata.version(p) for p in packages}
 
 

@@ -75,7 +75,7 @@ class Config(ResumableSettings, DataSettings):
     runs: Count = 1
     """Train so many networks, from this seed and those after it, and give their mean accuracy."""
     epochs: Count | None = None
-    """Passes over the training images. Default: 5; 2 for the embedded digits, 1 for --fast."""
+    """Passes over the training images. Default: 5; 1 for the embedded digits and for --fast."""
     batch_size: Count = 128
     """Images per step."""
     lr: Rate | None = None

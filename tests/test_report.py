@@ -194,6 +194,8 @@ def metric(value, **more) -> dict:
 @pytest.mark.parametrize(("name", "entry", "expected"), [
     ("accuracy, FGSM, ε = 0.3", metric(0.041), "4.1 %"),
     ("coverage", metric(0.5, floor=0.912, better="higher"), "50.0 % (floor 91.2 %, higher is better)"),
+    ("coverage", metric(0.5, floor=0.912, memoriser=0.97),
+     "50.0 % (floor 91.2 %, memoriser 97.0 %)"),
     ("PGD: PGD-40, ε = 0.15", metric(0.885, interval=[0.8331, 0.922]), "88.5 % (95 %: 83.3 to 92.2)"),
     ("rarest class", metric(0.0), "0.0 %"),
     ("Fréchet distance", metric(71.25, floor=20.0), "71.2 (floor 20.0)"),
