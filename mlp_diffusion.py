@@ -116,7 +116,7 @@ class Config(SamplingSettings):
     is weighted as min-SNR does."""
     compare: bool = False
     """Also train the other recipes and show all side by side, after equal epochs."""
-    compare_epochs: Count = 5
+    compare_epochs: Count = 4
     """Epochs of each recipe in the comparison."""
     epochs: Count = 24
     """Passes over the training images."""
@@ -286,7 +286,7 @@ def train(
                 images = sample(run.averaged, GRID, data.shape, config.seed)
                 write_grid(folder / f"epoch_{epoch:03d}.png", images)
             if judge is not None and (epoch % SCORE_EVERY == 0 or run.is_last(epoch)):
-                track(run, judge, sample(run.averaged, TRACKED, data.shape, config.seed))
+                track(run, judge, sample(run.averaged, judge.n, data.shape, config.seed))
     return run
 
 

@@ -28,7 +28,7 @@ from imagelab.runtime import Stopwatch
 from imagelab.training import Training
 
 GRID = 100  # images in a grid, ten by ten
-TRACKED = 2000  # samples that are scored along a training
+TRACKED = 2000  # samples, at most, that are scored along a training
 
 
 @contextlib.contextmanager

@@ -64,8 +64,8 @@ class Config(ResumableSettings, DataSettings):
     """Further ones for DDPM alone."""
     scales: tuple[Annotated[float, Limits(0, 100)], ...] = (0, 1, 1.5, 2, 3, 5, 8)
     """Scales of the guidance."""
-    short_t: Annotated[int, Limits(2, 10_000)] = 500
-    """T of a second training, with which the checkpoint's is compared."""
+    short_t: Annotated[int, Limits(2, 10_000)] | None = 500
+    """T of a second training, with which the checkpoint's is compared; None: no second training."""
     lengths: tuple[Steps, ...] = (1000, 500, 20)
     """Steps of sampling from each of the two."""
 
@@ -283,17 +283,18 @@ def run(config: Config) -> Result:
     )  # fmt: skip
     model, data = load_with_data(config, device)
     own = settings_of_network(model, config)
-    longest = max(own.T, config.short_t)
+    longest = max(own.T, config.short_t or 0)
     if min(config.lengths) > longest:
         raise UserError(f"--lengths must name a number of steps up to {longest}, the longer T.")
-    trailing_steps(config.short_t, config.steps)  # a wrong number is refused now
+    trailing_steps(config.short_t or own.T, config.steps)  # a wrong number is refused now
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
     judge = judge_for(config, data, config.num_samples)
     if judge is None:
         raise UserError("The curves need a data set with classes and 300 held-out images.")
     by_guidance = curve_by_guidance(result, model, judge, config, own)
     found = curve_by_steps(result, model, judge, config, own)
-    compare_lengths(result, model, judge, config, own, data, found)
+    if config.short_t is not None:
+        compare_lengths(result, model, judge, config, own, data, found)
     n = judge.n
     return result.save(lesson_of_steps(found, n), lesson_of_guidance(by_guidance, n))
 

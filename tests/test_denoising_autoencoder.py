@@ -38,7 +38,7 @@ def test_the_autoencoder_beats_the_filters(quick):
     quality = {row[0].split(",")[0]: row[1:] for row in result["tables"][0]["rows"]}
     assert list(quality) == ["noisy", "Gaussian blur", "non-local means", "autoencoder"]
     learned, blur, noisy = (quality[k] for k in ("autoencoder", "Gaussian blur", "noisy"))
-    assert learned[0] > blur[0] + 1 > noisy[0] + 1 and learned[1] > blur[1] + 0.1
+    assert learned[0] > blur[0] + 1 > noisy[0] + 1 and learned[1] > blur[1] + 0.03
     (gain,) = (m["value"] for n, m in result["metrics"].items() if "learned less" in n)
     assert gain > 0
 

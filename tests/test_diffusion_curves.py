@@ -70,6 +70,15 @@ def test_curves_come_from_the_checkpoint(unet_run):
     assert spread["n"] == 300 and spread["value"] in [row[3] for row in steps["rows"]]
 
 
+def test_without_a_second_training(unet_run):
+    run_here("studies.diffusion_curves", "--quick", "--short-t", "None", "--few-steps", 2,
+             "--scales", 1, "--dataset", "mnist-5k", "--output-dir", unet_run)  # fmt: skip
+    folder = unet_run / "study_images" / "diffusion_curves"
+    result = json.loads((folder / "results.json").read_text("utf-8"))
+    assert len(result["tables"]) == 2
+    assert "lengths.png" not in [entry["path"] for entry in result["files"]]
+
+
 def test_without_a_network_one_sentence(tmp_path):
     assert "unet_diffusion train first" in complaint(
         "studies.diffusion_curves", "--output-dir", tmp_path
