@@ -5,7 +5,7 @@ digits almost without error is shown random noise, which hardly moves it, and th
 the same size along the sign of its own gradient, x + ε·sign(∇ₓL), which fools it; forty smaller steps
 (PGD, Madry et al. 2017) fool it completely.
 
-    python fgsm.py                                      # forty seconds on two CPU cores
+    python fgsm.py                                      # twenty seconds on two CPU cores
     python fgsm.py --image photo.jpg --noise-sigma 50   # noise on your picture
     python fgsm.py --image seven.jpg                    # a digit by your hand: it is attacked as well
     python fgsm.py --targeted 3                         # drive every digit towards a 3

@@ -67,8 +67,8 @@ class RunSettings(Common):
     output_dir: Path = Path(".")
     """The folder under which the fixed folders for pictures and checkpoints are made."""
     seed: Annotated[int, Limits(0, 2**31 - 1)] = 0
-    """Seed of every random draw: the same seed gives the same pictures on one processor (GPUs add up in
-    an order of their own)."""
+    """Seed of every random draw: the same seed gives the same pictures on one processor with as many
+    threads (GPUs add up in an order of their own)."""
     quick: bool = False
     """A run of seconds that still does every step, with smaller numbers in place of the defaults; its
     pictures are no measure of the method."""

@@ -44,7 +44,7 @@ def test_the_report_is_one_self_contained_file(main_job):
         assert "seed 0" in part and "<h3>What we learned</h3>" in part
         assert re.search(r'<td class="num">[\d,]+</td></tr>', part)
         assert ("(floor " in part) == (name in ("gan_mnist", "mlp_diffusion"))
-    models = page[page.index('<h2 id="models">') : page.index('<section id="fgsm">')]
+    models = page[page.index('<h2 id="models">') : page.index('<h2 id="status">')]
     assert models.count("<tr>") == 1 + 2 and models.count("(floor ") >= 4
 
 
