@@ -558,6 +558,13 @@ def test_a_finger_draws_and_does_not_scroll(browser, main_job):
     settled(page, "attack")
     assert page.evaluate("scrollY") == top
     assert text(page, f"{FIRST} .verdict").startswith("It reads 1")
+    assert not page.complaints
+    page.context.close()
+
+
+def test_a_finger_chooses_among_samples(browser, main_job):
+    page = page_of(browser, main_job / "report.html", 390, has_touch=True, is_mobile=True)
+    settled(page, "attack")
     page.tap("#tab-gan")
     settled(page, "gan")
     page.tap("#play-gan .sample >> nth=4")
