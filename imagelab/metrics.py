@@ -88,19 +88,20 @@ class Judge:
             speckle(samples[: self.n]),
         )
 
-    COLUMNS = ("Fréchet distance", "coverage", "rarest class", "surely read", "speckle")
-
-    def row(self, scores: Scores) -> list[float]:
-        """Those figures of a set of samples that belong into a table, under COLUMNS."""
-        return [scores.frechet, scores.coverage, min(scores.class_shares), scores.surely_read,
-                scores.speckle]  # fmt: skip
-
-    def real_rows(self) -> dict[str, list[float]]:
-        """The same of real images, by name: held-out ones, and the memoriser's."""
-        rows = {"held-out real images (floor)": self.row(self.floor)}
+    def add_table(
+        self, result: Result, caption: str, scored: dict[str, tuple[str, Scores]]
+    ) -> None:
+        """Enter a table of recipes by name, each with its epochs and scores; below them real images."""
+        real = {"held-out real images (floor)": self.floor}
         if self.memoriser is not None:
-            rows["training images (memoriser)"] = self.row(self.memoriser)
-        return rows
+            real["training images (memoriser)"] = self.memoriser
+        rows = [
+            [name, epochs, s.frechet, s.coverage, min(s.class_shares), s.surely_read, s.speckle]
+            for name, (epochs, s) in (scored | {name: ("", s) for name, s in real.items()}).items()
+        ]
+        columns = ["recipe", "epochs", "Fréchet distance", "coverage", "rarest class", "surely read",
+                   "speckle"]  # fmt: skip
+        result.add_table(f"{caption}, n = {self.n:,}", columns, rows)
 
     def add_to(self, result: Result, scores: Scores, prefix: str = "") -> None:
         """Enter scores into a result, with floor and memoriser and their names led by `prefix`."""

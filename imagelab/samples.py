@@ -53,12 +53,15 @@ def samples_to_draw(config, data: Dataset) -> int:
     return min(config.num_samples, max(len(data.test_images), GRID))
 
 
-def judge_for(config, data: Dataset, n: int) -> Judge | None:
+def judge_for(config, data: Dataset, n: int, known: Judge | None = None) -> Judge | None:
     """The judge of `n` samples; None, with a sentence, where the data cannot carry one.
 
-    That is: one class, too few held-out images, or too few samples.
+    That is: one class, too few held-out images, or too few samples. A `known` judge of as many samples
+    is taken as it is.
     """
     n = min(n, len(data.test_images))
+    if known is not None and known.n == n:
+        return known
     if n < MIN_SAMPLES or len(data.classes) < 2:
         print(f"The samples are not scored: that takes two classes and {MIN_SAMPLES} held-out images "
               f"and samples; here are {len(data.classes)} and {n}.")  # fmt: skip

@@ -428,7 +428,7 @@ def evaluate(
     n = samples_to_draw(config, data)
     with clocked(result, n):
         samples, asked = sample(model, config, n)
-    judge = watch and judge_for(config, data, n)
+    judge = watch and judge_for(config, data, n, watch)
     report_samples(result, samples, judge, data)
     if judge is not None:
         accuracy = asked_accuracy(judge, samples[:1000], asked[:1000])
