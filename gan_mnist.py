@@ -22,7 +22,7 @@ on its logits: log σ(x) is exact there, where log of a rounded sigmoid would be
 
 from __future__ import annotations
 
-from imagelab.command import command_line
+from imagelab.setup.command import command_line
 
 import math
 from dataclasses import dataclass, replace
@@ -33,14 +33,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imagelab import figures
-from imagelab.checkpoints import as_described, load_checkpoint, load_weights
-from imagelab.datasets import Dataset, load_for, signed, to_uint8
-from imagelab.metrics import Judge
-from imagelab.pictures import read_png, write_gif
-from imagelab.results import Result, start_result
-from imagelab.runtime import autocast, generator, in_eval_mode, prepare
-from imagelab.samples import (
+from imagelab.data.datasets import Dataset, load_for, signed, to_uint8
+from imagelab.data.pictures import read_png, write_gif
+from imagelab.report import figures
+from imagelab.report.evaluator import Judge
+from imagelab.report.results import Result, start_result
+from imagelab.report.samples import (
     GRID,
     TRACKED,
     clocked,
@@ -54,8 +52,10 @@ from imagelab.samples import (
     write_grid,
     write_samples,
 )
-from imagelab.settings import Count, Fraction, Limits, Rate, SamplingSettings
-from imagelab.training import Training, goes_on, rise_and_fall
+from imagelab.setup.runtime import autocast, generator, in_eval_mode, prepare
+from imagelab.setup.settings import Count, Fraction, Limits, Rate, SamplingSettings
+from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
+from imagelab.training.loop import Training, goes_on, rise_and_fall
 
 SCRIPT = "gan_mnist"
 PICTURES, MODELS = "fake_images", "GAN_models"

@@ -28,7 +28,7 @@ The README states the figures to expect.
 
 from __future__ import annotations
 
-from imagelab.command import command_line
+from imagelab.setup.command import command_line
 
 import math
 from collections.abc import Iterator
@@ -40,14 +40,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imagelab import figures
-from imagelab.checkpoints import as_described, load_checkpoint, load_weights
-from imagelab.datasets import Dataset, load_for, random_subset, signed, to_uint8
-from imagelab.diffusion import Schedule, last, linear_schedule
-from imagelab.metrics import Judge
-from imagelab.results import Result, start_result
-from imagelab.runtime import autocast, generator, prepare
-from imagelab.samples import (
+from imagelab.data.datasets import Dataset, load_for, random_subset, signed, to_uint8
+from imagelab.report import figures
+from imagelab.report.evaluator import Judge
+from imagelab.report.results import Result, start_result
+from imagelab.report.samples import (
     GRID,
     TRACKED,
     clocked,
@@ -63,8 +60,11 @@ from imagelab.samples import (
     write_grid,
     write_samples,
 )
-from imagelab.settings import Count, Fraction, Limits, Rate, SamplingSettings, plain
-from imagelab.training import Training, goes_on, rise_and_fall
+from imagelab.setup.runtime import autocast, generator, prepare
+from imagelab.setup.settings import Count, Fraction, Limits, Rate, SamplingSettings, plain
+from imagelab.techniques.diffusion import Schedule, last, linear_schedule
+from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
+from imagelab.training.loop import Training, goes_on, rise_and_fall
 
 SCRIPT = "mlp_diffusion"
 PICTURES, MODELS = "diffusion_samples", "diffusion_models"
