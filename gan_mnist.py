@@ -5,7 +5,7 @@ real ones; each is trained against the other. What to look at: the grids drawn f
 latents as the epochs pass, D(x) and D(G(z)) as the two sides gain and lose, and the histogram of the
 classes that a classifier reads in the samples, where a collapse onto few classes would be seen.
 
-    python gan_mnist.py                                    # 17 epochs, a minute on two cores
+    python gan_mnist.py                                    # 28 epochs, a minute on two cores
     python gan_mnist.py --compare                          # beside it, the recipe as often written
     python gan_mnist.py --dataset mnist --epochs 60        # the full MNIST
     python gan_mnist.py --resume                           # go on after Ctrl-C
@@ -77,7 +77,7 @@ LESSONS = (
 class Game(SamplingSettings):
     """Settings of the game, whatever the two networks are."""
 
-    epochs: Count = 17
+    epochs: Count = 28
     """Passes over the training images."""
     batch_size: Annotated[int, Limits(2)] = 128
     """Real images per step; the discriminator sees as many fakes."""
