@@ -1,9 +1,9 @@
 """A generative adversarial network of plain dense layers (Goodfellow et al. 2014).
 
-A generator turns 100 random numbers into an image; a discriminator tries to tell its images from
-real ones; each is trained against the other. What to look at: the grids drawn from one fixed set of
-latents as the epochs pass, D(x) and D(G(z)) as the two sides gain and lose, and the histogram of the
-classes that a classifier reads in the samples, where a collapse onto few classes would be seen.
+A generator turns 100 random numbers into an image; a discriminator tries to tell its images from real
+ones; each is trained against the other. What to look at: the grids drawn from one fixed set of latents
+as the epochs pass; D(x) and D(G(z)), which show who is ahead; and the classes that a classifier reads
+in the samples, where a collapse onto few classes would be seen.
 
     python gan_mnist.py                                    # 28 epochs, a minute on two cores
     python gan_mnist.py --compare                          # beside it, the recipe as often written
@@ -11,23 +11,19 @@ classes that a classifier reads in the samples, where a collapse onto few classe
     python gan_mnist.py --resume                           # go on after Ctrl-C
     python gan_mnist.py --sample-only --num-samples 2000 --samples-file samples.npz
 
-What differs from the recipe as it is often written: no momentum in Adam (β₁ = 0 instead of 0.5), a
-learning rate that is higher and falls to 0 over the second half, batches twice as large, an average of
-the generator's weights that draws the samples, and a discriminator that sees every image moved by up to
-two pixels at random (Zhao et al. 2020), so that it cannot learn the training images by heart.
-
-The README states the figures to expect. The discriminator ends in a sigmoid, but the loss is computed
-on its logits: log σ(x) is exact there, where log of a rounded sigmoid would be log 0.
+What differs from the recipe as often written: no momentum in Adam, a learning rate that is higher and
+falls to 0 over the second half, larger batches, averaged weights that draw the samples, and small
+random shifts of all images before the discriminator sees them, so that it cannot learn them by heart.
 """
 
 from __future__ import annotations
 
-from imagelab.setup.command import command_line
+from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import torch.nn.functional as F
@@ -35,42 +31,19 @@ from torch import nn
 
 from imagelab.data.datasets import Dataset, load_for, signed, to_uint8
 from imagelab.data.pictures import read_png, write_gif
-from imagelab.report import figures
-from imagelab.report.evaluator import Judge
+from imagelab.report import figures, samples
+from imagelab.report.evaluator import Evaluator
 from imagelab.report.results import Result, start_result
-from imagelab.report.samples import (
-    GRID,
-    TRACKED,
-    clocked,
-    draw_comparison,
-    draw_only,
-    draw_tracked,
-    judge_for,
-    report_samples,
-    samples_to_draw,
-    track,
-    write_grid,
-    write_samples,
-)
 from imagelab.setup.runtime import autocast, generator, in_eval_mode, prepare
 from imagelab.setup.settings import Count, Fraction, Limits, Rate, SamplingSettings
 from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
-from imagelab.training.loop import Training, goes_on, rise_and_fall
+from imagelab.training.loop import Observer, Training, goes_on, look_away, rise_and_fall
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SCRIPT = "gan_mnist"
 PICTURES, MODELS = "fake_images", "GAN_models"
-TITLE = "MLP GAN: a forger and a detective"
-SUMMARY = (
-    "A generator of three dense layers learns to draw digits by fooling a discriminator that learns "
-    "to tell its images from real ones. The balance of the two is seen in D(x) and D(G(z)), the "
-    "variety in the classes that a classifier reads."
-)
-LESSONS = (
-    "The samples lie at a distance of {Fréchet distance|.0f} from the data and cover "
-    "{coverage|.0%} of it; the rarest class has {rarest class|.1%} of them.",
-    "In the last epoch D(x) was {D(x), last epoch|.2f} and D(G(z)) {D(G(z)), last epoch|.2f}: "
-    "these say how the game stands, not how good the images are, for which it takes a judge.",
-)
 
 
 @dataclass(frozen=True)
@@ -96,8 +69,7 @@ class Game(SamplingSettings):
     latent_size: Count = 100
     """Random numbers that the generator starts from."""
     ema_decay: Fraction = 0.999
-    """Decay of a moving average of the generator's weights, which then draws the samples (Yazıcı et al.
-    2019); 0: none."""
+    """Decay of the generator's averaged weights, which draw the samples (Yazıcı et al. 2019); 0: none."""
     log_every: Count = 500
     """Batches between two lines of losses."""
     grid_every: Annotated[int, Limits(0)] = 5
@@ -109,7 +81,7 @@ class Config(Game):
     """Settings of the MLP GAN."""
 
     compare: bool = False
-    """Also train the recipe as it is often written, and show both side by side, after equal epochs."""
+    """Also train the recipe as often written, and show both side by side, after equal epochs."""
     compare_epochs: Count = 2
     """Epochs of both recipes in the comparison."""
 
@@ -228,40 +200,34 @@ def train(
     G: nn.Module,
     D: nn.Module,
     path: Path,
-    result: Result,
-    judge: Judge | None = None,
+    script: str = SCRIPT,
     label: str = "GAN",
+    after_epoch: Observer = look_away,
 ) -> Training:
-    """Train the pair, or go on with --resume; sample grids go into the result's folder.
-
-    `judge` watches: it scores samples after every epoch and has no say in the training.
-    """
-    device = data.images.device
-    adam = {"lr": config.lr, "betas": (float(config.beta1), 0.999), "fused": True}
-    adam_g = torch.optim.Adam(G.parameters(), **adam)
-    adam_d = torch.optim.Adam(D.parameters(), **adam)
-    fixed = torch.randn(GRID, config.latent_size, generator=generator(config.seed, "fixed latents"))
-
-    with Training(
-        path,
-        result.script,
-        config,
-        data,
-        {"generator": G, "discriminator": D},
-        {"generator": adam_g, "discriminator": adam_d},
-        ema="generator" if config.ema_decay else None,
-        ema_decay=config.ema_decay,
-        free=("log_every", "grid_every", "compare", "compare_epochs"),
-        label=label,
-    ) as run:
-        drawing = drawing_network(run)
-        for epoch in run.epochs():
-            for batch in run.batches():
-                rate = config.lr * rise_and_fall(run.progress, 0, config.fall)
+    """Train the pair, or go on with --resume. `after_epoch` looks on."""
+    adam_g, adam_d = (
+        torch.optim.Adam(net.parameters(), config.lr, (float(config.beta1), 0.999), fused=True)
+        for net in (G, D)
+    )
+    training = Training(
+        path, script, config, data,
+        networks={"generator": G, "discriminator": D},
+        optimizers={"generator": adam_g, "discriminator": adam_d},
+        ema="generator" if config.ema_decay else None, ema_decay=config.ema_decay,
+        may_change_on_resume=("log_every", "grid_every", "compare", "compare_epochs"),
+        label=label, log_every=config.log_every,
+    )  # fmt: skip
+    if config.resume:
+        training.load()
+    rng, device = training.rng, data.images.device
+    with training:
+        for epoch in training.epochs():
+            for batch in training.batches():
+                rate = config.lr * rise_and_fall(training.progress, 0, config.fall)
                 adam_g.param_groups[0]["lr"] = adam_d.param_groups[0]["lr"] = rate
                 x = signed(data.images[batch])
-                z = torch.randn(len(x), config.latent_size, generator=run.rng, device=device)
-                x, fake = (moved(images, config.moved, run.rng) for images in (x, G(z)))
+                z = torch.randn(len(x), config.latent_size, generator=rng, device=device)
+                x, fake = (moved(images, config.moved, rng) for images in (x, G(z)))
 
                 # The discriminator learns to tell the two apart; no gradient reaches the generator.
                 real_logits, fake_logits = D.compare(x, fake.detach())
@@ -278,44 +244,19 @@ def train(
                 adam_g.step()
                 D.requires_grad_(True)
 
-                run.log(
-                    d_loss=d_loss,
-                    g_loss=g_loss,
-                    d_real=real_logits.detach().sigmoid().mean(),
-                    d_fake=fake_logits.detach().sigmoid().mean(),
+                d_real, d_fake = real_logits.detach().sigmoid(), fake_logits.detach().sigmoid()
+                training.log(
+                    d_loss=d_loss, g_loss=g_loss, d_real=d_real.mean(), d_fake=d_fake.mean()
                 )
-                if run.steps_done % config.log_every == 0:
-                    run.announce(report_line(run, epoch, config.log_every))
-            run.announce(report_line(run, epoch, run.step) + "  (the epoch's mean)")
-            if judge is not None:
-                track(run, judge, sample(drawing, judge.n, config.seed))
-            every = config.grid_every
-            if every and (epoch % every == 0 or run.is_last(epoch)):
-                write_grid(epoch_grid(result, epoch), draw(drawing, fixed.to(device)))
-    return run
-
-
-def drawing_network(run: Training) -> nn.Module:
-    """The generator that draws the samples: the averaged one, where there is one."""
-    return run.averaged or run.networks["generator"]
-
-
-def report_line(run: Training, epoch: int, steps: int) -> str:
-    """Means over the last `steps` steps."""
-    d_loss, g_loss, d_real, d_fake = (
-        run.recent(name, steps) for name in ("d_loss", "g_loss", "d_real", "d_fake")
-    )
-    return (
-        f"epoch {epoch} step {run.steps_done}: D loss {d_loss:.3f}  G loss {g_loss:.3f}  "
-        f"D(x) {d_real:.3f}  D(G(z)) {d_fake:.3f}"
-    )
+            after_epoch(training, epoch)
+    return training
 
 
 # --- sampling -------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def draw(G: nn.Module, z: torch.Tensor) -> torch.Tensor:
+def generate(G: nn.Module, z: torch.Tensor) -> torch.Tensor:
     """Latents (N, latent_size) to images (N, C, H, W) uint8."""
     with in_eval_mode(G):
         return torch.cat([to_uint8(G(part)) for part in z.split(1000)])
@@ -325,7 +266,7 @@ def sample(G: nn.Module, n: int, seed: int) -> torch.Tensor:
     """`n` images (n, C, H, W) uint8 from fresh latents."""
     device = next(G.parameters()).device
     z = torch.randn(n, G.latent_size, generator=generator(seed, "samples"))
-    return draw(G, z.to(device))
+    return generate(G, z.to(device))
 
 
 def load_generator(
@@ -339,100 +280,132 @@ def load_generator(
     return G.eval()
 
 
-# --- figures --------------------------------------------------------------------------------------
+# === the lesson ends here; below: measured, plotted, reported =====================================
+
+TITLE = "MLP GAN: a forger and a detective"
+SUMMARY = (
+    "A generator of three dense layers learns to draw digits by fooling a discriminator that learns "
+    "to tell its images from real ones. The balance of the two is seen in D(x) and D(G(z)), the "
+    "variety in the classes that a classifier reads."
+)
 
 
-def train_compared(config: Config, data: Dataset, result: Result) -> dict[str, Training]:
+def sampling_network(training: Training) -> nn.Module:
+    """The generator that draws the samples: the averaged one, where there is one."""
+    return training.averaged or training.networks["generator"]
+
+
+def observer(config: Game, result: Result, evaluator: Evaluator | None) -> Observer:
+    """After each epoch: its mean losses, the score of its samples, a grid from latents that stay."""
+    fixed = torch.randn(
+        samples.GRID, config.latent_size, generator=generator(config.seed, "fixed latents")
+    )
+
+    def after_epoch(training: Training, epoch: int) -> None:
+        training.announce_means(training.step)
+        G = sampling_network(training)
+        if evaluator is not None:
+            samples.track(training, evaluator, sample(G, evaluator.n, config.seed))
+        every = config.grid_every
+        if every and (epoch % every == 0 or training.is_last(epoch)):
+            z = fixed.to(next(G.parameters()).device)
+            samples.write_grid(epoch_grid(result, epoch), generate(G, z))
+
+    return after_epoch
+
+
+def train_compared(config: Config, data: Dataset) -> dict[str, Training]:
     """The recipe as often written and, where the main training is longer, this one as well."""
     epochs = config.compare_epochs
     recipes = {"as often written": AS_OFTEN_WRITTEN}
     if epochs != config.epochs:
         recipes["here"] = {}
-    runs = {}
+    trained = {}
     for name, changes in recipes.items():
         path = config.output_dir / MODELS / f"compared_{name.replace(' ', '_')}.pth"
-        own = replace(config, epochs=epochs, grid_every=0, log_every=10**9,
-                      resume=goes_on(config, path), **changes)  # fmt: skip
+        own = replace(
+            config, epochs=epochs, log_every=10**9, resume=goes_on(config, path), **changes
+        )
         networks = build(own, data.shape, data.images.device)
-        runs[name] = train(own, data, *networks, path, result, label=f"GAN, {name}")
-    return runs
+        trained[name] = train(own, data, *networks, path, label=f"GAN, {name}")
+    return trained
 
 
 def evaluate(
     config: Game,
     data: Dataset,
-    run: Training,
-    watch: Judge | None,
+    training: Training,
+    evaluator: Evaluator | None,
     result: Result,
     compared: dict[str, Training] | None = None,
 ) -> torch.Tensor:
     """Sample, score, and draw the figures of the whole run into `result`; returns the samples."""
-    n = samples_to_draw(config, data)
-    with clocked(result, n):
-        samples = sample(drawing_network(run), n, config.seed)
-    judge = watch and judge_for(config, data, n, watch)
-    report_samples(result, samples, judge, data)
+    n = samples.samples_to_draw(config, data)
+    with samples.clocked(result, n):
+        images = sample(sampling_network(training), n, config.seed)
+    scorer = evaluator and samples.evaluator_for(config, data, n, evaluator)
+    samples.report_samples(result, images, scorer, data)
     if compared:
-        report_compared({"here": run, **compared}, n, judge, result)
-    draw_tracked(result, run, watch)
-    steps = min(run.steps_per_epoch, run.steps_done)
-    judged = steps * config.batch_size
-    result.add_metric("D(x), last epoch", run.recent("d_real", steps), judged)
-    result.add_metric("D(G(z)), last epoch", run.recent("d_fake", steps), judged)
+        report_compared({"here": training, **compared}, n, scorer, result)
+    samples.add_quality(result, training, evaluator)
+    steps = min(training.steps_per_epoch, training.steps_done)
+    shown = steps * config.batch_size
+    result.add_metric("D(x), last epoch", training.recent("d_real", steps), shown)
+    result.add_metric("D(G(z)), last epoch", training.recent("d_fake", steps), shown)
     tie = (1 - config.label_smoothing) / 2  # D's best answer where it cannot tell the two apart
-    path = result.add_file(
-        "curves.png",
-        f"Losses, and how real D takes real and generated images to be; {tie:g} each would be a tie.",
+    caption = (
+        f"Losses, and how real D takes real and generated images to be; {tie:g} each is a tie."
     )
-    draw_curves(path, run, tie)
-    frames = [read_png(path) for path in epoch_grids(config, run, result)]
+    result.add_figure("curves.png", plot_curves(training, tie), caption)
+    frames = [read_png(path) for path in epoch_grids(config, training, result)]
     if frames:
         write_gif(result.add_file("training.gif", "The same latents through the training."), frames)
-    return samples
+    return images
 
 
-def report_compared(runs: dict[str, Training], n: int, judge: Judge | None, result: Result) -> None:
+def report_compared(
+    trained: dict[str, Training], n: int, evaluator: Evaluator | None, result: Result
+) -> None:
     """Both recipes side by side with their distances, and as a table."""
     pictures, scores, scored = {}, {}, {}
     for name in ("as often written", "here"):
-        own = runs[name].config
+        own = trained[name].config
         weights = "averaged weights" if own.ema_decay else "last weights"
         title = f"{name}, epochs: {own.epochs}\nlr {own.lr:g}, β₁ = {own.beta1:g},\n{weights}"
-        pictures[title] = sample(drawing_network(runs[name]), n, own.seed)
-        if judge is not None:
-            scores[title] = judge.scores(pictures[title])
+        pictures[title] = sample(sampling_network(trained[name]), n, own.seed)
+        if evaluator is not None:
+            scores[title] = evaluator.scores(pictures[title])
             scored[name] = (str(own.epochs), scores[title])
-    path = result.add_file("compared.png", "The recipe as it is often written, and as it is here, after "
-                           "equal epochs.")  # fmt: skip
-    draw_comparison(path, pictures, scores)
-    if judge is not None:
-        judge.add_table(result, "The recipe as often written", scored)
+    result.add_figure("compared.png", samples.plot_comparison(pictures, scores),
+                      "The recipe as often written, and as it is here, after equal epochs.")  # fmt: skip
+    if evaluator is not None:
+        evaluator.add_table(result, "The recipe as often written", scored)
 
 
-def draw_curves(path: Path, run: Training, tie: float) -> None:
+def plot_curves(training: Training, tie: float) -> Figure:
     """Losses on the left, D(x) and D(G(z)) on the right, smoothed to about 150 points."""
-    window = max(len(run.curve("d_loss")) // 150, 1)
+    window = max(len(training.curve("d_loss")) // 150, 1)
     figure, axes = figures.new_figure(9, 3.2, columns=2)
     panels = {
         "loss": {"discriminator": "d_loss", "generator": "g_loss"},
         "mean output of D": {"D(x), real": "d_real", "D(G(z)), generated": "d_fake"},
     }
     for axis, (ylabel, names) in zip(axes[0], panels.items(), strict=True):
-        lines = {label: run.smoothed(name, window)[1] for label, name in names.items()}
-        epochs, _ = run.smoothed("d_loss", window)
-        figures.draw_lines(axis, epochs, lines, "epoch", ylabel, markers=False)
+        lines = {label: training.smoothed(name, window)[1] for label, name in names.items()}
+        epochs, _ = training.smoothed("d_loss", window)
+        figures.plot_lines(axis, epochs, lines, "epoch", ylabel, markers=False)
     axes[0, 1].set_ylim(0, 1)
     axes[0, 1].axhline(tie, color="#888888", linewidth=1, linestyle="--")
-    figures.save_figure(figure, path)
+    return figure
 
 
 def epoch_grid(result: Result, epoch: int) -> Path:
     return result.folder / f"epoch_{epoch:03d}.png"
 
 
-def epoch_grids(config: Game, run: Training, result: Result) -> list[Path]:
-    """The grids that this run left on disk, also those from before a --resume."""
-    last, every = run.last_epoch, config.grid_every
+def epoch_grids(config: Game, training: Training, result: Result) -> list[Path]:
+    """The grids that this training left on disk, also those from before a --resume."""
+    last, every = training.last_epoch, config.grid_every
     if not every:
         return []
     paths = [result.note_file(epoch_grid(result, epoch).name, f"Fixed latents after epoch {epoch}.")
@@ -440,7 +413,18 @@ def epoch_grids(config: Game, run: Training, result: Result) -> list[Path]:
     return list(filter(None, paths))
 
 
-# --- the run --------------------------------------------------------------------------------------
+def lessons(result: Result) -> list[str]:
+    """What the figures teach, as far as they were measured."""
+    told = []
+    if quality := result.measured("Fréchet distance", "coverage", "rarest class"):
+        distance, coverage, rarest = quality
+        told.append(f"The samples lie at a distance of {distance:.0f} from the data and cover "
+                    f"{coverage:.0%} of it; the rarest class has {rarest:.1%} of them.")  # fmt: skip
+    if game := result.measured("D(x), last epoch", "D(G(z)), last epoch"):
+        real, fake = game
+        told.append(f"In the last epoch D(x) was {real:.2f} and D(G(z)) {fake:.2f}: these say how the "
+                    "game stands and not how good the images are; that takes a third network.")  # fmt: skip
+    return told
 
 
 def checkpoint_path(config: Config) -> Path:
@@ -453,17 +437,18 @@ def run(config: Config) -> Result:
     config = config.quickened(epochs=2, compare_epochs=1, num_samples=500, log_every=50)
     if config.sample_only:
         G = load_generator(checkpoint_path(config), device)
-        samples = sample(G, config.num_samples, config.seed)
-        return draw_only(SCRIPT, TITLE, PICTURES, config, device, samples)
+        images = sample(G, config.num_samples, config.seed)
+        return samples.sampled_only(SCRIPT, TITLE, PICTURES, config, device, images)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
-    watch = judge_for(config, data, TRACKED)
+    evaluator = samples.evaluator_for(config, data, samples.TRACKED)
     G, D = build(config, data.shape, device)
-    training = train(config, data, G, D, checkpoint_path(config), result, watch)
-    compared = train_compared(config, data, result) if config.compare else None
-    samples = evaluate(config, data, training, watch, result, compared)
-    write_samples(config.samples_file, samples)
-    return result.save(*LESSONS)
+    watching = observer(config, result, evaluator)
+    training = train(config, data, G, D, checkpoint_path(config), after_epoch=watching)
+    compared = train_compared(config, data) if config.compare else None
+    images = evaluate(config, data, training, evaluator, result, compared)
+    samples.write_samples(config.samples_file, images)
+    return result.save(*lessons(result))
 
 
 def main() -> None:

@@ -28,60 +28,33 @@ The README states the figures to expect.
 
 from __future__ import annotations
 
-from imagelab.setup.command import command_line
+from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from imagelab.data.datasets import Dataset, load_for, random_subset, signed, to_uint8
-from imagelab.report import figures
-from imagelab.report.evaluator import Judge
+from imagelab.report import figures, samples
+from imagelab.report.evaluator import Evaluator
 from imagelab.report.results import Result, start_result
-from imagelab.report.samples import (
-    GRID,
-    TRACKED,
-    clocked,
-    draw_comparison,
-    draw_loss,
-    draw_only,
-    draw_tracked,
-    draw_trajectory,
-    judge_for,
-    report_samples,
-    samples_to_draw,
-    track,
-    write_grid,
-    write_samples,
-)
 from imagelab.setup.runtime import autocast, generator, prepare
 from imagelab.setup.settings import Count, Fraction, Limits, Rate, SamplingSettings, plain
 from imagelab.techniques.diffusion import Schedule, last, linear_schedule
 from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
-from imagelab.training.loop import Training, goes_on, rise_and_fall
+from imagelab.training.loop import Observer, Training, goes_on, look_away, rise_and_fall
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SCRIPT = "mlp_diffusion"
 PICTURES, MODELS = "diffusion_samples", "diffusion_models"
-SCORE_EVERY = 7  # epochs
-TITLE = "MLP diffusion: 50 steps, to the letter and corrected"
-SUMMARY = (
-    "A dense network learns to remove noise step by step and so to draw digits. The widely copied "
-    "50-step recipe starts from a noise it never trained on, asks for more than its 256 units can say, "
-    "and spends its loss where little is decided; three corrections make it draw."
-)
-LESSONS = (
-    "After as many epochs as the picture names, the recipe to the letter stands at a distance of "
-    "{literal: Fréchet distance|,.0f}, ending in noise brings it to {rescaled: Fréchet distance|,.0f}, "
-    "letting the noise pass to {skip: Fréchet distance|,.0f}, and the loss weighted by 1 − ᾱ_t to "
-    "{corrected: Fréchet distance|,.0f}.",
-    "The whole training ends at {Fréchet distance|,.0f}, from pure noise.",
-)
 Name = Literal["corrected", "literal", "rescaled", "skip"]
 
 
@@ -248,49 +221,51 @@ def learning_rate(config: Config, progress: float) -> float:
 # --- training -------------------------------------------------------------------------------------
 
 
-def train(
-    config: Config,
-    data: Dataset,
-    path: Path,
-    folder: Path | None = None,
-    judge: Judge | None = None,
-) -> Training:
-    """Train `config.recipe`, or go on with --resume; a sample grid per epoch goes into `folder`.
+def train(config: Config, data: Dataset, path: Path, after_epoch: Observer = look_away) -> Training:
+    """Train `config.recipe`, or go on with --resume; `after_epoch` looks on.
 
-    `judge` watches: it scores samples every few epochs and has no say in the training. The returned
-    run holds the averaged network, which is the one to sample from.
+    The returned training holds the averaged network, which is the one to sample from.
     """
-    device = data.images.device
     torch.manual_seed(config.seed)
-    model = build(plain(config), data.shape).to(device)
-    weight = weight_on_x0(model.schedule, model.recipe.weight).to(device)
+    model = build(plain(config), data.shape).to(data.images.device)
+    weight = weight_on_x0(model.schedule, model.recipe.weight).to(data.images.device)
     adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    run = Training(path, SCRIPT, config, data, {"denoiser": model}, {"adam": adam}, ema="denoiser",
-                   ema_decay=config.ema_decay, free=("compare", "compare_epochs"),
-                   label=f"DDPM, {config.recipe}")  # fmt: skip
+    training = Training(
+        path, SCRIPT, config, data, networks={"denoiser": model}, optimizers={"adam": adam},
+        ema="denoiser", ema_decay=config.ema_decay,
+        may_change_on_resume=("compare", "compare_epochs"), label=f"DDPM, {config.recipe}",
+    )  # fmt: skip
     # What sampling elsewhere takes besides the weights (the report's playground).
-    run.extra = {"alpha_bar": model.schedule.alpha_bar,
-                 "predicts_x0": torch.tensor(model.recipe.skip),
-                 "tanh": torch.tensor(config.bound == "tanh")}  # fmt: skip
-    with run:
-        for epoch in run.epochs():
-            for batch in run.batches():
+    training.extra = {"alpha_bar": model.schedule.alpha_bar,
+                      "predicts_x0": torch.tensor(model.recipe.skip),
+                      "tanh": torch.tensor(config.bound == "tanh")}  # fmt: skip
+    if config.resume:
+        training.load()
+    with training:
+        for epoch in training.epochs():
+            for batch in training.batches():
                 x0 = signed(data.images[batch]).flatten(1)  # (B, D) in [-1, 1]
-                loss = denoising_loss(model, x0, weight, config.dimmed, run.rng)
-                adam.param_groups[0]["lr"] = learning_rate(config, run.progress)
+                loss = denoising_loss(model, x0, weight, config.dimmed, training.rng)
+                adam.param_groups[0]["lr"] = learning_rate(config, training.progress)
                 adam.zero_grad()
                 loss.backward()
                 adam.step()
-                run.log(loss=loss)
-            if folder is not None:
-                images = sample(run.averaged, GRID, data.shape, config.seed)
-                write_grid(folder / f"epoch_{epoch:03d}.png", images)
-            if judge is not None and (epoch % SCORE_EVERY == 0 or run.is_last(epoch)):
-                track(run, judge, sample(run.averaged, judge.n, data.shape, config.seed))
-    return run
+                training.log(loss=loss)
+            after_epoch(training, epoch)
+    return training
 
 
-# --- the reverse process --------------------------------------------------------------------------
+# --- the forward and the reverse process ---------------------------------------------------------
+
+
+def forward_states(schedule: Schedule, x0: torch.Tensor, rng: torch.Generator) -> list:
+    """The forward process of images x0 (B, D), every step with fresh noise: (t, x_t) from 0 to T."""
+    x, states = x0, [(0, x0)]
+    for t, beta in enumerate(schedule.beta.tolist(), start=1):
+        eps = torch.randn(x.shape, generator=rng).to(x.device)
+        x = math.sqrt(1 - beta) * x + math.sqrt(beta) * eps
+        states.append((t, x))
+    return states
 
 
 @torch.no_grad()
@@ -339,6 +314,29 @@ def sample_from_checkpoint(config: Config, device: torch.device) -> torch.Tensor
 
 # === the lesson ends here; below: measured, plotted, reported =====================================
 
+SCORE_EVERY = 7  # epochs
+TITLE = "MLP diffusion: 50 steps, to the letter and corrected"
+SUMMARY = (
+    "A dense network learns to remove noise step by step and so to draw digits. The widely copied "
+    "50-step recipe starts from a noise it never trained on, asks for more than its 256 units can say, "
+    "and spends its loss where little is decided; three corrections make it draw."
+)
+
+
+def observer(
+    config: Config, data: Dataset, result: Result, evaluator: Evaluator | None
+) -> Observer:
+    """After each epoch a sample grid, every few epochs a score of samples."""
+
+    def after_epoch(training: Training, epoch: int) -> None:
+        images = sample(training.averaged, samples.GRID, data.shape, config.seed)
+        samples.write_grid(result.folder / f"epoch_{epoch:03d}.png", images)
+        if evaluator is not None and (epoch % SCORE_EVERY == 0 or training.is_last(epoch)):
+            images = sample(training.averaged, evaluator.n, data.shape, config.seed)
+            samples.track(training, evaluator, images)
+
+    return after_epoch
+
 
 def train_others(config: Config, data: Dataset) -> dict[str, Training]:
     """Every recipe for --compare-epochs, each with a checkpoint of its own.
@@ -369,7 +367,7 @@ def x0_errors(model: Denoiser, images: torch.Tensor, seed: int) -> torch.Tensor:
     return torch.stack(errors).cpu()
 
 
-def plot_errors(models: dict[str, Denoiser], data: Dataset, seed: int) -> Any:
+def plot_errors(models: dict[str, Denoiser], data: Dataset, seed: int) -> Figure:
     """The error of x̂₀ on held-out images and its share of the loss's weight over t, a line per recipe."""
     images = data.test_images[:1000]
     figure, axes = figures.new_figure(9, 4.2, columns=2)
@@ -380,8 +378,8 @@ def plot_errors(models: dict[str, Denoiser], data: Dataset, seed: int) -> Any:
         weight = weight_on_x0(model.schedule, model.recipe.weight)
         weights[title] = weight / weight.sum()
     t = range(1, len(weight) + 1)
-    figures.draw_lines(axes[0, 0], t, errors, "t", f"error of x̂₀ (n = {len(images):,})", False)
-    figures.draw_lines(axes[0, 1], t, weights, "t", "share of the loss's weight on it", False)
+    figures.plot_lines(axes[0, 0], t, errors, "t", f"error of x̂₀ (n = {len(images):,})", False)
+    figures.plot_lines(axes[0, 1], t, weights, "t", "share of the loss's weight on it", False)
     some = data.images[random_subset(len(data.images), 5000, "mean image").to(data.images.device)]
     guess = (signed(images) - signed(some).mean(dim=0)).square().mean().item()
     axes[0, 0].axhline(guess, color="#888888", linewidth=1, linestyle="--", label="the mean image")
@@ -395,37 +393,32 @@ def plot_errors(models: dict[str, Denoiser], data: Dataset, seed: int) -> Any:
     return figure
 
 
-def forward_states(schedule: Schedule, x0: torch.Tensor, rng: torch.Generator) -> list:
-    """The forward process of images x0 (B, D), every step with fresh noise: (t, x_t) from 0 to T."""
-    x, states = x0, [(0, x0)]
-    for t, beta in enumerate(schedule.beta.tolist(), start=1):
-        eps = torch.randn(x.shape, generator=rng).to(x.device)
-        x = math.sqrt(1 - beta) * x + math.sqrt(beta) * eps
-        states.append((t, x))
-    return states
-
-
-def draw_recipes(
-    runs: dict[str, Training], samples: dict, scores: dict, judge: Judge | None, result: Result
+def report_recipes(
+    trained: dict[str, Training],
+    images: dict[str, torch.Tensor],
+    scores: dict[str, samples.Scores],
+    evaluator: Evaluator | None,
+    result: Result,
 ) -> None:
     """The recipes side by side with their distances, and as a table."""
-    epochs = {name: f"{run.steps_done / run.steps_per_epoch:.3g}" for name, run in runs.items()}
-    titles = {name: f"{RECIPES[name].title}\nepochs: {epochs[name]}" for name in runs}
+    epochs = {name: f"{t.steps_done / t.steps_per_epoch:.3g}" for name, t in trained.items()}
+    titles = {name: f"{RECIPES[name].title}\nepochs: {epochs[name]}" for name in trained}
     caption = "The same network and noise to the letter, and with one correction after the other"
-    caption += f"; Fréchet distances of {judge.n:,} samples." if judge else "."
-    draw_comparison(
-        result.add_file("recipes.png", caption),
-        {titles[name]: samples[name] for name in runs},
+    caption += f"; Fréchet distances of {evaluator.n:,} samples." if evaluator else "."
+    figure = samples.plot_comparison(
+        {titles[name]: images[name] for name in trained},
         {titles[name]: scores[name] for name in scores},
     )
-    if judge is None:
+    result.add_figure("recipes.png", figure, caption)
+    if evaluator is None:
         return
-    judge.add_table(result, "The recipes", {name: (epochs[name], scores[name]) for name in scores})
+    rows = {name: (epochs[name], score) for name, score in scores.items()}
+    evaluator.add_table(result, "The recipes", rows)
     for name, score in scores.items():
-        result.add_metric(f"{name}: Fréchet distance", score.frechet, judge.n, better="lower",
-                          floor=judge.floor.frechet)  # fmt: skip
+        result.add_metric(f"{name}: Fréchet distance", score.frechet, evaluator.n, better="lower",
+                          floor=evaluator.floor.frechet)  # fmt: skip
     share = scores["corrected"].frechet / scores["literal"].frechet
-    result.add_metric("corrected: share of literal's distance", share, judge.n, better="lower")
+    result.add_metric("corrected: share of literal's distance", share, evaluator.n, better="lower")
 
 
 def evaluate(
@@ -433,36 +426,37 @@ def evaluate(
     data: Dataset,
     main: Training,
     compared: dict[str, Training],
-    watch: Judge | None,
+    evaluator: Evaluator | None,
     result: Result,
 ) -> torch.Tensor:
     """Sample and score, draw the figures; returns the main training's samples."""
-    n, seed = samples_to_draw(config, data), config.seed
-    with clocked(result, n):
+    n, seed = samples.samples_to_draw(config, data), config.seed
+    with samples.clocked(result, n):
         own = sample(main.averaged, n, data.shape, seed)
-    judge = watch and judge_for(config, data, n, watch)
-    score = report_samples(result, own, judge, data)
-    draw_tracked(result, main, watch)
+    scorer = evaluator and samples.evaluator_for(config, data, n, evaluator)
+    score = samples.report_samples(result, own, scorer, data)
+    samples.add_quality(result, main, evaluator)
     if compared:
-        runs = {name: compared.get(name, main) for name in RECIPES}
-        samples = {name: own if run is main else sample(run.averaged, n, data.shape, seed)
-                   for name, run in runs.items()}  # fmt: skip
-        scores = {name: score if run is main else judge.scores(samples[name])
-                  for name, run in runs.items()} if judge else {}  # fmt: skip
-        draw_recipes(runs, samples, scores, judge, result)
-    runs = {config.recipe: main, **compared}
-    models = {name: runs[name].averaged for name in RECIPES if name in runs}
+        trained = {name: compared.get(name, main) for name in RECIPES}
+        images = {name: own if t is main else sample(t.averaged, n, data.shape, seed)
+                  for name, t in trained.items()}  # fmt: skip
+        scores = {name: score if t is main else scorer.scores(images[name])
+                  for name, t in trained.items()} if scorer else {}  # fmt: skip
+        report_recipes(trained, images, scores, scorer, result)
+    trained = {config.recipe: main, **compared}
+    models = {name: trained[name].averaged for name in RECIPES if name in trained}
     caption = (
         "Left: the error of x̂₀ at every t; the recipe to the letter never sees more noise than x_T has. "
         "Right: what that error weighs in the loss. Much noise is where a digit is decided."
     )
-    figures.save_figure(plot_errors(models, data, seed), result.add_file("errors.png", caption))
-    draw_loss(result.add_file("loss.png", "The loss while training."), main, "weighted loss")
+    result.add_figure("errors.png", plot_errors(models, data, seed), caption)
+    loss = samples.plot_loss(main, "weighted loss")
+    result.add_figure("loss.png", loss, "The loss while training.")
     rng = generator(seed, "reverse process")
     x_T = torch.randn(4, math.prod(data.shape), generator=rng).to(data.images.device)
     reverse = list(reverse_process(main.averaged, x_T, rng))
     forward = forward_states(main.averaged.schedule, reverse[-1][1], rng)
-    draw_trajectory(result, *(
+    samples.add_trajectory(result, *(
         [(t, to_uint8(x.reshape(-1, *data.shape))) for t, x in states] for states in (reverse, forward)
     ))  # fmt: skip
     for epoch in range(1, main.last_epoch + 1):
@@ -472,7 +466,19 @@ def evaluate(
     return own
 
 
-# --- the run --------------------------------------------------------------------------------------
+def lessons(result: Result) -> list[str]:
+    """What the figures teach, as far as they were measured."""
+    told = []
+    if distances := result.measured(*(f"{name}: Fréchet distance" for name in RECIPES)):
+        literal, rescaled, skip, corrected = distances
+        told.append(
+            f"After as many epochs as the picture names, the recipe to the letter stands at a distance "
+            f"of {literal:,.0f}. Ending in noise brings it to {rescaled:,.0f}, letting the noise pass to "
+            f"{skip:,.0f}, and the loss weighted by 1 − ᾱ_t to {corrected:,.0f}."
+        )
+    if distance := result.measured("Fréchet distance"):
+        told.append(f"The whole training ends at {distance[0]:,.0f}, from pure noise.")
+    return told
 
 
 def run(config: Config) -> Result:
@@ -480,18 +486,19 @@ def run(config: Config) -> Result:
     device = prepare(config.seed, config.device)
     config = config.quickened(epochs=2, compare_epochs=1, num_samples=500)
     if config.sample_only:
-        samples = sample_from_checkpoint(config, device)
-        return draw_only(SCRIPT, TITLE, PICTURES, config, device, samples)
+        images = sample_from_checkpoint(config, device)
+        return samples.sampled_only(SCRIPT, TITLE, PICTURES, config, device, images)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
     for name in RECIPES if config.compare else ():  # what does not fit is said before the training
         build(plain(replace(config, recipe=name)), data.shape)
-    watch = judge_for(config, data, TRACKED)
-    main = train(config, data, checkpoint_path(config), result.folder, watch)
+    evaluator = samples.evaluator_for(config, data, samples.TRACKED)
+    watching = observer(config, data, result, evaluator)
+    main = train(config, data, checkpoint_path(config), watching)
     compared = train_others(config, data) if config.compare else {}
-    samples = evaluate(config, data, main, compared, watch, result)
-    write_samples(config.samples_file, samples)
-    return result.save(*LESSONS)
+    images = evaluate(config, data, main, compared, evaluator, result)
+    samples.write_samples(config.samples_file, images)
+    return result.save(*lessons(result))
 
 
 def main() -> None:

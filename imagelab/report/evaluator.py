@@ -1,4 +1,4 @@
-"""How good a set of samples is, and how alike two pictures are.
+"""How good a set of samples is.
 
 Samples are measured in the features of this project's own classifier, trained on the data set in use
 and named by a hash of its weights. The distances are never called FID or KID without it: Inception's
@@ -50,7 +50,7 @@ class Scores:
         return (torch.special.entr(shares).sum() / np.log(len(shares))).item()
 
 
-class Judge:
+class Evaluator:
     """The classifier of a data set, and what it sees in `n` training images, the reference.
 
     `floor` holds the scores of `n` held-out images, varied as the training images are: what new images
@@ -105,7 +105,7 @@ class Judge:
 
     def add_to(self, result: Result, scores: Scores, prefix: str = "") -> None:
         """Enter scores into a result, with floor and memoriser and their names led by `prefix`."""
-        result.judge = self.name
+        result.evaluator = self.name
         for name, value, better in (
             ("Fréchet distance", lambda s: s.frechet, "lower"),
             ("kernel distance", lambda s: s.kid, "lower"),

@@ -10,12 +10,15 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from imagelab.setup.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 CLASS_COLOURS = (*PALETTE, "#F0E442", "#999999", "#882255")  # ten, named in the picture as well
@@ -35,7 +38,9 @@ STYLE = {
 }
 
 
-def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **more: Any):
+def new_figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, **more: Any
+) -> tuple[Figure, np.ndarray]:
     """A figure of `width` × `height` inches and its axes, as (rows, columns) array."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -47,7 +52,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **m
     return figure, figure.subplots(rows, columns, squeeze=False, **more)
 
 
-def save_figure(figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     with atomic_path(path) as temporary:
         figure.savefig(
             temporary,
@@ -106,22 +111,19 @@ def name_rows(axes: np.ndarray, names: Sequence[str]) -> None:
         )  # fmt: skip
 
 
-def named_rows(path: Path, rows: Mapping[str, torch.Tensor]) -> None:
+def plot_rows(rows: Mapping[str, torch.Tensor]) -> Figure:
     """Rows of equally many pictures (N, C, H, W) uint8, each row with its name at the left."""
     width = max(len(pictures) for pictures in rows.values())
     figure, axes = new_figure(0.9 * width, 0.98 * len(rows), len(rows))
     for axis, pictures in zip(axes[:, 0], rows.values(), strict=True):
         show_image(axis, grid(pictures, columns=width))
     name_rows(axes, list(rows))
-    save_figure(figure, path)
+    return figure
 
 
-def side_by_side(
-    path: Path,
-    pictures: Mapping[str, np.ndarray],
-    rows: int = 1,
-    height: float = 3.0,
-) -> None:
+def plot_side_by_side(
+    pictures: Mapping[str, np.ndarray], rows: int = 1, height: float = 3.0
+) -> Figure:
     """Pictures (H, W[, 3]) under their titles, in `rows` rows."""
     columns = -(-len(pictures) // rows)
     first = next(iter(pictures.values()))
@@ -131,10 +133,10 @@ def side_by_side(
         axis.set_axis_off()
     for axis, (name, picture) in zip(axes.flat, pictures.items(), strict=False):
         show_image(axis, picture, name)
-    save_figure(figure, path)
+    return figure
 
 
-def draw_lines(
+def plot_lines(
     axis,
     x: Sequence[float],
     lines: Mapping[str, Sequence[float]],
@@ -193,7 +195,7 @@ def class_histogram(axis, shares: Mapping[str, Sequence[float]], classes: Sequen
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(shares))
 
 
-def draw_classes(axis, points: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]) -> None:
+def plot_classes(axis, points: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]) -> None:
     """Points (N, 2) coloured by their class, whose name stands at their median."""
     for label in labels.unique().tolist():
         own = points[labels == label]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import textwrap
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -19,6 +18,9 @@ from imagelab.setup.files import atomic_path, claim
 from imagelab.setup.runtime import machine, versions
 from imagelab.setup.settings import Settings, plain
 from imagelab.training import distributed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FEW = 500  # a share of fewer than these is shown with its interval
 
@@ -51,7 +53,7 @@ class Result:
     threads: int = field(default_factory=torch.get_num_threads)  # with others, other last bits
     dataset: dict[str, Any] | None = None
     learned: str = ""  # what the figures teach
-    judge: str = ""  # the network in whose features distances are measured, with its hash
+    evaluator: str = ""  # the network in whose features distances are measured, with its hash
     seconds: float = 0.0
     metrics: dict[str, Metric] = field(default_factory=dict)
     tables: list[dict[str, Any]] = field(default_factory=list)
@@ -81,12 +83,22 @@ class Result:
         self.files.append({"path": name, "caption": caption, "featured": featured})
         return self.folder / name
 
+    def add_figure(self, name: str, figure: Figure, caption: str) -> None:
+        """Save a figure as `name` in the folder, with one line on what to see."""
+        figures.save_figure(figure, self.add_file(name, caption))
+
     def note_file(self, name: str, caption: str) -> Path | None:
         """Note a picture of an epoch, not featured; its path, or None where a run was continued
         without the pictures from before."""
         if not (self.folder / name).is_file():
             return None
         return self.add_file(name, caption, featured=False)
+
+    def measured(self, *names: str) -> list[float] | None:
+        """The values of these metrics, or None where one was not measured or is not a number."""
+        values = [self.metrics[name].value for name in names if name in self.metrics]
+        complete = len(values) == len(names) and all(map(math.isfinite, values))
+        return values if complete else None
 
     def pictures(self) -> list[Path]:
         return [self.folder / f["path"] for f in self.files if f["featured"]]
@@ -98,25 +110,15 @@ class Result:
     def save(self, *lessons: str) -> Result:
         """Write `results.json` into the folder and return self.
 
-        `lessons` are sentences on what the figures teach. They name figures as '{name|.0%}', a metric and
-        its format; a sentence with one that was not measured, or is not a number, is left out.
+        `lessons` are sentences on what the figures teach.
         """
         self.seconds = time.perf_counter() - self.started
-        self.learned = " ".join(filter(None, map(self._filled, lessons)))
+        self.learned = " ".join(lessons)
         record = {k: v for k, v in asdict(self).items() if k not in ("started", "exit_status")}
         record["folder"] = self.folder.name
         record["versions"] = versions()
         write_json(self.folder / "results.json", record)
         return self
-
-    def _filled(self, lesson: str) -> str:
-        named = re.findall(r"\{([^{}|]+)\|([^{}]*)\}", lesson)
-        for name, form in named:
-            metric = self.metrics.get(name)
-            if metric is None or not math.isfinite(metric.value):
-                return ""
-            lesson = lesson.replace(f"{{{name}|{form}}}", format(metric.value, form))
-        return lesson
 
     def print_summary(self) -> None:
         for table in self.tables:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from imagelab.data.pictures import write_gif, write_png
 from imagelab.report import figures
 from imagelab.report.evaluator import (
     MIN_SAMPLES,
-    Judge,
+    Evaluator,
     Scores,
     density_and_coverage,
     features,
@@ -26,6 +27,9 @@ from imagelab.setup.files import atomic_path
 from imagelab.setup.runtime import Stopwatch
 from imagelab.techniques.classifier import trained_classifier
 from imagelab.training.loop import Training
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GRID = 100  # images in a grid, ten by ten
 TRACKED = 2000  # samples, at most, that are scored along a training
@@ -53,11 +57,13 @@ def samples_to_draw(config, data: Dataset) -> int:
     return min(config.num_samples, max(len(data.test_images), GRID))
 
 
-def judge_for(config, data: Dataset, n: int, known: Judge | None = None) -> Judge | None:
-    """The judge of `n` samples; None, with a sentence, where the data cannot carry one.
+def evaluator_for(
+    config, data: Dataset, n: int, known: Evaluator | None = None
+) -> Evaluator | None:
+    """The evaluator of `n` samples; None, with a sentence, where the data cannot carry one.
 
-    That is: one class, too few held-out images, or too few samples. A `known` judge of as many samples
-    is taken as it is.
+    That is: one class, too few held-out images, or too few samples. A `known` evaluator of as many
+    samples is taken as it is.
     """
     n = min(n, len(data.test_images))
     if known is not None and known.n == n:
@@ -66,33 +72,40 @@ def judge_for(config, data: Dataset, n: int, known: Judge | None = None) -> Judg
         print(f"The samples are not scored: that takes two classes and {MIN_SAMPLES} held-out images "
               f"and samples; here are {len(data.classes)} and {n}.")  # fmt: skip
         return None
-    return Judge(trained_classifier(data, config.output_dir, config.seed, config.quick), data, n)
-
-
-def track(run: Training, judge: Judge, images: torch.Tensor) -> None:
-    """Note the Fréchet distance and the coverage of `images` in the history of the run."""
-    seen = features(judge.classifier, images[: judge.n])
-    run.log(
-        tracked_epoch=torch.tensor(run.steps_done / run.steps_per_epoch),
-        tracked_distance=torch.tensor(frechet_distance(seen, judge.real)),
-        tracked_coverage=torch.tensor(density_and_coverage(seen, judge.real)[1]),
+    return Evaluator(
+        trained_classifier(data, config.output_dir, config.seed, config.quick), data, n
     )
 
 
-def draw_tracked(result: Result, run: Training, judge: Judge | None) -> None:
-    """The curve of quality over the epochs, beside floor and memoriser."""
-    if judge is None:
-        return
+def track(training: Training, evaluator: Evaluator, images: torch.Tensor) -> None:
+    """Note the Fréchet distance and the coverage of `images` in the history of the training."""
+    seen = features(evaluator.classifier, images[: evaluator.n])
+    training.log(
+        tracked_epoch=torch.tensor(training.steps_done / training.steps_per_epoch),
+        tracked_distance=torch.tensor(frechet_distance(seen, evaluator.real)),
+        tracked_coverage=torch.tensor(density_and_coverage(seen, evaluator.real)[1]),
+    )
+
+
+def add_quality(result: Result, training: Training, evaluator: Evaluator | None) -> None:
+    """Enter the curve of what was tracked, where it was."""
+    if evaluator is not None:
+        caption = f"Quality along the training: distance and coverage of {evaluator.n:,} samples."
+        result.add_figure("quality.png", plot_quality(training, evaluator), caption)
+
+
+def plot_quality(training: Training, evaluator: Evaluator) -> Figure:
+    """The tracked distance and coverage over the epochs, beside floor and memoriser."""
     figure, axes = figures.new_figure(9, 3.2, columns=2)
-    epochs = run.curve("tracked_epoch")
+    epochs = training.curve("tracked_epoch")
     for axis, name, key, what in (
         (axes[0, 0], "tracked_distance", "frechet", "Fréchet distance"),
         (axes[0, 1], "tracked_coverage", "coverage", "coverage"),
     ):
-        figures.draw_lines(axis, epochs, {"samples": run.curve(name)}, "epoch", what)
+        figures.plot_lines(axis, epochs, {"samples": training.curve(name)}, "epoch", what)
         for scores, label, style in (
-            (judge.floor, "held-out real images (floor)", "--"),
-            (judge.memoriser, "training images (memoriser)", ":"),
+            (evaluator.floor, "held-out real images (floor)", "--"),
+            (evaluator.memoriser, "training images (memoriser)", ":"),
         ):
             if scores is not None:
                 axis.axhline(getattr(scores, key), color="#666666", linewidth=1.2,
@@ -101,40 +114,38 @@ def draw_tracked(result: Result, run: Training, judge: Judge | None) -> None:
     axes[0, 1].legend(loc="lower right")
     figures.log_scale(axes[0, 0])
     axes[0, 1].set_ylim(0, 1)
-    caption = f"Quality along the training: distance and coverage of {judge.n:,} samples."
-    figures.save_figure(figure, result.add_file("quality.png", caption))
+    return figure
 
 
-def draw_loss(path: Path, run: Training, ylabel: str) -> None:
+def plot_loss(training: Training, ylabel: str) -> Figure:
     """The loss of a training over its epochs, in 150 means."""
     figure, axes = figures.new_figure(5, 3)
-    epochs, loss = run.smoothed("loss", max(run.steps_done // 150, 1))
-    figures.draw_lines(axes[0, 0], epochs, {"loss": loss}, "epoch", ylabel, markers=False)
+    epochs, loss = training.smoothed("loss", max(training.steps_done // 150, 1))
+    figures.plot_lines(axes[0, 0], epochs, {"loss": loss}, "epoch", ylabel, markers=False)
     axes[0, 0].set_yscale("log")
-    figures.save_figure(figure, path)
+    return figure
 
 
 def report_samples(
-    result: Result, samples: torch.Tensor, judge: Judge | None, data: Dataset
+    result: Result, samples: torch.Tensor, evaluator: Evaluator | None, data: Dataset
 ) -> Scores | None:
     """Enter a model's samples into its result: grid, scores, class histogram, nearest neighbours."""
     write_grid(result.add_file("samples.png", "Samples of the trained model, not picked."), samples)
     real = result.add_file("real.png", "Training images, to compare with.")
     rows = random_subset(len(data.images), GRID, "real grid").to(data.images.device)
     write_grid(real, data.images[rows])
-    if judge is None:
+    if evaluator is None:
         return None
-    scores = judge.scores(samples)
-    judge.add_to(result, scores)
+    scores = evaluator.scores(samples)
+    evaluator.add_to(result, scores)
     figure, axes = figures.new_figure(7, 3)
     shares = {
         f"samples (n = {scores.n:,})": scores.class_shares,
-        f"held-out real images (n = {scores.n:,})": judge.floor.class_shares,
+        f"held-out real images (n = {scores.n:,})": evaluator.floor.class_shares,
     }
     figures.class_histogram(axes[0, 0], shares, data.classes)
-    path = result.add_file("classes.png", "What the classifier reads in the samples: a collapse "
-                           "would empty some classes.")  # fmt: skip
-    figures.save_figure(figure, path)
+    result.add_figure("classes.png", figure, "What the classifier reads in the samples: a collapse "
+                      "would empty some classes.")  # fmt: skip
     few = samples[:500].to(data.images.device)
     index, distance = nearest(few, data.images)
     rows = random_subset(len(data.test_images), len(few), "nearest").to(data.images.device)
@@ -148,24 +159,22 @@ def report_samples(
     return scores
 
 
-def draw_comparison(
-    path: Path, samples: dict[str, torch.Tensor], scores: dict[str, Scores]
-) -> None:
+def plot_comparison(samples: dict[str, torch.Tensor], scores: dict[str, Scores]) -> Figure:
     """36 samples of each model side by side, under its name and, where scored, its distance."""
     pictures = {}
     for name, images in samples.items():
         distance = f"\ndistance {scores[name].frechet:,.0f}" if name in scores else ""
         pictures[name + distance] = figures.grid(images[:36], columns=6)
-    figures.side_by_side(path, pictures, height=3.6)
+    return figures.plot_side_by_side(pictures, height=3.6)
 
 
 States = list[tuple[int, torch.Tensor]]  # t and images (N, C, H, W) uint8
 
 
-def draw_trajectory(
+def add_trajectory(
     result: Result, reverse: States, forward: States | None = None, shown: int = 9
 ) -> None:
-    """Samples on their way from noise to image, below the `forward` process of the same images, if given.
+    """Enter samples on their way from noise to image, below the `forward` process of the same images.
 
     A strip of `shown` columns, a row per sample, and all states as an animation.
     """
@@ -184,13 +193,13 @@ def draw_trajectory(
             f"Above, the forward process: {n} drawn digits drown in noise. Below, the reverse process "
             "that drew them: from pure noise (left) to the digit (right)."
         )
-    figures.save_figure(figure, result.add_file("reverse_process.png", caption))
+    result.add_figure("reverse_process.png", figure, caption)
     frames = [figures.grid(images, columns=n, scale=3) for _, images in (forward or []) + reverse]
     caption = "The same, step by step" + (": forward, then reverse." if forward else ".")
     write_gif(result.add_file("reverse_process.gif", caption), frames, seconds_per_frame=0.08)
 
 
-def draw_only(
+def sampled_only(
     script: str, title: str, folder: str, config, device, samples: torch.Tensor
 ) -> Result:
     """The result of --sample-only: a grid `drawn.png`; the trained run's results.json stays."""

@@ -17,7 +17,7 @@ from torch import nn
 from imagelab.data.datasets import EMBEDDED, Dataset, unit
 from imagelab.setup.runtime import autocast
 from imagelab.training.checkpoints import load_checkpoint, load_weights
-from imagelab.training.loop import Training, one_cycle
+from imagelab.training.loop import Observer, Training, look_away, one_cycle
 
 SCRIPT = "classifier"
 FOLDER = "classifier_models"
@@ -121,6 +121,7 @@ def train_classifier(
     script: str = SCRIPT,
     optimizer: torch.optim.Optimizer | None = None,
     change: Change | None = None,
+    after_epoch: Observer = look_away,
     **more,
 ) -> Training:
     """Cross-entropy under a learning rate that rises to `config.lr` and falls; Adam unless told.
@@ -130,23 +131,26 @@ def train_classifier(
     device = data.images.device
     optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     model.train()
-    run = Training(path, script, config, data, {"classifier": model}, {"adam": optimizer},
-                   label="classifier", **more)  # fmt: skip
-    with run:
-        for _ in run.epochs():
-            for batch in run.batches():
-                optimizer.param_groups[0]["lr"] = config.lr * one_cycle(run.progress)
+    training = Training(path, script, config, data, networks={"classifier": model},
+                        optimizers={"adam": optimizer}, label="classifier", **more)  # fmt: skip
+    if config.resume:
+        training.load()
+    with training:
+        for epoch in training.epochs():
+            for batch in training.batches():
+                optimizer.param_groups[0]["lr"] = config.lr * one_cycle(training.progress)
                 images = unit(data.images[batch])
                 if change is not None:
-                    images = change(images, run.rng)
+                    images = change(images, training.rng)
                 images = images.contiguous(memory_format=torch.channels_last)
                 with autocast(device):
                     loss = F.cross_entropy(model(images), data.labels[batch])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                run.log(loss=loss)
-    return run
+                training.log(loss=loss)
+            after_epoch(training, epoch)
+    return training
 
 
 def _cached(path: Path, config: ClassifierConfig, data: Dataset) -> dict | None:

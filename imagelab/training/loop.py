@@ -1,14 +1,18 @@
 """The epochs of a resumable run, around a loop that the script itself writes:
 
-    with Training(path, "gan_mnist", config, data, networks, optimizers, ema="generator") as run:
-        for epoch in run.epochs():
-            for indices in run.batches():
-                ...                       # one step; random draws from run.rng
-                run.log(loss=loss)
+    training = Training(path, "gan_mnist", config, data, networks=..., optimizers=..., ema="generator")
+    if config.resume:
+        training.load()
+    with training:
+        for epoch in training.epochs():
+            for batch in training.batches():
+                ...                            # one step; random draws from training.rng
+                training.log(loss=loss)
+            after_epoch(training, epoch)       # looks on: grids, scores
 
-After every epoch, and when Ctrl-C or SIGTERM asks for an end, the state goes into the checkpoint;
-with `config.resume` the loop goes on where it stopped and ends at the same weights, bit for bit on
-one machine with as many threads.
+After every epoch, and when Ctrl-C or SIGTERM asks for an end, the state goes into the checkpoint. A
+training that was loaded goes on where it stopped and ends at the same weights, bit for bit on one
+machine with as many threads.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -38,7 +42,7 @@ from imagelab.training.checkpoints import (
 )
 
 # What may differ between a run and its continuation without changing the weights it ends at.
-FREE_SETTINGS = {
+MAY_CHANGE_ON_RESUME = {
     "output_dir",
     "data_dir",
     "resume",
@@ -97,14 +101,23 @@ def goes_on(config, path: Path, first: bool = False) -> bool:
     return config.resume and (first or Path(path).is_file())
 
 
+Observer = Callable[
+    ["Training", int], None
+]  # called after every epoch; it has no say in the training
+
+
+def look_away(_training: Training, _epoch: int) -> None:
+    """The observer of a training that nobody watches."""
+
+
 class Training:
     """See the module's docstring. `networks` and `optimizers` map names to objects.
 
     `rng` is the run's random generator, on the data's device. `ema` names the network of which an
     exponential moving average is kept (`averaged`); its decay is min(decay, (1 + n)/(10 + n)) after
     n steps, because without the ramp a short run would average in its first random weights.
-    `free` names settings that may change on --resume besides those of FREE_SETTINGS; `go_on` tells
-    whoever stopped the run how it goes on.
+    `may_change_on_resume` names settings besides those of MAY_CHANGE_ON_RESUME; `go_on` tells whoever
+    stopped the run how it goes on. Every `log_every` steps a line tells the means of what was logged.
     A `shared` training is that of all processes of torchrun
     (imagelab/training/distributed.py): they stop after the same step, and one of them writes.
     """
@@ -115,12 +128,14 @@ class Training:
         script: str,
         config,
         data: Dataset,
+        *,
         networks: dict[str, nn.Module],
         optimizers: dict[str, torch.optim.Optimizer],
         ema: str | None = None,
         ema_decay: float = 0.999,
-        free: tuple[str, ...] = (),
+        may_change_on_resume: tuple[str, ...] = (),
         label: str = "",
+        log_every: int | None = None,
         go_on: str = "--resume goes on",
         shared: bool = False,
     ) -> None:
@@ -136,17 +151,55 @@ class Training:
         self._seconds_before = 0.0
         self._started: float | None = None
         self.go_on, self.shared = go_on, shared and distributed.world() > 1
-        self.free, self.label = FREE_SETTINGS | set(free), label or script
+        self.may_change = MAY_CHANGE_ON_RESUME | set(may_change_on_resume)
+        self.label, self.log_every = label or script, log_every
         self._stop: int | None = None
         self._asked = 0.0  # when
         self._handlers: dict = {}
         self._bar: tqdm | None = None
         if self.shared and self.time_limit is not None:
             raise UserError("--time-limit needs a single process: their clocks would not agree.")
-        if config.resume:
-            self._load()
-        elif getattr(config, "quick", False):
+        if getattr(config, "quick", False) and not config.resume:
             self._spare_a_whole_run()
+
+    def load(self) -> None:
+        """Go on from the checkpoint at `path`. Raises UserError where it is of another run."""
+        saved = load_checkpoint(self.path, self.script, self.data.images.device)
+        config = plain(self.config)
+        fixed = saved["config"].keys() & config.keys() - self.may_change - {"dataset"}
+        check_settings(saved, f"--resume: {self.path}", config, sorted(fixed))
+        then, now = saved["dataset"], self.data.describe()
+        if then != {**now, "source": then.get("source")}:
+            alike = all(then.get(name) == now[name] for name in ("name", "train"))
+            raise UserError(
+                f"--resume: {self.path} was trained on "
+                + ("other pictures" if alike else f"{then.get('train')} images")
+                + f" of {then.get('name')}, not on "
+                + ("these." if alike else f"{now['train']} of {now['name']}.")
+            )
+        self._refuse_more_than_asked(saved)
+        self._mention_other_threads(saved)
+        try:
+            self.epoch, self.step = saved["epoch"], saved["step"]
+            for name, network in self.networks.items():
+                load_weights(network, saved["model"][name], self.path)
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(saved["optimizer"][name])
+            if self.averaged is not None:
+                load_weights(self.averaged, saved["ema"], self.path)
+            state = saved["rng"]["training"].cpu()
+            if len(state) != len(self.rng.get_state()):
+                raise UserError(
+                    f"--resume: {self.path} was trained on another kind of device than "
+                    f"{self.data.images.device}; --device chooses it."
+                )
+            self.rng.set_state(state)
+            set_global_states(self.rng.device, saved["rng"])
+            self.history = {k: [v] for k, v in saved["history"].items()}
+            self.extra = saved["extra"]
+            self._seconds_before = float(saved.get("seconds", 0.0))
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise UserError(f"{self.path} cannot be continued with these settings.") from error
 
     # --- the loop ---------------------------------------------------------------------------------
 
@@ -158,7 +211,7 @@ class Training:
         return self
 
     def __exit__(self, _kind, error: BaseException | None, _traceback) -> None:
-        self._seconds_before, self._started = self.seconds, None
+        self._seconds_before, self._started = self.seconds_used, None
         if self._bar is not None:
             self._bar.close()
         for number, handler in self._handlers.items():
@@ -196,11 +249,11 @@ class Training:
 
         Of its steps, or of its time where that ends it sooner.
         """
-        time_used = self.seconds / self.time_limit if self.time_limit else 0
+        time_used = self.seconds_used / self.time_limit if self.time_limit else 0
         return min(max(self.steps_done / (self.total_steps + 1), time_used), 1 - 1e-6)
 
     @property
-    def seconds(self) -> float:
+    def seconds_used(self) -> float:
         """How long the loop has been running, with the time before a --resume."""
         running = 0.0 if self._started is None else time.perf_counter() - self._started
         return self._seconds_before + running
@@ -209,7 +262,7 @@ class Training:
     def time_is_up(self) -> bool:
         """Whether --time-limit is reached; the first step is always done."""
         limit = self.time_limit
-        return limit is not None and self.steps_done > 0 and self.seconds >= limit
+        return limit is not None and self.steps_done > 0 and self.seconds_used >= limit
 
     def epochs(self) -> Iterator[int]:
         """The epochs still to do, counted from 1. The state is saved after each."""
@@ -240,6 +293,8 @@ class Training:
             yield indices.to(self.data.images.device)
             self._update_average()
             self._show_progress()
+            if self.log_every and self.steps_done % self.log_every == 0:
+                self.announce_means(self.log_every)
             if self._asked_to_stop() and self.step < len(order):
                 self.save()
                 self._leave_if_asked()
@@ -272,6 +327,12 @@ class Training:
     def announce(self, text: str) -> None:
         """Print a line without breaking the progress bar."""
         tqdm.write(text, file=sys.stderr)
+
+    def announce_means(self, steps: int) -> None:
+        """Print the means of all that was logged in the last `steps` steps."""
+        per_step = [name for name in self.history if len(self.curve(name)) == self.steps_done]
+        means = (f"{name} {self.recent(name, steps):.3f}" for name in per_step)
+        self.announce(f"epoch {self.last_epoch} step {self.steps_done:,}: {'  '.join(means)}")
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -338,7 +399,7 @@ class Training:
                 "rng": {"training": self.rng.get_state(), **global_states(self.rng.device)},
                 "history": {name: parts[0] for name, parts in self.history.items()},
                 "extra": self.extra,
-                "seconds": self.seconds,
+                "seconds": self.seconds_used,
                 "threads": torch.get_num_threads(),
             },
         )
@@ -377,44 +438,6 @@ class Training:
                 f"Threads until here {then}, from here on {here}: the weights may differ in their last "
                 "bits from those of a run that was never stopped."
             )
-
-    def _load(self) -> None:
-        saved = load_checkpoint(self.path, self.script, self.data.images.device)
-        config = plain(self.config)
-        fixed = saved["config"].keys() & config.keys() - self.free - {"dataset"}
-        check_settings(saved, f"--resume: {self.path}", config, sorted(fixed))
-        then, now = saved["dataset"], self.data.describe()
-        if then != {**now, "source": then.get("source")}:
-            alike = all(then.get(name) == now[name] for name in ("name", "train"))
-            raise UserError(
-                f"--resume: {self.path} was trained on "
-                + ("other pictures" if alike else f"{then.get('train')} images")
-                + f" of {then.get('name')}, not on "
-                + ("these." if alike else f"{now['train']} of {now['name']}.")
-            )
-        self._refuse_more_than_asked(saved)
-        self._mention_other_threads(saved)
-        try:
-            self.epoch, self.step = saved["epoch"], saved["step"]
-            for name, network in self.networks.items():
-                load_weights(network, saved["model"][name], self.path)
-            for name, optimizer in self.optimizers.items():
-                optimizer.load_state_dict(saved["optimizer"][name])
-            if self.averaged is not None:
-                load_weights(self.averaged, saved["ema"], self.path)
-            state = saved["rng"]["training"].cpu()
-            if len(state) != len(self.rng.get_state()):
-                raise UserError(
-                    f"--resume: {self.path} was trained on another kind of device than "
-                    f"{self.data.images.device}; --device chooses it."
-                )
-            self.rng.set_state(state)
-            set_global_states(self.rng.device, saved["rng"])
-            self.history = {k: [v] for k, v in saved["history"].items()}
-            self.extra = saved["extra"]
-            self._seconds_before = float(saved.get("seconds", 0.0))
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise UserError(f"{self.path} cannot be continued with these settings.") from error
 
 
 def smooth(values: torch.Tensor, window: int) -> torch.Tensor:
