@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -81,10 +82,11 @@ def has_headline(script: str, result: dict) -> bool:
 
 
 def untaught(script: str, result: dict) -> list[str]:
-    """The script's LESSONS that are not in its result: they name a figure that was not measured."""
+    """The script's lessons that are not in its result: they name a figure that was not measured."""
     assert has_headline(script, result)
-    lessons = importlib.import_module(script).LESSONS
-    words = [re.split(r"\{[^}]*\}", text) for text in lessons]
+    everything = SimpleNamespace(**{**result, "measured": lambda *names: [1.0] * len(names)})
+    lessons = importlib.import_module(script).lessons(everything)
+    words = [re.split(r"\d[\d.,]*", text) for text in lessons]  # between the numbers
     return [text for text, parts in zip(lessons, words, strict=True)
             if not all(part in result["learned"] for part in parts)]  # fmt: skip
 
@@ -121,7 +123,7 @@ def with_classifier(main_job: Path, folder: Path) -> Path:
 
 @pytest.fixture
 def judged(main_job, tmp_path) -> Path:
-    """An output folder with a judge in it."""
+    """An output folder with the classifier in it that scores samples."""
     return with_classifier(main_job, tmp_path)
 
 
