@@ -17,13 +17,13 @@ eval mode. ε = 0 gives exactly the clean accuracy. The README states the figure
 
 from __future__ import annotations
 
-from imagelab.setup.command import command_line
+from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
@@ -36,19 +36,21 @@ from imagelab.report import figures
 from imagelab.report.results import Result, share_cell, start_result
 from imagelab.setup.runtime import UserError, generator, prepare
 from imagelab.setup.settings import Count, DataSettings, Limits
-from imagelab.techniques.attacks import fgsm, gaussian_noise, pgd, pgd_accuracies, sign_noise
+from imagelab.techniques.attacks import (
+    gaussian_noise,
+    input_gradient,
+    pgd,
+    pgd_accuracies,
+    sign_noise,
+)
 from imagelab.techniques.classifier import accuracy, predict, trained_classifier
 from imagelab.techniques.pretrained import imagenet_resnet18
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SCRIPT = "fgsm"
 PICTURES = "adversarial_images"
-LESSONS = (
-    "Noise of ±0.3 in every pixel leaves {accuracy, random sign noise, ε = 0.3|.0%} of the "
-    "images read rightly, one gradient step of the same size {accuracy, FGSM, ε = 0.3|.0%}, "
-    "forty smaller steps {accuracy, PGD-40, ε = 0.3|.0%}.",
-    "What harms is the direction and not the size: a network that noise cannot move may be "
-    "moved by an attack.",
-)
 EPSILONS = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]  # of the range [0, 1]
 PHOTO_EPSILONS = [k / 255 for k in (0.5, 1, 2, 4, 8)]
 
@@ -76,7 +78,7 @@ class Config(DataSettings):
     """Weights file of resnet18; default: torchvision's cache, else its download."""
 
 
-# --- first half: noise ----------------------------------------------------------------------------
+# --- noise ----------------------------------------------------------------------------------------
 
 
 def add_noise(picture: np.ndarray, sigma: float, weight: float, rng: np.random.Generator):
@@ -94,41 +96,23 @@ def add_noise_in_bytes(picture: np.ndarray, noise: np.ndarray, weight: float) ->
     return np.clip(picture + weight * wrapped, 0, 1)
 
 
-def noise_half(config: Config, result: Result) -> None:
-    picture = read_grey(config.image, max_side=1024)
-    rng = np.random.default_rng(config.seed)
-    noise, noisy = add_noise(picture, config.noise_sigma, config.noise_weight, rng)
-    stretched = 0.5 + noise / max(6 * config.noise_sigma / 255, 1e-12)  # ±3σ fill black to white
-    # Compared as they are saved: in 256 grey levels.
-    noisy = np.round(noisy * 255) / 255
-    decibels, similarity = psnr(picture, noisy), ssim(picture, noisy)
-    result.add_metric("noise: PSNR", decibels, 1, unit="dB", better="higher")
-    result.add_metric("noise: SSIM", similarity, 1, better="higher")
-    for name, image, caption in (
-        ("original.png", picture, "The picture as it is."),
-        ("noise.png", stretched, "The noise, stretched so that it can be seen."),
-        ("noisy.png", noisy, "Picture and noise."),
-    ):
-        write_png(result.add_file(name, caption, featured=False), image)
-    side = {
-        "original": picture,
-        f"noise, σ = {config.noise_sigma:g} of 255\n(stretched)": np.clip(stretched, 0, 1),
-        f"original + {config.noise_weight:g} × noise\n"
-        f"PSNR {decibels:.1f} dB, SSIM {similarity:.3f}": noisy,
-    }
-    path = result.add_file("noise_side_by_side.png", "Random noise leaves the picture what it is.")
-    figures.side_by_side(path, side, height=3.8)
-    pair = {
-        "as often written, noise in unsigned bytes": add_noise_in_bytes(picture, noise, 1.0),
-        "corrected, noise in floating point": np.clip(picture + noise, 0, 1),
-    }
-    pair = {f"{name}\nPSNR {psnr(picture, x):.1f} dB": x for name, x in pair.items()}
-    path = result.add_file("bytes_and_floats.png", "The same noise at its full weight: as unsigned bytes "
-                           "every negative value wraps around to nearly white.")  # fmt: skip
-    figures.side_by_side(path, pair, height=3.8)
+# --- the attack -----------------------------------------------------------------------------------
 
 
-# --- second half: the attack ----------------------------------------------------------------------
+def fgsm(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    epsilon: float,
+    targeted: bool = False,
+) -> torch.Tensor:
+    """The fast gradient sign method: x + ε·sign(∇ₓL) (Goodfellow et al. 2015, section 4).
+
+    Images (N, C, H, W) in [0, 1] and labels (N,); the result lies in [0, 1] and within ε of `images`.
+    `targeted`: the labels are those to reach, and the loss is lowered instead of raised.
+    """
+    direction = -1 if targeted else 1
+    return (images + direction * epsilon * input_gradient(model, images, labels).sign()).clamp(0, 1)
 
 
 def accuracy_curves(
@@ -185,18 +169,96 @@ def smallest_fooling(
                 figures.as_picture((changed - x)[0] / (2 * epsilon) + 0.5),
                 figures.as_picture(changed[0]),
                 epsilon,
-                caption(before, classes),
-                caption(after, classes),
+                reading(before, classes),
+                reading(after, classes),
             )
     return None
 
 
-def caption(probabilities: torch.Tensor, classes: tuple[str, ...]) -> str:
+def reading(probabilities: torch.Tensor, classes: tuple[str, ...]) -> str:
     best = int(probabilities.argmax())
     return f"read as {classes[best]} ({probabilities[best]:.0%})"
 
 
-def draw_gallery(path: Path, fooled: list[Fooled]) -> None:
+def fooled_examples(
+    model: nn.Module,
+    data: Dataset,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    target: int | None,
+    attack: Callable[..., torch.Tensor],
+) -> list[Fooled]:
+    """The first image of each of up to six classes that is read rightly and can be fooled."""
+    read, fooled = predict(model, images).argmax(dim=1), []
+    for label in (label for label in range(len(data.classes)) if label != target):
+        for i in ((labels == label) & (read == label)).nonzero().flatten().tolist()[:10]:
+            item = smallest_fooling(
+                model, images[i], label, data.classes, target, EPSILONS[1:], attack
+            )
+            if item is not None:
+                fooled.append(item)
+                break
+        if len(fooled) == 6:
+            break
+    return fooled
+
+
+def read_photo(path: Path, height: int, width: int) -> torch.Tensor:
+    """The middle of a picture in those proportions, scaled: (3, height, width) in [0, 1]."""
+    from PIL import Image, ImageOps
+
+    photo = open_picture(path).convert("RGB")
+    photo = ImageOps.fit(photo, (width, height), Image.Resampling.LANCZOS)
+    return unit(torch.from_numpy(np.array(photo))).permute(2, 0, 1)
+
+
+# === the lesson ends here; below: measured, plotted, reported =====================================
+
+TITLE = "FGSM: noise against an attack"
+SUMMARY = (
+    "How far random noise moves a classifier, how far noise of the same size along the sign of its "
+    "own gradient, and how far forty smaller steps. A person sees the same picture each time."
+)
+
+
+def noise_half(config: Config, result: Result) -> None:
+    """The picture, the noise, and both together; and the noise in bytes beside that in floats."""
+    picture = read_grey(config.image, max_side=1024)
+    rng = np.random.default_rng(config.seed)
+    noise, noisy = add_noise(picture, config.noise_sigma, config.noise_weight, rng)
+    stretched = 0.5 + noise / max(6 * config.noise_sigma / 255, 1e-12)  # ±3σ fill black to white
+    # Compared as they are saved: in 256 grey levels.
+    noisy = np.round(noisy * 255) / 255
+    decibels, similarity = psnr(picture, noisy), ssim(picture, noisy)
+    result.add_metric("noise: PSNR", decibels, 1, unit="dB", better="higher")
+    result.add_metric("noise: SSIM", similarity, 1, better="higher")
+    for name, image, caption in (
+        ("original.png", picture, "The picture as it is."),
+        ("noise.png", stretched, "The noise, stretched so that it can be seen."),
+        ("noisy.png", noisy, "Picture and noise."),
+    ):
+        write_png(result.add_file(name, caption, featured=False), image)
+    side = {
+        "original": picture,
+        f"noise, σ = {config.noise_sigma:g} of 255\n(stretched)": np.clip(stretched, 0, 1),
+        f"original + {config.noise_weight:g} × noise\n"
+        f"PSNR {decibels:.1f} dB, SSIM {similarity:.3f}": noisy,
+    }
+    side = figures.plot_side_by_side(side, height=3.8)
+    result.add_figure("noise_side_by_side.png", side, "Random noise leaves the picture what it is.")
+    pair = {
+        "as often written, noise in unsigned bytes": add_noise_in_bytes(picture, noise, 1.0),
+        "corrected, noise in floating point": np.clip(picture + noise, 0, 1),
+    }
+    pair = {f"{name}\nPSNR {psnr(picture, x):.1f} dB": x for name, x in pair.items()}
+    result.add_figure(
+        "bytes_and_floats.png", figures.plot_side_by_side(pair, height=3.8),
+        "The same noise at its full weight. As unsigned bytes every negative value wraps around to "
+        "nearly white.",
+    )  # fmt: skip
+
+
+def plot_gallery(fooled: list[Fooled]) -> Figure:
     """A column per image: original, perturbation, adversarial image."""
     figure, axes = figures.new_figure(1.75 * len(fooled) + 0.6, 6.0, 3, len(fooled))
     for column, item in zip(axes.T, fooled, strict=True):
@@ -204,10 +266,21 @@ def draw_gallery(path: Path, fooled: list[Fooled]) -> None:
         figures.show_image(column[1], item.perturbation, f"ε = {item.epsilon:.3g}")
         figures.show_image(column[2], item.adversarial, item.after)
     figures.name_rows(axes, ("original", "perturbation\n(stretched)", "adversarial"))
-    figures.save_figure(figure, path)
+    return figure
+
+
+def plot_accuracies(curves: dict[str, list[float]], classes: int) -> Figure:
+    """Accuracy against ε, a line per noise or attack."""
+    figure, axes = figures.new_figure(6.5, 3.8)
+    figures.plot_lines(axes[0, 0], EPSILONS, curves, "ε (of the range 0 to 1)", "accuracy")
+    axes[0, 0].set_ylim(0, 1.02)
+    axes[0, 0].axhline(1 / classes, color="#888888", linewidth=1, linestyle="--")
+    axes[0, 0].text(0, 1 / classes + 0.015, "guessing", color="#666666", fontsize=8)
+    return figure
 
 
 def attack_half(config: Config, data: Dataset, result: Result) -> None:
+    """Accuracy under noise and attacks, as table and figure; examples at the smallest ε that fools."""
     target = config.targeted
     model = trained_classifier(data, config.output_dir, config.seed, config.quick)
     rows = torch.arange(len(data.test_labels), device=data.test_labels.device)
@@ -236,20 +309,12 @@ def attack_half(config: Config, data: Dataset, result: Result) -> None:
     result.add_table("Accuracy against ε on held-out images", ["ε", *columns], rows)
     for name, curve in curves.items():
         result.add_share(f"accuracy, {name}, ε = 0.3", curve[-1], sizes[name])
-    figure, axes = figures.new_figure(6.5, 3.8)
-    figures.draw_lines(axes[0, 0], EPSILONS, curves, "ε (of the range 0 to 1)", "accuracy")
-    axes[0, 0].set_ylim(0, 1.02)
-    axes[0, 0].axhline(1 / len(data.classes), color="#888888", linewidth=1, linestyle="--")
-    axes[0, 0].text(0, 1 / len(data.classes) + 0.015, "guessing", color="#666666", fontsize=8)
-    figures.save_figure(
-        figure,
-        result.add_file(
-            "accuracy.png",
-            f"What is still read rightly at ε = 0.3: {curves['random sign noise'][-1]:.0%} under random "
-            f"noise, {curves['FGSM'][-1]:.1%} after one gradient step, {curves['PGD-40'][-1]:.1%} after "
-            f"forty (n = {n:,}, PGD {few:,}).",
-        ),
+    caption = (
+        f"What is still read rightly at ε = 0.3: {curves['random sign noise'][-1]:.0%} under random "
+        f"noise, {curves['FGSM'][-1]:.1%} after one gradient step, {curves['PGD-40'][-1]:.1%} after "
+        f"forty (n = {n:,}, PGD {few:,})."
     )
+    result.add_figure("accuracy.png", plot_accuracies(curves, len(data.classes)), caption)
 
     rng = generator(config.seed, "starts of the gallery")
     attacks = {
@@ -259,34 +324,8 @@ def attack_half(config: Config, data: Dataset, result: Result) -> None:
     for name, (what, attack) in attacks.items():
         fooled = fooled_examples(model, data, images[:500], labels[:500], target, attack)
         if fooled:
-            path = result.add_file(name, f"{what}, at the smallest ε that fools the network.")
-            draw_gallery(path, fooled)
-
-
-def fooled_examples(
-    model: nn.Module,
-    data: Dataset,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    target: int | None,
-    attack: Callable[..., torch.Tensor],
-) -> list[Fooled]:
-    """The first image of each of up to six classes that is read rightly and can be fooled."""
-    read, fooled = predict(model, images).argmax(dim=1), []
-    for label in (label for label in range(len(data.classes)) if label != target):
-        for i in ((labels == label) & (read == label)).nonzero().flatten().tolist()[:10]:
-            item = smallest_fooling(
-                model, images[i], label, data.classes, target, EPSILONS[1:], attack
-            )
-            if item is not None:
-                fooled.append(item)
-                break
-        if len(fooled) == 6:
-            break
-    return fooled
-
-
-# --- your own picture -----------------------------------------------------------------------------
+            caption = f"{what}, at the smallest ε that fools the network."
+            result.add_figure(name, plot_gallery(fooled), caption)
 
 
 def attack_own_digit(config: Config, data: Dataset, result: Result) -> None:
@@ -301,15 +340,6 @@ def attack_own_digit(config: Config, data: Dataset, result: Result) -> None:
         image, name = read_photo(config.image, *data.shape[1:]), config.image.name
     image = image.to(data.images.device)
     attack_own(model, image, data.classes, config.targeted, EPSILONS[1:], name, result)
-
-
-def read_photo(path: Path, height: int, width: int) -> torch.Tensor:
-    """The middle of a picture in those proportions, scaled: (3, height, width) in [0, 1]."""
-    from PIL import Image, ImageOps
-
-    photo = open_picture(path).convert("RGB")
-    photo = ImageOps.fit(photo, (width, height), Image.Resampling.LANCZOS)
-    return unit(torch.from_numpy(np.array(photo))).permute(2, 0, 1)
 
 
 def attack_own_photo(config: Config, device: torch.device, result: Result) -> None:
@@ -339,13 +369,22 @@ def attack_own(
         if item is not None:
             result.add_metric("your picture: smallest ε that fools", item.epsilon, 1)
             seen = f"{name}, read as {classes[label]}: the smallest ε at which {kind} fools."
-            draw_gallery(result.add_file("your_picture.png", seen), [item])
+            result.add_figure("your_picture.png", plot_gallery([item]), seen)
             return
     print(f"{name}: it is read as {classes[label]}, and neither FGSM nor PGD-40 fools the network up "
           f"to ε = {epsilons[-1]:.3g}.")  # fmt: skip
 
 
-# --- the run --------------------------------------------------------------------------------------
+def lessons(result: Result) -> list[str]:
+    """What the figures teach."""
+    names = ("random sign noise", "FGSM", "PGD-40")
+    noise, fgsm_, pgd_ = result.measured(*(f"accuracy, {name}, ε = 0.3" for name in names))
+    return [
+        f"Noise of ±0.3 in every pixel leaves {noise:.0%} of the images read rightly, one gradient step "
+        f"of the same size {fgsm_:.0%}, forty smaller steps {pgd_:.0%}.",
+        "What harms is the direction and not the size: a network that noise cannot move may be moved by "
+        "an attack.",
+    ]
 
 
 def run(config: Config) -> Result:
@@ -363,16 +402,7 @@ def run(config: Config) -> Result:
         raise UserError(
             f"--targeted must be a class from 0 to {classes - 1}, not {config.targeted}."
         )
-    result = start_result(
-        SCRIPT,
-        "FGSM: noise against an attack",
-        "How far random noise moves a classifier, how far noise of the same size along the sign of its "
-        "own gradient, and how far forty smaller steps. A person sees the same picture each time.",
-        config,
-        PICTURES,
-        device,
-        data,
-    )
+    result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
     noise_half(config, result)
     if photo:  # first, because what is wrong with a picture or its weights is wrong at once
         attack_own_photo(config, device, result)
@@ -380,7 +410,7 @@ def run(config: Config) -> Result:
         attack_own_digit(config, data, result)
     # With a photograph the digits are attacked untargeted.
     attack_half(replace(config, targeted=None) if photo else config, data, result)
-    return result.save(*LESSONS)
+    return result.save(*lessons(result))
 
 
 def main() -> None:

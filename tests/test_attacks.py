@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from fgsm import fgsm
 from imagelab.data.datasets import unit
 from imagelab.techniques import attacks
 from imagelab.techniques.classifier import accuracy, new_classifier, predict, trained_classifier
@@ -44,7 +45,7 @@ def rng(seed: int = 0) -> torch.Generator:
 
 def attack(kind: str, model, images, labels, epsilon: float, **more) -> torch.Tensor:
     if kind == "fgsm":
-        return attacks.fgsm(model, images, labels, epsilon, **more)
+        return fgsm(model, images, labels, epsilon, **more)
     return attacks.pgd(model, images, labels, epsilon, rng(), steps=8, norm=kind, **more)
 
 
@@ -91,7 +92,7 @@ def test_the_best_answer_for_two_classes_of_a_linear_model(float32):
     for norm, best in (("linf", 0.1 * away.sign()), ("l2", 0.1 * away / away.norm())):
         changed = attacks.pgd(model, grey, label, 0.1, rng(), norm=norm, start=grey)
         assert torch.allclose(changed, grey + best, atol=1e-5)
-    assert torch.allclose(attacks.fgsm(model, grey, label, 0.1), grey + 0.1 * away.sign())
+    assert torch.allclose(fgsm(model, grey, label, 0.1), grey + 0.1 * away.sign())
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -318,9 +319,9 @@ def test_the_model_is_left_as_it_was(model, images, labels, kind, training):
 def test_any_number_of_images_and_none(stripes, monkeypatch):
     model = new_classifier(stripes, 0).eval()
     x, y = stripes.images[:25].float() / 255, stripes.labels[:25]
-    whole = attacks.fgsm(model, x, y, 0.1)
+    whole = fgsm(model, x, y, 0.1)
     monkeypatch.setattr(attacks, "PORTION", 7)
-    assert (attacks.fgsm(model, x, y, 0.1) != whole).float().mean() < 1e-3
+    assert (fgsm(model, x, y, 0.1) != whole).float().mean() < 1e-3
     assert len(attacks.pgd(model, x, y, 0.1, rng(), steps=2)) == 25
     assert len(attacks.pgd(model, x[:0], y[:0], 0.1, rng(), steps=2)) == 0
 
@@ -347,7 +348,7 @@ def test_gaussian_noise_changes_each_image_as_much_as_the_attack(model, images, 
     """Also where much is clipped: here most pixels are black or white."""
     images = (images * 3 - 1).clamp(0, 1)
     for epsilon in (0.3, 0.05):
-        change = attacks.fgsm(model, images, labels, epsilon) - images
+        change = fgsm(model, images, labels, epsilon) - images
         noise = attacks.gaussian_noise_like(images + change, images, rng()) - images
         size, expected = noise.flatten(1).norm(dim=1), change.flatten(1).norm(dim=1)
         assert torch.allclose(size, expected, rtol=1e-3)
@@ -418,7 +419,7 @@ def theirs(evasion, model, images, labels, epsilon, norm="linf", targeted=False,
 def ours(model, images, labels, epsilon, norm="linf", targeted=False, **pgd):
     """The same attack of this project; in the L2 norm theirs is one step of PGD."""
     if norm == "linf" and not pgd:
-        return attacks.fgsm(model, images, labels, epsilon, targeted)
+        return fgsm(model, images, labels, epsilon, targeted)
     pgd = pgd or {"steps": 1, "step_size": epsilon}
     return attacks.pgd(
         model, images, labels, epsilon, rng(), norm=norm, start=images, targeted=targeted, **pgd

@@ -10,7 +10,7 @@ import torch
 from imagelab.data.datasets import Dataset
 from imagelab.report.evaluator import (
     MIN_SAMPLES,
-    Judge,
+    Evaluator,
     Scores,
     density_and_coverage,
     features,
@@ -41,12 +41,12 @@ def bars() -> Dataset:
 
 @pytest.fixture(scope="module")
 def classifier(bars, tmp_path_factory) -> DigitCNN:
-    return trained_classifier(bars, tmp_path_factory.mktemp("judge"))
+    return trained_classifier(bars, tmp_path_factory.mktemp("evaluator"))
 
 
 @pytest.fixture(scope="module")
-def judge(classifier, bars) -> Judge:
-    return Judge(classifier, bars, 10_000)
+def evaluator(classifier, bars) -> Evaluator:
+    return Evaluator(classifier, bars, 10_000)
 
 
 def noise(n: int) -> torch.Tensor:
@@ -218,7 +218,7 @@ def test_order_does_not_matter_to_density_and_coverage():
     assert density_and_coverage(x.flip(0), real.roll(700, 0)) == density_and_coverage(x, real)
 
 
-# --- the judge ------------------------------------------------------------------------------------
+# --- the evaluator ------------------------------------------------------------------------------------
 
 
 def same(a: Scores, b: Scores) -> bool:
@@ -229,27 +229,27 @@ def same(a: Scores, b: Scores) -> bool:
     return a == pytest.approx(b, rel=1e-4)
 
 
-def test_real_images_score_like_the_floor_and_noise_far_off(judge, bars):
-    real = judge.scores(bars.test_images)
-    assert real.n == judge.n == N and same(real, judge.floor)
+def test_real_images_score_like_the_floor_and_noise_far_off(evaluator, bars):
+    real = evaluator.scores(bars.test_images)
+    assert real.n == evaluator.n == N and same(real, evaluator.floor)
     assert real.coverage > 0.9 and real.surely_read > 0.9
-    bad = judge.scores(noise(N))
+    bad = evaluator.scores(noise(N))
     assert bad.frechet > 10 * real.frechet and bad.kid > 10 * abs(real.kid)
     assert bad.coverage < 0.1 and bad.density < 0.1
 
 
 def test_the_first_n_samples_are_scored(classifier, bars):
-    judge = Judge(classifier, bars, N)
+    evaluator = Evaluator(classifier, bars, N)
     samples = torch.cat([bars.test_images, noise(50)])
-    assert same(judge.scores(samples), judge.scores(bars.test_images))
+    assert same(evaluator.scores(samples), evaluator.scores(bars.test_images))
 
 
 def test_as_many_are_compared_as_there_are(classifier, bars):
-    judge = Judge(classifier, bars, 10_000)
-    assert judge.n == len(judge.real) == judge.memoriser.n == judge.floor.n == N
+    evaluator = Evaluator(classifier, bars, 10_000)
+    assert evaluator.n == len(evaluator.real) == evaluator.memoriser.n == evaluator.floor.n == N
     more = Dataset("bars", "", bars.classes, bars.images, bars.labels, bars.images, bars.labels)
-    assert Judge(classifier, more, 400).n == 400
-    all_of_it = Judge(classifier, more, 10_000)
+    assert Evaluator(classifier, more, 400).n == 400
+    all_of_it = Evaluator(classifier, more, 10_000)
     assert all_of_it.n == 2 * N and all_of_it.memoriser is None  # no others are left
 
 
@@ -257,10 +257,10 @@ def test_a_memoriser_is_nearer_than_new_images_are(classifier, bars):
     """Held-out images of another kind of noise; the memoriser's are other training images."""
     strange = (255 - bars.test_images.float() / 3).to(torch.uint8)
     data = Dataset("bars", "", bars.classes, bars.images, bars.labels, strange, bars.test_labels)
-    judge = Judge(classifier, data, N)
-    assert judge.memoriser.frechet < 0.1 * judge.floor.frechet
-    assert judge.memoriser.coverage > 0.9
-    assert judge.memoriser.frechet > 0.01  # none of them is in the reference
+    evaluator = Evaluator(classifier, data, N)
+    assert evaluator.memoriser.frechet < 0.1 * evaluator.floor.frechet
+    assert evaluator.memoriser.coverage > 0.9
+    assert evaluator.memoriser.frechet > 0.01  # none of them is in the reference
 
 
 def test_speckle_is_what_a_median_takes_away():
@@ -274,18 +274,18 @@ def test_speckle_is_what_a_median_takes_away():
     assert speckle(thick) == 0
 
 
-def test_the_judge_is_named_by_data_and_weights(judge, classifier):
-    assert judge.name == f"bars CNN {digest(classifier)}"
+def test_the_evaluator_is_named_by_data_and_weights(evaluator, classifier):
+    assert evaluator.name == f"bars CNN {digest(classifier)}"
 
 
-def test_shares_of_the_classes(judge, bars):
-    for shares in (judge.scores(bars.test_images).class_shares, judge.floor.class_shares):
+def test_shares_of_the_classes(evaluator, bars):
+    for shares in (evaluator.scores(bars.test_images).class_shares, evaluator.floor.class_shares):
         assert sum(shares) == pytest.approx(1)
         assert shares == pytest.approx([1 / 3] * 3, abs=0.02)
 
 
-def test_a_dropped_class_has_no_share_and_costs_distance_and_coverage(judge, bars):
-    scores, floor = judge.scores(bars.images[bars.labels != 1]), judge.floor
+def test_a_dropped_class_has_no_share_and_costs_distance_and_coverage(evaluator, bars):
+    scores, floor = evaluator.scores(bars.images[bars.labels != 1]), evaluator.floor
     assert scores.class_shares[1] == 0 and sum(scores.class_shares) == pytest.approx(1)
     assert floor.class_shares[1] > 0.3
     assert scores.frechet > 3 * floor.frechet and scores.kid > 3 * abs(floor.kid)
@@ -305,17 +305,17 @@ def test_the_references_do_not_depend_on_the_global_seed(classifier, bars):
     judges = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        judges.append(Judge(classifier, bars, N))
+        judges.append(Evaluator(classifier, bars, N))
     first, second = judges
     assert torch.allclose(first.real, second.real, rtol=1e-4, atol=1e-3)
     assert same(first.floor, second.floor) and same(first.scores(noise(N)), second.scores(noise(N)))
 
 
-def test_scores_enter_a_result_with_their_floors(judge, bars):
-    scores, floor = judge.scores(bars.images[bars.labels != 1]), judge.floor
+def test_scores_enter_a_result_with_their_floors(evaluator, bars):
+    scores, floor = evaluator.scores(bars.images[bars.labels != 1]), evaluator.floor
     run = Result("demo", "A demo", "", Path("nowhere"), {}, 0, "cpu")
-    judge.add_to(run, scores, "GAN: ")
-    assert run.judge == judge.name
+    evaluator.add_to(run, scores, "GAN: ")
+    assert run.evaluator == evaluator.name
     for name, value, least, better in (
         ("Fréchet distance", scores.frechet, floor.frechet, "lower"),
         ("kernel distance", scores.kid, floor.kid, "lower"),
@@ -328,7 +328,7 @@ def test_scores_enter_a_result_with_their_floors(judge, bars):
         metric = run.metrics[f"GAN: {name}"]
         assert (metric.value, metric.floor, metric.better) == (value, least, better)
         assert metric.n == N and metric.memoriser is not None
-    assert run.metrics["GAN: coverage"].memoriser == judge.memoriser.coverage
+    assert run.metrics["GAN: coverage"].memoriser == evaluator.memoriser.coverage
     assert run.metrics["GAN: rarest class"].floor > 0.3
 
 

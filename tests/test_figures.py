@@ -45,7 +45,7 @@ def test_a_grid_leaves_its_images_alone():
 def draw(path, shift: float = 0.0) -> None:
     figure, axes = figures.new_figure(4, 2)
     lines = {"a": [1, 2, 3], "b": [3, 2, 1 + shift]}
-    figures.draw_lines(axes[0, 0], [0, 1, 2], lines, "x", "y")
+    figures.plot_lines(axes[0, 0], [0, 1, 2], lines, "x", "y")
     figures.save_figure(figure, path)
 
 
@@ -59,8 +59,8 @@ def test_the_same_bytes_twice(tmp_path):
 
 def test_lines_carry_their_values_and_a_legend_where_there_are_several():
     _, axes = figures.new_figure(4, 2, 1, 2)
-    figures.draw_lines(axes[0, 0], [0, 1], {"a": [1, 2], "b": [3, 4]}, "x", "y")
-    figures.draw_lines(axes[0, 1], [0, 1], {"a": [1, 2]}, "x", "y", markers=False)
+    figures.plot_lines(axes[0, 0], [0, 1], {"a": [1, 2], "b": [3, 4]}, "x", "y")
+    figures.plot_lines(axes[0, 1], [0, 1], {"a": [1, 2]}, "x", "y", markers=False)
     first, second = axes[0, 0].lines
     assert list(first.get_ydata()) == [1, 2] and list(second.get_ydata()) == [3, 4]
     assert first.get_color() != second.get_color() and first.get_marker() != second.get_marker()
@@ -78,9 +78,10 @@ def test_pictures_are_shown_unstretched():
 
 def test_side_by_side_has_a_place_for_every_picture(tmp_path):
     picture = np.zeros((20, 20))
-    figures.side_by_side(tmp_path / "one.png", {"a": picture}, height=1)
-    figures.side_by_side(tmp_path / "three.png", {c: picture for c in "abc"}, height=1)
-    figures.side_by_side(tmp_path / "rows.png", {c: picture for c in "abc"}, rows=2, height=1)
+    three = {c: picture for c in "abc"}
+    for name, shown, rows in (("one", {"a": picture}, 1), ("three", three, 1), ("rows", three, 2)):
+        figure = figures.plot_side_by_side(shown, rows=rows, height=1)
+        figures.save_figure(figure, tmp_path / f"{name}.png")
     one, three, rows = (read_png(tmp_path / f"{name}.png") for name in ("one", "three", "rows"))
     assert three.shape[1] > 2 * one.shape[1] and rows.shape[0] > 1.5 * one.shape[0]
     dark = [(image[..., :3].max(axis=2) == 0).sum() for image in (one, three, rows)]

@@ -28,24 +28,29 @@ def fit(config: Config, data, path: Path, stop_at: int | None = None, number=sig
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 2))
     adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     networks, optimizers = {"net": model}, {"adam": adam}
-    with Training(path, "test", config, data, networks, optimizers, ema="net", **more) as run:
-        for _ in run.epochs():
-            for batch in run.batches():
+    training = Training(
+        path, "test", config, data, networks=networks, optimizers=optimizers, ema="net", **more
+    )
+    if config.resume:
+        training.load()
+    with training:
+        for _ in training.epochs():
+            for batch in training.batches():
                 x = data.images[batch].float() / 255
-                x = x + 0.1 * torch.randn(x.shape, generator=run.rng)
+                x = x + 0.1 * torch.randn(x.shape, generator=training.rng)
                 loss = nn.functional.cross_entropy(model(x), data.labels[batch])
                 adam.zero_grad()
                 loss.backward()
                 adam.step()
-                run.log(loss=loss, progress=torch.tensor(run.progress))
-                run.extra["sum"] = run.extra.get("sum", 0) + x.sum()
-                if run.steps_done == stop_at:
+                training.log(loss=loss, progress=torch.tensor(training.progress))
+                training.extra["sum"] = training.extra.get("sum", 0) + x.sum()
+                if training.steps_done == stop_at:
                     signal.raise_signal(number)
-    return run
+    return training
 
 
-def weights(run: Training) -> list[torch.Tensor]:
-    return [*run.networks["net"].parameters(), *run.averaged.parameters()]
+def weights(training: Training) -> list[torch.Tensor]:
+    return [*training.networks["net"].parameters(), *training.averaged.parameters()]
 
 
 @pytest.mark.parametrize("stop_at", [1, 4, 5, 6, 11, 15])  # five steps an epoch
@@ -130,12 +135,15 @@ def test_average_follows_its_ramp(stripes, tmp_path, monkeypatch):
     """After n steps the mean keeps (1 + n)/(10 + n) of what it was."""
     seen, update = [], Training._update_average
 
-    def watched(run: Training) -> None:
+    def watched(training: Training) -> None:
         seen.append(
-            [run.averaged[1].weight.clone(), run.networks["net"][1].weight.detach().clone()]
+            [
+                training.averaged[1].weight.clone(),
+                training.networks["net"][1].weight.detach().clone(),
+            ]
         )
-        update(run)
-        seen[-1].append(run.averaged[1].weight.clone())
+        update(training)
+        seen[-1].append(training.averaged[1].weight.clone())
 
     monkeypatch.setattr(Training, "_update_average", watched)
     fit(Config(epochs=1), stripes, tmp_path / "a.pth")

@@ -55,7 +55,7 @@ def write(root: Path, rows: list[dict], **facts) -> Page:
 def root(tmp_path) -> Path:
     """An output folder in which the demo `good_demo` is done."""
     run = Result("good_demo", "The good <i>demo</i>", "It & its summary.", tmp_path / "pictures",
-                 {}, 7, "cpu", dataset={"source": "made by the tests"}, judge="CNN 1234")  # fmt: skip
+                 {}, 7, "cpu", dataset={"source": "made by the tests"}, evaluator="CNN 1234")  # fmt: skip
     write_png(run.add_file("a.png", 'A picture of "noise".'), PICTURE)
     write_png(run.add_file("b.png", "A frame.", featured=False), PICTURE)
     run.add_metric("PSNR", 31.25, 1234, unit="dB")
@@ -165,11 +165,13 @@ def test_a_large_chart_is_embedded_in_fewer_bytes(root):
     assert np.abs(shown - chart).mean() < 2
 
 
-def drawing(root: Path, name: str, distance: float, judge: str) -> dict:
+def drawing(root: Path, name: str, distance: float, evaluator: str) -> dict:
     """A demo that draws, with its row."""
-    run = Result(name, f"{name.upper()}: samples", "", root / name, {}, 7, "cpu", judge=judge)
+    run = Result(
+        name, f"{name.upper()}: samples", "", root / name, {}, 7, "cpu", evaluator=evaluator
+    )
     run.add_metric("Fréchet distance", distance, 500, floor=20.0, better="lower")
-    run.save("The distance is {Fréchet distance|.0f}.")
+    run.save(f"The distance is {distance:.0f}.")
     return row(name, "done", name)
 
 
@@ -179,7 +181,7 @@ def test_models_that_draw_share_a_table(tmp_path):
     page = write(tmp_path, rows)
     table = page.source.split('id="models"')[1].split("</table>")[0]
     assert "GAN" in table and "DDPM" in table and "71" in table and "156" in table
-    assert "OTHER" not in table  # another judge: not comparable
+    assert "OTHER" not in table  # another evaluator: not comparable
     assert "The distance is 71." in page.text
     assert 'id="models"' not in write(tmp_path, rows[:1]).source
 

@@ -19,6 +19,7 @@ from conftest import once
 from PIL import Image
 
 import mlp_diffusion
+from fgsm import fgsm
 from imagelab.data.datasets import load_dataset, unit
 from imagelab.data.quality import psnr
 from imagelab.report import playground
@@ -246,12 +247,12 @@ def test_fgsm_is_that_of_the_library(sums, nets, float32):
     found = compute(sums, """
         const net = await p.network("reader");
         return p.moved(f(x), p.attackSigns(net, f(x), 3, false), 0.2);""", x=image(0))  # fmt: skip
-    expected = attacks.fgsm(nets["reader"], image(0), torch.tensor([3]), 0.2).flatten()
+    expected = fgsm(nets["reader"], image(0), torch.tensor([3]), 0.2).flatten()
     assert ((found - expected).abs() < 1e-5).float().mean() > 0.99
     found = compute(sums, """
         const net = await p.network("reader");
         return p.moved(f(x), p.attackSigns(net, f(x), 3, true), 0.2);""", x=image(0))  # fmt: skip
-    expected = attacks.fgsm(nets["reader"], image(0), torch.tensor([3]), 0.2, True).flatten()
+    expected = fgsm(nets["reader"], image(0), torch.tensor([3]), 0.2, True).flatten()
     assert ((found - expected).abs() < 1e-5).float().mean() > 0.99
 
 
@@ -263,7 +264,7 @@ def test_pgd_stays_in_the_ball_and_raises_the_loss_more_than_fgsm(sums, nets, fl
     assert len(way) == 10
     assert (way - x).abs().max() <= 0.1 + 1e-6 and way.min() >= 0 and way.max() <= 1
     loss = F.cross_entropy(nets["reader"](way), y.expand(10), reduction="none")
-    simple = F.cross_entropy(nets["reader"](attacks.fgsm(nets["reader"], x, y, 0.1)), y)
+    simple = F.cross_entropy(nets["reader"](fgsm(nets["reader"], x, y, 0.1)), y)
     assert loss[-1] > simple and loss[-1] > loss[0] > F.cross_entropy(nets["reader"](x), y)
     expected = attacks.pgd(nets["reader"], x, y, 0.1, torch.Generator(), steps=10, start=x)
     assert ((way[-1:] - expected).abs() < 1e-4).float().mean() > 0.98

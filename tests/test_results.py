@@ -186,15 +186,15 @@ def test_the_summary_names_figures_and_featured_files(tmp_path, capsys):
     assert str(tmp_path / "a.png") in out and "b.png" not in out
 
 
-def test_lessons_are_filled_with_figures(tmp_path):
+def test_lessons_are_told_of_what_was_measured(tmp_path):
     run = result(tmp_path / "pictures")
     run.add_metric("accuracy, FGSM, ε = 0.3", 0.0376, 100)
     run.add_metric("literal: distance", 1316.6, 100)
     run.add_metric("lost", float("nan"), 100)
-    run.save(
-        "It leaves {accuracy, FGSM, ε = 0.3|.1%}, at {literal: distance|,.0f}.",
-        "Not measured: {nothing|.0f}.", "No number: {lost|.0f}.", "So it is.",
-    )  # fmt: skip
-    assert run.learned == "It leaves 3.8%, at 1,317. So it is."
+    assert run.measured("accuracy, FGSM, ε = 0.3", "literal: distance") == [0.0376, 1316.6]
+    assert run.measured("literal: distance", "nothing") is None
+    assert run.measured("lost") is None
+    run.save("It leaves 3.8 %.", "So it is.")
+    assert run.learned == "It leaves 3.8 %. So it is."
     written = json.loads((tmp_path / "pictures" / "results.json").read_text("utf-8"))
     assert written["learned"] == run.learned

@@ -11,13 +11,13 @@ from PIL import Image
 from imagelab.data.datasets import Dataset, random_subset
 from imagelab.data.pictures import read_png
 from imagelab.report import figures
-from imagelab.report.evaluator import Judge
+from imagelab.report.evaluator import Evaluator
 from imagelab.report.results import Result
 from imagelab.report.samples import (
-    draw_comparison,
-    draw_tracked,
-    draw_trajectory,
-    judge_for,
+    add_quality,
+    add_trajectory,
+    evaluator_for,
+    plot_comparison,
     report_samples,
     track,
     write_grid,
@@ -65,18 +65,18 @@ def test_a_grid_shows_the_first_hundred(tmp_path):
 
 @pytest.fixture(scope="module")
 def enough(stripes) -> Dataset:
-    """With as many held-out images as a judge needs; these are the training images, shuffled."""
+    """With as many held-out images as an evaluator needs; these are the training images, shuffled."""
     order = torch.randperm(320, generator=torch.Generator().manual_seed(0))
     return replace(stripes, test_images=stripes.images[order], test_labels=stripes.labels[order])
 
 
 @pytest.fixture(scope="module")
-def judge(enough, tmp_path_factory) -> Judge:
-    config = SimpleNamespace(output_dir=tmp_path_factory.mktemp("judge"), seed=0, quick=True)
-    return judge_for(config, enough, 310)
+def evaluator(enough, tmp_path_factory) -> Evaluator:
+    config = SimpleNamespace(output_dir=tmp_path_factory.mktemp("evaluator"), seed=0, quick=True)
+    return evaluator_for(config, enough, 310)
 
 
-# --- the judge and the curve along the training ---------------------------------------------------
+# --- the evaluator and the curve along the training ---------------------------------------------------
 
 
 def test_too_little_to_score_is_said(stripes, enough, tmp_path, capsys):
@@ -84,24 +84,26 @@ def test_too_little_to_score_is_said(stripes, enough, tmp_path, capsys):
     one_class = replace(enough, classes=("only",))
     for data, n, said in ((stripes, 320, "2 and 80"), (enough, 299, "2 and 299"),
                           (one_class, 320, "1 and 320")):  # fmt: skip
-        assert judge_for(config, data, n) is None
+        assert evaluator_for(config, data, n) is None
         out = capsys.readouterr().out
         assert out.count("\n") == 1 and "not scored" in out and said in out
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_judge_is_the_cached_classifier(enough, tmp_path):
+def test_the_evaluator_is_the_cached_classifier(enough, tmp_path):
     config = SimpleNamespace(output_dir=tmp_path, seed=0, quick=True)
-    judge = judge_for(config, enough, 310)
-    assert judge.n == 310
+    evaluator = evaluator_for(config, enough, 310)
+    assert evaluator.n == 310
     files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.pth")}
-    assert digest(trained_classifier(enough, tmp_path, 0, True)) in judge.name
-    assert judge_for(config, enough, 310).name == judge.name
+    assert digest(trained_classifier(enough, tmp_path, 0, True)) in evaluator.name
+    assert evaluator_for(config, enough, 310).name == evaluator.name
+    assert evaluator_for(config, enough, 310, known=evaluator) is evaluator
+    assert evaluator_for(config, enough, 300, known=evaluator).n == 300
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.pth")} == files != {}
 
 
 class Run:
-    """What `track` and `draw_tracked` need of a Training: five steps an epoch."""
+    """What `track` and `add_quality` need of a Training: five steps an epoch."""
 
     steps_per_epoch, steps_done = 5, 0
     curve = Training.curve
@@ -111,32 +113,32 @@ class Run:
         self.history = {}
 
 
-def test_quality_is_tracked(stripes, judge, result):
+def test_quality_is_tracked(stripes, evaluator, result):
     run = Run()
     for run.steps_done, samples in ((5, torch.zeros_like(stripes.images)), (12, stripes.images)):
-        track(run, judge, samples[: judge.n])
+        track(run, evaluator, samples[: evaluator.n])
     assert {k: len(run.curve(k)) for k in run.history} == {
         "tracked_epoch": 2, "tracked_distance": 2, "tracked_coverage": 2
     }  # fmt: skip
     assert run.curve("tracked_epoch").tolist() == pytest.approx([1, 2.4])
-    scores = judge.scores(stripes.images)
+    scores = evaluator.scores(stripes.images)
     bad, good = run.curve("tracked_distance").tolist()
     assert good == pytest.approx(scores.frechet, rel=1e-3) and bad > 100 * good
     assert run.curve("tracked_coverage").tolist() == pytest.approx([0, scores.coverage], abs=0.01)
-    draw_tracked(result, run, judge)
+    add_quality(result, run, evaluator)
     assert [f["path"] for f in result.files] == ["quality.png"]
     assert read_png(result.folder / "quality.png").shape[1] > 300
 
 
-def test_without_a_judge_no_curve_is_drawn(result):
-    draw_tracked(result, Run(), None)
+def test_without_an_evaluator_no_curve_is_drawn(result):
+    add_quality(result, Run(), None)
     assert result.files == []
 
 
 # --- the report -----------------------------------------------------------------------------------
 
 
-def test_a_report_without_a_judge_has_both_grids(stripes, result):
+def test_a_report_without_an_evaluator_has_both_grids(stripes, result):
     assert report_samples(result, stripes.test_images, None, stripes) is None
     assert [f["path"] for f in result.files] == ["samples.png", "real.png"]
     shown = read_png(result.folder / "samples.png")
@@ -146,19 +148,21 @@ def test_a_report_without_a_judge_has_both_grids(stripes, result):
     assert result.metrics == {}
 
 
-def test_a_report_with_a_judge_has_figures_histogram_and_neighbours(stripes, enough, judge, result):
+def test_a_report_with_an_evaluator_has_figures_histogram_and_neighbours(
+    stripes, enough, evaluator, result
+):
     rows = torch.randperm(320, generator=torch.Generator().manual_seed(1))
     samples = enough.images[rows].clone()
     samples[:, :, :4, :4] = 255  # close to the training images, not equal to them
-    scores = report_samples(result, samples, judge, enough)
-    assert scores.frechet == pytest.approx(judge.scores(samples).frechet, rel=1e-3)
-    assert result.judge == judge.name
+    scores = report_samples(result, samples, evaluator, enough)
+    assert scores.frechet == pytest.approx(evaluator.scores(samples).frechet, rel=1e-3)
+    assert result.evaluator == evaluator.name
     for name, value, floor in (
-        ("Fréchet distance", scores.frechet, judge.floor.frechet),
-        ("coverage", scores.coverage, judge.floor.coverage),
+        ("Fréchet distance", scores.frechet, evaluator.floor.frechet),
+        ("coverage", scores.coverage, evaluator.floor.coverage),
     ):
         assert (result.metrics[name].value, result.metrics[name].floor) == (value, floor)
-        assert result.metrics[name].n == judge.n
+        assert result.metrics[name].n == evaluator.n
     names = [f["path"] for f in result.files]
     assert names == ["samples.png", "real.png", "classes.png", "neighbours.png"]
     assert all(path.is_file() for path in result.pictures())
@@ -168,18 +172,18 @@ def test_a_report_with_a_judge_has_figures_histogram_and_neighbours(stripes, eno
 
 
 @pytest.mark.parametrize("learnt", [True, False])
-def test_images_learnt_by_heart_lie_at_no_distance(enough, judge, result, learnt):
+def test_images_learnt_by_heart_lie_at_no_distance(enough, evaluator, result, learnt):
     held_out = 255 - enough.test_images  # unlike the training images
     data = replace(enough, test_images=held_out)
-    report_samples(result, enough.images if learnt else held_out, judge, data)
+    report_samples(result, enough.images if learnt else held_out, evaluator, data)
     distance = result.metrics["distance to the nearest training image"]
     assert distance.n == 320 and distance.floor > 0.1
     assert distance.value < 1e-3 if learnt else distance.value == pytest.approx(distance.floor)
 
 
 def test_a_comparison_is_drawn_with_and_without_scores(tmp_path):
-    draw_comparison(tmp_path / "a.png", {"one": images(40), "two": images(36)}, {})
-    draw_comparison(tmp_path / "b.png", {"one": images(40)}, {})
+    for name, shown in (("a", {"one": images(40), "two": images(36)}), ("b", {"one": images(40)})):
+        figures.save_figure(plot_comparison(shown, {}), tmp_path / f"{name}.png")
     assert read_png(tmp_path / "a.png").shape[1] > 1.5 * read_png(tmp_path / "b.png").shape[1]
 
 
@@ -188,7 +192,7 @@ def test_a_comparison_is_drawn_with_and_without_scores(tmp_path):
 def test_a_trajectory_is_a_strip_and_an_animation(result, steps, shown, both):
     states = [(steps - k, (images(3) // steps) * (k + 1)) for k in range(steps)]
     forward = states[::-1] if both else None
-    draw_trajectory(result, states, forward, shown=shown)
+    add_trajectory(result, states, forward, shown=shown)
     strip, animation = (result.folder / f"reverse_process.{kind}" for kind in ("png", "gif"))
     assert result.pictures() == [strip, animation]
     assert ("forward" in result.files[0]["caption"]) == both

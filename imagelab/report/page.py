@@ -114,16 +114,16 @@ MODEL_COLUMNS = ("Fréchet distance", "coverage", "rarest class", "milliseconds 
 def model_rows(demos: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Every demo that draws samples: its anchor and title, and its figures of MODEL_COLUMNS.
 
-    Only demos of one and the same judge are put together: other distances are not comparable.
+    Only demos of one and the same evaluator are put together: other distances are not comparable.
     """
-    judged = [demo for demo in demos if demo["result"] and demo["result"]["judge"]]
-    judged = [demo for demo in judged if MODEL_COLUMNS[0] in demo["result"]["metrics"]]
+    scored = [demo for demo in demos if demo["result"] and demo["result"]["evaluator"]]
+    scored = [demo for demo in scored if MODEL_COLUMNS[0] in demo["result"]["metrics"]]
     return [
         {"anchor": demo["anchor"], "title": demo["result"]["title"].split(":")[0],
-         "judge": demo["result"]["judge"],
+         "evaluator": demo["result"]["evaluator"],
          "n": demo["result"]["metrics"][MODEL_COLUMNS[0]]["n"],
          "figures": {name: demo["result"]["metrics"].get(name) for name in MODEL_COLUMNS}}
-        for demo in judged if demo["result"]["judge"] == judged[0]["result"]["judge"]
+        for demo in scored if demo["result"]["evaluator"] == scored[0]["result"]["evaluator"]
     ]  # fmt: skip
 
 

@@ -126,6 +126,21 @@ def plot_loss(training: Training, ylabel: str) -> Figure:
     return figure
 
 
+def plot_logged(
+    axis,
+    lines: dict[str, tuple[Training, str]],
+    ylabel: str,
+    points: int = 150,
+    first_colour: int = 0,
+    **style,
+) -> None:
+    """Named lines over the epochs: of each a training, and what it logged, in about `points` means."""
+    for k, (label, (training, name)) in enumerate(lines.items(), start=first_colour):
+        line = training.smoothed(name, max(training.steps_done // points, 1))
+        axis.plot(*line, label=label, color=figures.PALETTE[k % len(figures.PALETTE)], **style)
+    axis.set(xlabel="epoch", ylabel=ylabel)
+
+
 def report_samples(
     result: Result, samples: torch.Tensor, evaluator: Evaluator | None, data: Dataset
 ) -> Scores | None:

@@ -1,4 +1,4 @@
-"""Adversarial attacks and the random noise to compare them with.
+"""Adversarial attacks beyond fgsm.py's, and the random noise to compare them with.
 
 All are pure functions of images (N, C, H, W) in [0, 1] and labels (N,); they return images in [0, 1],
 attacks and random signs within ε of the given ones, work in portions so that any N fits, and leave the
@@ -19,18 +19,6 @@ from imagelab.setup.runtime import autocast, in_eval_mode
 PORTION = 250  # images at a time: what fits a processor's cache
 FOOLED = 1e6  # added to the score of an attack that succeeds: more than any loss
 Norm = Literal["linf", "l2"]
-
-
-def fgsm(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    epsilon: float,
-    targeted: bool = False,
-) -> torch.Tensor:
-    """The fast gradient sign method: x + ε·sign(∇ₓL) (Goodfellow et al. 2015, section 4)."""
-    direction = -1 if targeted else 1
-    return (images + direction * epsilon * input_gradient(model, images, labels).sign()).clamp(0, 1)
 
 
 def pgd(
