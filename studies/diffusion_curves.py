@@ -5,47 +5,37 @@
 
 What to look at: `steps.png`, how near twenty steps of a second-order solver come to a thousand of DDPM;
 `guidance_curve.png`, where accuracy rises first and coverage falls after it; the table of T. A distance
-differs from one set of samples to the next, by a spread that stands beside it: what differs by less than
-two of these is not resolved at this n, which --num-samples raises.
+differs from one set of samples to the next, by a spread that stands beside it. Two distances that differ
+by less than two spreads are not told apart at this n, which --num-samples raises.
 """
 
 from __future__ import annotations
 
-from imagelab.setup.command import command_line
+from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
 from dataclasses import dataclass, fields, replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
 
 from imagelab.data.datasets import Dataset
-from imagelab.report import figures
-from imagelab.report.evaluator import Judge, features, frechet_distance
+from imagelab.report import figures, samples
+from imagelab.report.evaluator import Evaluator, features, frechet_distance
 from imagelab.report.results import Result, share_cell, start_result
-from imagelab.report.samples import judge_for
 from imagelab.setup.runtime import Stopwatch, UserError, generator, prepare
 from imagelab.setup.settings import DataSettings, Limits, ResumableSettings, TrainingSettings
+from imagelab.techniques.classifier import accuracy
 from imagelab.techniques.diffusion import Sampler, trailing_steps
 from imagelab.training.loop import goes_on
 from studies import unet_diffusion
-from studies.unet_diffusion import (
-    MODELS,
-    Model,
-    Steps,
-    asked_accuracy,
-    load_with_data,
-    sample,
-    train,
-)
+from studies.unet_diffusion import MODELS, Model, Steps, load_with_data, sample
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SCRIPT = "diffusion_curves"
 PICTURES = f"study_images/{SCRIPT}"
-TITLE = "Diffusion: what steps and guidance buy"
-SUMMARY = (
-    "One trained network, drawn from with few steps and with many, by three samplers, and under more "
-    "and more guidance: quality, variety and time of each."
-)
 
 
 @dataclass(frozen=True)
@@ -53,15 +43,15 @@ class Config(ResumableSettings, DataSettings):
     """Settings of the curves; the second network is as the checkpoint's, but for its T."""
 
     sampler: Sampler = "dpm-solver"
-    """The sampler of the curve of the guidance, and of up to 20 steps from the two networks."""
+    """The sampler of the guidance curve, and of up to 20 steps from the two networks."""
     steps: Steps = 20
-    """Its steps for the curve of the guidance."""
+    """Its steps for the guidance curve."""
     num_samples: Annotated[int, Limits(300, 1_000_000)] = 300
     """Samples for each point of the curves."""
     few_steps: tuple[Steps, ...] = (5, 10, 20, 50, 100)
     """Numbers of steps for every sampler."""
     many_steps: tuple[Steps, ...] = (500, 1000)
-    """Further ones for DDPM alone."""
+    """Further numbers of steps, for DDPM alone."""
     scales: tuple[Annotated[float, Limits(0, 100)], ...] = (0, 1, 1.5, 2, 3, 5, 8)
     """Scales of the guidance."""
     short_t: Annotated[int, Limits(2, 10_000)] | None = 500
@@ -70,11 +60,11 @@ class Config(ResumableSettings, DataSettings):
     """Steps of sampling from each of the two."""
 
 
-# --- measuring ------------------------------------------------------------------------------------
+# --- one set of samples ---------------------------------------------------------------------------
 
 
 def settings_of_network(model: Model, config: Config) -> unet_diffusion.Config:
-    """How the checkpoint's network was trained, with what this run says besides."""
+    """The settings with which the network was trained, and those of this run where it has them."""
     network = {f.name for f in fields(unet_diffusion.ClassSettings)}
     network -= {f.name for f in fields(TrainingSettings)}
     here = {f.name for f in fields(unet_diffusion.Config)} & {f.name for f in fields(config)}
@@ -107,19 +97,23 @@ class Point:
         return abs(self.distance - other.distance) >= 2 * max(self.spread, other.spread)
 
 
+BySteps = dict[tuple[str, int], Point]  # by sampler and steps
+Length = tuple[
+    int, int, str, Point, torch.Tensor
+]  # T, steps, sampler, and fifty images (50, C, H, W)
 COLUMNS = ["Fréchet distance", "its spread", "coverage", "accuracy", "ms per image"]
 
 
-def measure(model: Model, judge: Judge, config: unet_diffusion.Config) -> Point:
-    """Draw as many samples as the judge compares, and measure them."""
+def measure(model: Model, evaluator: Evaluator, config: unet_diffusion.Config) -> Point:
+    """Draw as many samples as the evaluator compares, and measure them."""
     with Stopwatch() as watch:
-        images, asked = sample(model, config, judge.n)
-    scores = judge.scores(images)
+        images, labels = sample(model, config, evaluator.n)
+    scores = evaluator.scores(images)
     return Point(
         scores.frechet,
-        spread_of_distance(features(judge.classifier, images), judge.real),
+        spread_of_distance(features(evaluator.classifier, images), evaluator.real),
         scores.coverage,
-        asked_accuracy(judge, images, asked),
+        accuracy(evaluator.classifier, images, labels),
         1000 * watch.seconds / len(images),
     )
 
@@ -135,39 +129,76 @@ def spread_of_distance(seen: torch.Tensor, real: torch.Tensor, draws: int = 20) 
     return float(np.std([frechet_distance(seen[rows], real) for rows in chosen], ddof=1))
 
 
-def curve_by_steps(
-    result: Result, model: Model, judge: Judge, config: Config, own: unet_diffusion.Config
-) -> dict:
-    """The table and the figure; returns what was measured, by sampler and steps."""
-    T, n = len(model.schedule), judge.n
-    rows, found = [], {}
+# --- the curves -----------------------------------------------------------------------------------
+
+
+def measure_steps(
+    model: Model, evaluator: Evaluator, config: Config, own: unet_diffusion.Config
+) -> BySteps:
+    """Every sampler in few steps, DDPM also in many, without guidance."""
+    found = {}
     for name in ("ddpm", "ddim", "dpm-solver"):
         counts = config.few_steps + (config.many_steps if name == "ddpm" else ())
-        for steps in sorted({min(steps, T) for steps in counts}):
+        for steps in sorted({min(steps, len(model.schedule)) for steps in counts}):
             this = replace(own, sampler=name, steps=steps, guidance=1)
-            found[name, steps] = measure(model, judge, this)
-            rows.append([name, steps, *found[name, steps].cells(n)])
+            found[name, steps] = measure(model, evaluator, this)
+    return found
+
+
+def measure_guidance(
+    model: Model, evaluator: Evaluator, config: Config, own: unet_diffusion.Config
+) -> dict[float, Point]:
+    """What was measured under each scale of the guidance."""
+    return {
+        scale: measure(model, evaluator, replace(own, guidance=scale))
+        for scale in dict.fromkeys(config.scales)
+    }
+
+
+def trained_with(T: int, config: Config, own: unet_diffusion.Config, data: Dataset) -> Model:
+    """A second network, trained like the first but with another T; --resume goes on."""
+    path = config.output_dir / MODELS / f"trained_T{T}.pth"
+    _, model = unet_diffusion.train(replace(own, T=T, resume=goes_on(config, path)), data, path)
+    return model
+
+
+def measure_lengths(
+    config: Config, own: unet_diffusion.Config, models: tuple[Model, Model], evaluator: Evaluator,
+    known: BySteps,
+) -> list[Length]:  # fmt: skip
+    """Networks trained with different T, each sampled in every number of steps, without guidance.
+
+    DDPM takes more than 20 steps. `known` is what was already measured of the first network.
+    """
+    found = []
+    for steps in config.lengths:
+        sampler = "ddpm" if steps > 20 else config.sampler
+        this = replace(own, sampler=sampler, steps=steps, guidance=1)
+        for model in models:
+            T = len(model.schedule)
+            if steps <= T:
+                point = known.get((sampler, steps)) if model is models[0] else None
+                point = point or measure(model, evaluator, this)
+                found.append((T, steps, sampler, point, sample(model, this, 50)[0]))
+    return found
+
+
+# === the lesson ends here; below: measured, plotted, reported =====================================
+
+TITLE = "Diffusion: what steps and guidance buy"
+SUMMARY = (
+    "One trained network, drawn from with few steps and with many, by three samplers, and under more "
+    "and more guidance: quality, variety and time of each."
+)
+
+
+def report_steps(found: BySteps, n: int, result: Result) -> None:
+    """The table and the figure of the steps."""
+    rows = [[name, steps, *point.cells(n)] for (name, steps), point in found.items()]
     columns = ["sampler", "steps", *COLUMNS]
     result.add_table(f"Without guidance (scale 1), n = {n:,}", columns, rows)
-    figure, axes = figures.new_figure(9, 3.4, columns=2)
-    for k, sampler in enumerate(dict.fromkeys(name for name, _ in found)):
-        look = {"color": figures.PALETTE[k], "marker": figures.MARKERS[k], "markersize": 5}
-        line = {steps: point for (name, steps), point in found.items() if name == sampler}
-        axes[0, 0].errorbar(list(line), [point.distance for point in line.values()],
-                            [point.spread for point in line.values()], capsize=2, **look)  # fmt: skip
-        axes[0, 1].plot(
-            list(line), [point.coverage for point in line.values()], label=sampler, **look
-        )
-    for axis, name in ((axes[0, 0], "Fréchet distance"), (axes[0, 1], "coverage")):
-        axis.set_xscale("log")
-        axis.set_xlabel("steps of sampling")
-        axis.set_ylabel(name)
-    axes[0, 0].set_ylim(bottom=0)
-    axes[0, 1].set_ylim(0, 1.02)
-    axes[0, 1].legend(loc="lower right")
-    path = result.add_file("steps.png", f"Quality by the number of steps, n = {n:,} a point; the bars "
-                           "are the spread of the distance at this n.")  # fmt: skip
-    figures.save_figure(figure, path)
+    result.add_figure("steps.png", plot_steps(found), f"Quality by the number of steps, n = {n:,} a "
+                      "point; the bars are the spread of the distance at this n.")  # fmt: skip
     few, most = few_and_most(found)
     for name in ("ddim", "dpm-solver"):
         if (name, few) in found:
@@ -175,58 +206,73 @@ def curve_by_steps(
             result.add_metric(f"{name} in {few} steps: distance less ddpm's in {most}", gap, n)
     spread = found["ddpm", most].spread
     result.add_metric("spread of the distance at this n", spread, n)
-    return found
 
 
-def few_and_most(found: dict) -> tuple[int | None, int]:
+def plot_steps(found: BySteps) -> Figure:
+    """Distance and coverage over the number of steps, a line per sampler."""
+    figure, axes = figures.new_figure(9, 3.4, columns=2)
+    for k, sampler in enumerate(dict.fromkeys(name for name, _ in found)):
+        look = {"color": figures.PALETTE[k], "marker": figures.MARKERS[k], "markersize": 5}
+        line = {steps: point for (name, steps), point in found.items() if name == sampler}
+        points = line.values()
+        axes[0, 0].errorbar(list(line), [point.distance for point in points],
+                            [point.spread for point in points], capsize=2, **look)  # fmt: skip
+        axes[0, 1].plot(list(line), [point.coverage for point in points], label=sampler, **look)
+    for axis, name in ((axes[0, 0], "Fréchet distance"), (axes[0, 1], "coverage")):
+        axis.set_xscale("log")
+        axis.set_xlabel("steps of sampling")
+        axis.set_ylabel(name)
+    axes[0, 0].set_ylim(bottom=0)
+    axes[0, 1].set_ylim(0, 1.02)
+    axes[0, 1].legend(loc="lower right")
+    return figure
+
+
+def few_and_most(found: BySteps) -> tuple[int | None, int]:
     """The most steps up to 20 of the faster samplers, and the most of DDPM."""
     few = max((steps for name, steps in found if name != "ddpm" and steps <= 20), default=None)
     return few, max(steps for name, steps in found if name == "ddpm")
 
 
-def lesson_of_steps(found: dict, n: int) -> str:
+def lesson_of_steps(found: BySteps, n: int) -> str:
     """What few steps of the second-order solver cost, as far as n samples tell."""
     few, most = few_and_most(found)
     if ("dpm-solver", few) not in found:
         return ""
     solver, ddpm = found["dpm-solver", few], found["ddpm", most]
     spread = max(solver.spread, ddpm.spread)
-    told = "tells the two apart" if solver.differs(ddpm) else "does not tell the two apart"
+    verdict = "tells the two apart" if solver.differs(ddpm) else "does not tell the two apart"
     return (
         f"DPM-Solver++ in {few} steps has a distance of {solver.distance:.0f}, DDPM in {most} of "
         f"{ddpm.distance:.0f}; from one set of {n:,} samples to the next a distance differs by "
-        f"{spread:.1f}, so that this n {told}."
+        f"{spread:.1f}, so that this n {verdict}."
     )
 
 
-def curve_by_guidance(
-    result: Result, model: Model, judge: Judge, config: Config, own: unet_diffusion.Config
-) -> dict[float, Point]:
-    """The table and the figure; returns what was measured, by scale."""
-    n = judge.n
-    found = {
-        scale: measure(model, judge, replace(own, guidance=scale))
-        for scale in dict.fromkeys(config.scales)
-    }
+def report_guidance(found: dict[float, Point], config: Config, n: int, result: Result) -> None:
+    """The table and the figure of the guidance."""
     rows = [[scale, *point.cells(n)[:-1]] for scale, point in found.items()]
     caption = f"Guidance, {config.sampler} in {config.steps} steps, n = {n:,}"
     result.add_table(caption, ["scale", *COLUMNS[:-1]], rows)
     best = min(found, key=lambda scale: found[scale].distance)
     result.add_metric("scale of the smallest distance", best, n)
+    result.add_figure("guidance_curve.png", plot_guidance(found), "What guidance buys, and what it "
+                      f"costs, n = {n:,} a point; the bars are the spread of the distance.")  # fmt: skip
+
+
+def plot_guidance(found: dict[float, Point]) -> Figure:
+    """Accuracy, coverage and distance over the scale of the guidance."""
     scales, points = list(found), list(found.values())
     figure, axes = figures.new_figure(9, 3.4, columns=2)
     lines = {"accuracy on the asked class": [point.accuracy for point in points],
              "coverage": [point.coverage for point in points]}  # fmt: skip
-    figures.draw_lines(axes[0, 0], scales, lines, "scale of the guidance", "share")
+    figures.plot_lines(axes[0, 0], scales, lines, "scale of the guidance", "share")
     axes[0, 0].set_ylim(0, 1.02)
     axes[0, 0].legend(loc="lower right")
     axes[0, 1].errorbar(scales, [point.distance for point in points], [point.spread for point in points],
                         color=figures.PALETTE[0], marker=figures.MARKERS[0], capsize=2)  # fmt: skip
     axes[0, 1].set(xlabel="scale of the guidance", ylabel="Fréchet distance")
-    path = result.add_file("guidance_curve.png", "What guidance buys, and what it costs, "
-                           f"n = {n:,} a point; the bars are the spread of the distance.")  # fmt: skip
-    figures.save_figure(figure, path)
-    return found
+    return figure
 
 
 def lesson_of_guidance(found: dict[float, Point], n: int) -> str:
@@ -240,39 +286,16 @@ def lesson_of_guidance(found: dict[float, Point], n: int) -> str:
     )
 
 
-def compare_lengths(
-    result: Result,
-    model: Model,
-    judge: Judge,
-    config: Config,
-    own: unet_diffusion.Config,
-    data: Dataset,
-    found: dict,
-) -> None:
-    """The T of two trainings, and the steps of sampling from one: 500 against 1000 as both."""
-    path = config.output_dir / MODELS / f"trained_T{config.short_t}.pth"
-    _, short = train(replace(own, T=config.short_t, resume=goes_on(config, path)), data, path)
+def report_lengths(found: list[Length], n: int, result: Result) -> None:
+    """Two trained T, and the steps of sampling from each: the table and the figure."""
     rows, pictures = [], {}
-    for steps in config.lengths:
-        for trained in (model, short):
-            T = len(trained.schedule)
-            if steps > T:
-                continue
-            sampler = "ddpm" if steps > 20 else config.sampler
-            this = replace(own, sampler=sampler, steps=steps, guidance=1)
-            name = f"T = {T}, {steps} steps"
-            known = found.get((sampler, steps)) if trained is model else None
-            rows.append([name, sampler, *(known or measure(trained, judge, this)).cells(judge.n)])
-            images, _ = sample(trained, this, 50)
-            pictures[name.replace(", ", "\n")] = figures.grid(images, columns=5)
-    caption = f"T of the training against steps of sampling, n = {judge.n:,}"
+    for T, steps, sampler, point, images in found:
+        rows.append([f"T = {T}, {steps} steps", sampler, *point.cells(n)])
+        pictures[f"T = {T}\n{steps} steps"] = figures.grid(images, columns=5)
+    caption = f"T of the training against steps of sampling, n = {n:,}"
     result.add_table(caption, ["", "sampler", *COLUMNS], rows)
-    path = result.add_file("lengths.png", "The same seeds by two trained T and by "
-                           "the steps of sampling.")  # fmt: skip
-    figures.side_by_side(path, pictures, height=5)
-
-
-# --- the run --------------------------------------------------------------------------------------
+    caption = "The same seeds by two trained T and by the steps of sampling."
+    result.add_figure("lengths.png", figures.plot_side_by_side(pictures, height=5), caption)
 
 
 def run(config: Config) -> Result:
@@ -288,15 +311,19 @@ def run(config: Config) -> Result:
         raise UserError(f"--lengths must name a number of steps up to {longest}, the longer T.")
     trailing_steps(config.short_t or own.T, config.steps)  # a wrong number is refused now
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
-    judge = judge_for(config, data, config.num_samples)
-    if judge is None:
+    evaluator = samples.evaluator_for(config, data, config.num_samples)
+    if evaluator is None:
         raise UserError("The curves need a data set with classes and 300 held-out images.")
-    by_guidance = curve_by_guidance(result, model, judge, config, own)
-    found = curve_by_steps(result, model, judge, config, own)
+    n = evaluator.n
+    by_guidance = measure_guidance(model, evaluator, config, own)
+    report_guidance(by_guidance, config, n, result)
+    by_steps = measure_steps(model, evaluator, config, own)
+    report_steps(by_steps, n, result)
     if config.short_t is not None:
-        compare_lengths(result, model, judge, config, own, data, found)
-    n = judge.n
-    return result.save(lesson_of_steps(found, n), lesson_of_guidance(by_guidance, n))
+        short = trained_with(config.short_t, config, own, data)
+        lengths = measure_lengths(config, own, (model, short), evaluator, by_steps)
+        report_lengths(lengths, n, result)
+    return result.save(lesson_of_steps(by_steps, n), lesson_of_guidance(by_guidance, n))
 
 
 def main() -> None:

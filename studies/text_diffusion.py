@@ -1,8 +1,8 @@
 """From words to an image: a small diffusion model that reads captions of digits.
 
-What a caption says of a digit is measured in the image: how wide it is, how thick its stroke is, how far
-it leans, each as the lower, middle or upper third of its class. Ten combinations are kept out of the
-training. The words reach the U-Net by cross-attention: every pixel of an inner level looks at all words
+What a caption says of a digit is measured in the image: its width, the thickness of its stroke, its
+slant, each as the lower, middle or upper third of its class. Ten combinations are kept out of the
+training. The words reach the U-Net by cross-attention: every pixel of an inner level attends to all words
 (Rombach et al. 2022), whose vectors are learnt with the rest.
 
     python -m studies.text_diffusion                                  # twelve minutes on two CPU cores
@@ -17,53 +17,47 @@ measurement of the drawn image agrees with each word.
 
 from __future__ import annotations
 
-from imagelab.setup.command import command_line
+from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from imagelab.data.datasets import EMBEDDED, Dataset, load_for, to_uint8
-from imagelab.report import figures
+from imagelab.report import figures, samples
 from imagelab.report.results import Result, start_result
-from imagelab.report.samples import GRID, draw_only, write_grid, write_samples
 from imagelab.setup.runtime import UserError, prepare
 from imagelab.setup.settings import Count, Fraction, Limits
 from imagelab.techniques.classifier import DigitCNN, predict, trained_classifier
-from imagelab.techniques.diffusion import Estimate
+from imagelab.techniques.diffusion import Estimate, trailing_steps
+from imagelab.training.loop import Training, one_cycle
 from studies import unet_diffusion
 from studies.unet_diffusion import Model, Steps, load_model
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SCRIPT = "text_diffusion"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
-TITLE = "Text to image: a thin upright three"
-SUMMARY = (
-    "A diffusion model that reads. Its captions are made by measuring real digits; whether it does "
-    "what a prompt says is measured in the same way, also for words that it never saw together."
-)
-LESSONS = (
-    "Prompts whose stroke and slant were never seen together are obeyed in all four words in "
-    "{never seen together: all four|.0%}, those that were in {seen together in training: all "
-    "four|.0%}; chance would obey 0.4 %. The two are not equally hard: only the latter ask for the "
-    "thirds in the middle as well.",
-)
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ATTRIBUTES = {
     "width": ("narrow", "medium", "wide"),
     "stroke": ("thin", "regular", "bold"),
     "slant": ("backward", "upright", "slanted"),
 }
-# Word 0 is silence: a caption is filled up with it, and all of it is no caption.
+# Word 0 is the empty word: it fills up short captions, and four of it are no caption.
 VOCABULARY = ("", *(word for words in ATTRIBUTES.values() for word in words), *NUMBERS)
 LENGTH = 4  # words in a caption
 
 
 @dataclass(frozen=True)
 class Config(unet_diffusion.NetworkSettings):
-    """Settings of the model that reads."""
+    """Settings of the text-to-image model."""
 
     prompt: str | None = None
     """Draw this from the checkpoint; train nothing."""
@@ -89,10 +83,10 @@ class Config(unet_diffusion.NetworkSettings):
 def measure(images: torch.Tensor) -> torch.Tensor:
     """Width, stroke and slant (N, 3) of digits (N, 1, H, W) uint8, light on dark.
 
-    Width: four standard deviations of the ink's columns, its slant taken out, in pixels. Stroke: four
-    times the mean distance of ink to the background, in pixels. Slant: how far the ink leans to the
-    right per pixel upwards, by second moments. The size would tell nothing: MNIST scaled every digit's
-    longer side to 20 pixels.
+    Width: four standard deviations of the ink's columns, in pixels, with the slant taken out. Stroke:
+    four times the mean distance of the ink to the background, in pixels. Slant: how far the ink leans to
+    the right per pixel upwards, by second moments. The size says nothing: MNIST scaled the longer side of
+    every digit to 20 pixels.
     """
     import cv2
 
@@ -126,7 +120,7 @@ class Captioner:
         )
 
     def thirds(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """For each image the third, 0, 1 or 2, of its class's width, stroke and slant, (N, 3)."""
+        """Each image's width, stroke and slant as thirds of its class: 0, 1 or 2, (N, 3)."""
         measured, borders = measure(images), self.borders[labels.cpu()]
         return (measured[:, :, None] > borders).sum(dim=2)
 
@@ -165,42 +159,11 @@ def keep_out(data: Dataset, thirds: torch.Tensor) -> torch.Tensor:
     return ~(thirds[:, 1:] == pairs).all(dim=1)
 
 
-# --- training and drawing -------------------------------------------------------------------------
-
-
-def train(config: Config, data: Dataset, words: torch.Tensor, path: Path):
-    """Train on captions (N, 4) from which words are left out at random, one in ten wholly."""
-    words = words.to(data.images.device)
-
-    def tell(_x0, batch: torch.Tensor, rng: torch.Generator) -> dict[str, torch.Tensor]:
-        draws = torch.rand(len(batch), LENGTH + 1, generator=rng, device=batch.device)
-        left_out = draws[:, :LENGTH] < config.drop_word
-        left_out[:, -1] = False  # the digit's own word
-        left_out |= draws[:, -1:] < config.drop_class
-        return {"words": words[batch].masked_fill(left_out, 0)}
-
-    return unet_diffusion.train(
-        config, data, path, tell=tell, script=SCRIPT, vocabulary=len(VOCABULARY)
-    )
-
-
-def draw(model: Model, words: torch.Tensor, config: Config) -> torch.Tensor:
-    """Images (n, C, H, W) uint8 of the captions (n, 4)."""
-    words = words.to(model.device)
-
-    def estimate(rows: slice) -> Estimate:
-        silence = torch.zeros_like(words[rows])
-        return model.given({"words": words[rows]}, {"words": silence}, config.guidance)
-
-    images = unet_diffusion.draw(model, estimate, len(words), config.steps, config.seed)
-    return to_uint8(images)
-
-
-# --- measuring ------------------------------------------------------------------------------------
-
-
 def prompts(n: int, together: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Thirds (n, 3) and classes (n,) to ask for: ten images of each; `together` in training or not."""
+    """Thirds (n, 3) and classes (n,) of captions to draw, ten images of each.
+
+    Their stroke and slant were seen `together` in the training, or never.
+    """
     rng = np.random.default_rng(0)
     thirds, labels = [], []
     for k in range(-(-n // 10)):
@@ -212,6 +175,93 @@ def prompts(n: int, together: bool) -> tuple[torch.Tensor, torch.Tensor]:
         thirds += [third] * 10
         labels += [label] * 10
     return torch.from_numpy(np.array(thirds[:n])), torch.tensor(labels[:n])
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def leave_out(words: torch.Tensor, config: Config, rng: torch.Generator) -> torch.Tensor:
+    """Captions (B, 4) with words left out at random: single ones, or all four at once.
+
+    The digit's own word, the last one, is only left out with the others.
+    """
+    draws = torch.rand(len(words), LENGTH + 1, generator=rng, device=words.device)
+    left_out = draws[:, :LENGTH] < config.drop_word
+    left_out[:, -1] = False
+    left_out |= draws[:, -1:] < config.drop_class
+    return words.masked_fill(left_out, 0)
+
+
+def train(config: Config, data: Dataset, words: torch.Tensor, path: Path) -> tuple[Training, Model]:
+    """Train on images and their captions `words` (N, 4), or go on with --resume.
+
+    The model has the averaged weights, to sample from.
+    """
+    device = data.images.device
+    words = words.to(device)
+    torch.manual_seed(config.seed)
+    model = unet_diffusion.build(vars(config), data.shape, vocabulary=len(VOCABULARY))
+    network = model.network.to(device, memory_format=torch.channels_last)
+    adam = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)
+    training = Training(
+        path, SCRIPT, config, data, networks={"unet": network}, optimizers={"adam": adam},
+        ema="unet", ema_decay=config.ema_decay, label="U-Net",
+        may_change_on_resume=("steps", "guidance"),
+    )  # fmt: skip
+    if config.resume:
+        training.load()
+    rng = training.rng
+    with training:
+        for _ in training.epochs():
+            for batch in training.batches():
+                x0 = unet_diffusion.batch_images(config, data, batch, rng)  # (B, 1, H, W)
+                read = leave_out(words[batch], config, rng)  # (B, 4)
+                x_t, t, target = unet_diffusion.noisy_pair(model, x0, rng)
+                loss = F.mse_loss(network(x_t, t / config.T, words=read), target)
+                adam.param_groups[0]["lr"] = config.lr * one_cycle(training.progress)
+                adam.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                adam.step()
+                training.log(loss=loss)
+    return training, unet_diffusion.averaged_model(training)
+
+
+# --- sampling -------------------------------------------------------------------------------------
+
+
+def sample(model: Model, words: torch.Tensor, config: Config) -> torch.Tensor:
+    """Images (n, C, H, W) uint8 of the captions (n, 4), guided against the empty caption."""
+    words = words.to(model.device)
+
+    def estimate(rows: slice) -> Estimate:
+        no_words = torch.zeros_like(words[rows])
+        return model.given({"words": words[rows]}, {"words": no_words}, config.guidance)
+
+    images = unet_diffusion.sample_images(model, estimate, len(words), config.steps, config.seed)
+    return to_uint8(images)
+
+
+def checkpoint_path(config: Config) -> Path:
+    return config.output_dir / MODELS / "text.pth"
+
+
+def sample_from_checkpoint(config: Config, device: torch.device) -> torch.Tensor:
+    """Images (n, C, H, W) uint8 of --prompt or, without one, of captions as in the table."""
+    words = words_of(*prompts(config.num_samples, together=True))
+    if config.prompt is not None:
+        words = encode(config.prompt).expand(config.num_samples, -1)
+    model = load_model(checkpoint_path(config), device, SCRIPT, vocabulary=len(VOCABULARY))
+    return sample(model, words, config)
+
+
+# === the lesson ends here; below: measured, plotted, reported =====================================
+
+TITLE = "Text to image: a thin upright three"
+SUMMARY = (
+    "A diffusion model that reads. Its captions are made by measuring real digits. Whether it does "
+    "what a prompt says is measured in the same way, also for words that it never saw together."
+)
 
 
 def agreement(
@@ -234,7 +284,7 @@ def evaluate(
     n, rows = config.num_samples, []
     for name, together in (("seen together in training", True), ("never seen together", False)):
         thirds, labels = prompts(n, together)
-        images = draw(model, words_of(thirds, labels), config)
+        images = sample(model, words_of(thirds, labels), config)
         rows.append([name, *agreement(images, thirds, labels, captioner, classifier)])
     columns = ["stroke and slant", "digit", "width", "stroke", "slant", "all four"]
     result.add_table(
@@ -246,44 +296,51 @@ def evaluate(
     for row in rows:
         for name, value in zip(columns[1:], row[1:], strict=True):
             result.add_metric(f"{row[0]}: {name}", value, n, better="higher")
-    thirds, labels = prompts(100, together=False)
-    words = words_of(thirds, labels)
-    drawn = draw(model, words, config)
-    pictures = {caption(words[10 * k]): drawn[10 * k : 10 * k + 8] for k in range(10)}
-    path = result.add_file("unseen.png", "Words that were never together in the training, eight "
-                           "images each, not picked.")  # fmt: skip
-    figures.named_rows(path, pictures)
-    draw_words(result, model, config)
+    result.add_figure("unseen.png", plot_unseen(model, config), "Words that were never together in the "
+                      "training, eight images each, not picked.")  # fmt: skip
+    result.add_figure("words.png", plot_words(model, config), "The same noise in each row, one word "
+                      "changed: width, stroke, slant.")  # fmt: skip
     return images
 
 
-def draw_words(result: Result, model: Model, config: Config) -> None:
-    """One word changed at a time, with the same noise."""
+def plot_unseen(model: Model, config: Config) -> Figure:
+    """Ten captions that were never seen in the training, a row of eight images each."""
+    words = words_of(*prompts(100, together=False))
+    images = sample(model, words, config)
+    rows = {caption(words[10 * k]): images[10 * k : 10 * k + 8] for k in range(10)}
+    return figures.plot_rows(rows)
+
+
+def plot_words(model: Model, config: Config) -> Figure:
+    """One word changed at a time, with the same noise: a row of eight images each."""
     rows = {}
     for prompt in (f"{word} three" for words in ATTRIBUTES.values() for word in words):
         words = encode(prompt).expand(8, -1)
-        rows[prompt] = draw(model, words, replace(config, seed=config.seed + 1))
-    path = result.add_file(
-        "words.png", "The same noise in each row, one word changed: width, stroke, slant."
-    )
-    figures.named_rows(path, rows)
+        rows[prompt] = sample(model, words, replace(config, seed=config.seed + 1))
+    return figures.plot_rows(rows)
 
 
-# --- the run --------------------------------------------------------------------------------------
+def lessons(result: Result) -> list[str]:
+    """What the figures teach, as far as they were measured."""
+    obeyed = result.measured("never seen together: all four", "seen together in training: all four")
+    if obeyed is None:
+        return []
+    unseen_words, seen_words = obeyed
+    return [
+        f"Prompts whose stroke and slant were never seen together are obeyed in all four words in "
+        f"{unseen_words:.0%} of cases, those whose were in {seen_words:.0%}; chance would obey 0.4 %. "
+        "The two are not equally hard: only the latter also ask for the thirds in the middle."
+    ]
 
 
 def run(config: Config) -> Result:
     """Caption, train, measure; with --prompt or --sample-only draw from the checkpoint."""
     device = prepare(config.seed, config.device)
     config = config.quickened(widths=(16, 32), epochs=1, num_samples=50, steps=5)
-    path = config.output_dir / MODELS / "text.pth"
     if config.prompt is not None or config.sample_only:
-        words = words_of(*prompts(config.num_samples, together=True))
-        if config.prompt is not None:
-            words = encode(config.prompt).expand(config.num_samples, -1)
-        model = load_model(path, device, SCRIPT, vocabulary=len(VOCABULARY))
-        samples = draw(model, words, config)
-        return draw_only(SCRIPT, TITLE, PICTURES, config, device, samples)
+        images = sample_from_checkpoint(config, device)
+        return samples.sampled_only(SCRIPT, TITLE, PICTURES, config, device, images)
+    trailing_steps(config.T, config.steps)  # refused now, not after the training
     data = load_for(config, device)
     if data.name not in (EMBEDDED, "mnist"):
         raise UserError(f"Captions are about digits: take {EMBEDDED} or mnist, not {data.name}.")
@@ -293,14 +350,15 @@ def run(config: Config) -> Result:
     thirds = captioner.thirds(data.images, data.labels)
     kept = keep_out(data, thirds)
     seen = replace(data, images=data.images[kept.to(device)], labels=data.labels[kept.to(device)])
-    training, model = train(config, seen, words_of(thirds, data.labels)[kept], path)
+    words = words_of(thirds, data.labels)[kept]
+    training, model = train(config, seen, words, checkpoint_path(config))
     result.add_metric("training images left out", 1 - kept.float().mean().item(), len(kept))
     images = evaluate(config, model, captioner, classifier, result)
-    result.add_metric("seconds of training", training.seconds, training.steps_done, unit="s")
+    result.add_metric("seconds of training", training.seconds_used, training.steps_done, unit="s")
     path = result.add_file("samples.png", "The last hundred of the table.", featured=False)
-    write_grid(path, images[-GRID:])
-    write_samples(config.samples_file, images)
-    return result.save(*LESSONS)
+    samples.write_grid(path, images[-samples.GRID :])
+    samples.write_samples(config.samples_file, images)
+    return result.save(*lessons(result))
 
 
 def main() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 import torch
 
@@ -13,18 +11,13 @@ from imagelab.techniques.diffusion import (
     cosine_schedule,
     ddim,
     dpm_solver,
-    estimator,
-    guided,
     image_noise,
     last,
     linear_schedule,
-    noisy_pair,
-    repaint,
-    repaint_levels,
+    reverse_process,
     target,
     to_x0,
     trailing_steps,
-    way_back,
     zero_terminal_snr,
 )
 
@@ -138,20 +131,7 @@ def test_v_has_unit_variance_and_is_perpendicular():
     assert (v * x_t).mean().item() == pytest.approx(0, abs=0.02)
 
 
-def test_guidance_identities():
-    rng = torch.Generator().manual_seed(0)
-    conditional, unconditional = torch.randn(2, 5, 1, 4, 4, generator=rng)
-    assert torch.allclose(guided(conditional, unconditional, 0.0), unconditional)
-    assert torch.allclose(guided(conditional, unconditional, 1.0), conditional, atol=1e-6)
-    three = guided(conditional, unconditional, 3.0)
-    assert torch.allclose(three, 3 * conditional - 2 * unconditional, atol=1e-5)
-    rescaled = guided(conditional, unconditional, 3.0, rescale=1.0)
-    assert torch.allclose(rescaled.std((1, 2, 3)), conditional.std((1, 2, 3)))
-    half = guided(conditional, unconditional, 3.0, rescale=0.5)
-    assert torch.allclose(half, (three + rescaled) / 2, atol=1e-6)
-
-
-# --- the ways back --------------------------------------------------------------------------------
+# --- the reverse process --------------------------------------------------------------------------
 
 
 def test_steps_begin_at_the_last_t_and_end_at_the_first():
@@ -223,7 +203,7 @@ def test_no_noise_is_added_at_the_last_step_nor_without_eta():
 
 
 def test_few_steps_of_second_order_are_closer():
-    """DPM-Solver++(2M) at 20 steps is nearer to the exact way of a Gaussian than DDIM at 20."""
+    """DPM-Solver++(2M) at 20 steps is nearer to the exact path of a Gaussian than DDIM at 20."""
     s = linear_schedule(1000)
     estimate, x_T = gaussian_estimate(s, 0.0, 0.5), torch.ones(1, 1, dtype=torch.float64)
     exact = last(ddim(s, estimate, x_T, 1000, 0.0, None)).item()
@@ -292,42 +272,6 @@ def test_agreement_with_diffusers():
     assert sum(drawn) / 2000 == pytest.approx(mean.item(), abs=4 * (variance / 2000) ** 0.5)
 
 
-# --- the estimate of a network, and its ways back -------------------------------------------------
-
-
-class Teller:
-    """A 'network' whose answer shows what it was told: 1 for a class, 0 for none; it counts calls."""
-
-    def __init__(self) -> None:
-        self.images = 0
-
-    def __call__(self, x, t, label):
-        self.images += len(x)
-        assert (t >= 0).all() and (t < 1).all()
-        return label.float()[:, None].expand_as(x) / 10
-
-
-def test_guidance_of_0_and_1_are_identities_and_cost_what_they_should():
-    s = linear_schedule(50)
-    x, label, none = torch.zeros(3, 2), torch.full((3,), 4), torch.full((3,), 1)
-    for scale, answer, images in ((0.0, 0.1, 6), (1.0, 0.4, 3), (2.0, 0.7, 6), (9.0, 1.0, 6)):
-        network = Teller()
-        estimate = estimator(network, s, "x0", {"label": label}, {"label": none}, scale)
-        assert torch.allclose(estimate(x, 10), torch.full((3, 2), answer))  # clipped at 1
-        assert network.images == images
-
-
-def test_every_t_is_trained_and_the_targets_fit():
-    s = cosine_schedule(7)
-    rng = torch.Generator().manual_seed(0)
-    x0 = torch.rand(2000, 3) * 2 - 1
-    for kind in ("eps", "x0", "v"):
-        x_t, t, wanted = noisy_pair(s, kind, x0, rng)
-        assert t.unique().tolist() == list(range(7))  # T−1 as well
-        early = t < 6  # at the last t of the cosine nothing is left to read ε from
-        assert torch.allclose(to_x0(s, kind, wanted, x_t, t)[early], x0[early], atol=1e-3)
-
-
 def test_an_image_with_noise_enters_where_its_noise_belongs():
     s = cosine_schedule(1000)
     for sigma in (0.05, 0.5, 2.0):
@@ -339,61 +283,11 @@ def test_an_image_with_noise_enters_where_its_noise_belongs():
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm-solver"])
 def test_samplers_by_name_reach_a_known_image(sampler):
-    """With a perfect estimate every way ends at the image, and starts from the noise."""
+    """With a perfect estimate every sampler ends at the image, and starts from the noise."""
     s = cosine_schedule(100)
     image = torch.linspace(-1, 1, 12).reshape(3, 4)
     noise = image_noise(0, 0, 3, (4,))
-    states = list(way_back(sampler, s, lambda x, t: image, 10, 0.0, noise))
+    states = list(reverse_process(sampler, s, lambda x, t: image, 10, 0.0, noise))
     assert states[0][0] == 100 and states[-1][0] == 0 and len(states) == 11
     assert torch.equal(states[0][1], image_noise(0, 0, 3, (4,))())
     assert torch.allclose(last(iter(states)), image, atol=1e-5)
-
-
-# --- RePaint --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("steps", "jump", "repeats", "calls"), [(250, 10, 10, 2410), (50, 5, 5, 230)]
-)
-def test_repaint_walks_as_often_as_the_paper_s(steps, jump, repeats, calls):
-    levels = repaint_levels(steps, jump, repeats)
-    moves = [b - a for a, b in pairwise(levels)]
-    assert levels[0] == steps and levels[-1] == 0 and set(moves) == {1, -1}
-    assert moves.count(-1) == calls and moves.count(-1) - moves.count(1) == steps
-    assert repaint_levels(7, 10, 5) == [7, 6, 5, 4, 3, 2, 1, 0]  # no room for a jump
-
-
-def test_repaint_leaves_the_known_alone_and_fills_the_rest_with_the_estimate():
-    s = cosine_schedule(100)
-    known = torch.rand(2, 1, 4, 4) * 2 - 1
-    hole = torch.zeros(2, 1, 4, 4, dtype=torch.bool)
-    hole[..., 2:, :] = True
-    calls = []
-
-    def estimate(x, t):
-        calls.append(t)
-        return torch.full_like(x, 0.25)
-
-    out = repaint(s, estimate, known, hole, image_noise(0, 0, 2, (1, 4, 4)), 20, 5, 3)
-    assert torch.equal(out[~hole], known[~hole])
-    assert torch.allclose(out[hole], torch.tensor(0.25), atol=1e-5)
-    assert len(calls) == 20 + 3 * 2 * 5 and max(calls) == 99
-
-
-def test_repaint_s_states_have_the_noise_of_their_level():
-    """With a model that knows N(0, 1) images, every state is N(0, 1): up, down, inside and outside."""
-    s = cosine_schedule(100)
-    rng = torch.Generator().manual_seed(0)
-    known = torch.randn(20_000, 2, generator=rng)
-    hole = torch.tensor([True, False]).expand(20_000, 2)
-    seen = []
-
-    def estimate(x, t):
-        seen.append(x.std(dim=0))
-        alpha_bar = s.alpha_bar[t].item()
-        exact = alpha_bar**0.5 * x  # E[x₀ | x_t]
-        spread = (1 - alpha_bar) ** 0.5
-        return exact + spread * torch.randn(x.shape, generator=rng)  # a draw of x₀ | x_t
-
-    repaint(s, estimate, known, hole, lambda: torch.randn(20_000, 2, generator=rng), 20, 5, 3)
-    assert torch.allclose(torch.stack(seen), torch.ones(len(seen), 2), atol=0.05)

@@ -9,7 +9,7 @@ import torch
 from conftest import complaint, run_here, untaught
 
 from imagelab.techniques.diffusion import cosine_schedule
-from studies.diffusion_restoration import LESSONS, enlarge, shrink
+from studies.diffusion_restoration import enlarge, shrink
 from studies.unet_diffusion import Model
 
 
@@ -57,7 +57,8 @@ def quick(unet_run) -> Path:
 def test_a_run_leaves_what_was_promised(quick):
     folder = quick / "study_images" / "diffusion_restoration"
     result = json.loads((folder / "results.json").read_text("utf-8"))
-    assert untaught("studies.diffusion_restoration", result) == [LESSONS[0]]  # not at this σ
+    (missing,) = untaught("studies.diffusion_restoration", result)
+    assert missing.startswith("Under heavy noise")  # not measured at this σ
     names = {entry["path"] for entry in result["files"]}
     assert {"denoising.png", "super_resolution.png"} <= names
     assert all((folder / name).is_file() for name in names)

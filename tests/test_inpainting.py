@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,17 +9,71 @@ import torch
 from conftest import complaint, run_here, untaught
 from PIL import Image
 
-from imagelab.techniques.diffusion import cosine_schedule
+from imagelab.techniques.diffusion import cosine_schedule, image_noise
 from studies.inpainting import (
     MASKS,
     Config,
+    classical_fillings,
     guess_class,
     hole_psnr,
     holes_in_all,
     make_holes,
-    old_fillings,
+    repaint,
+    repaint_levels,
 )
 from studies.unet_diffusion import Model
+
+# --- RePaint --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "jump", "repeats", "calls"), [(250, 10, 10, 2410), (50, 5, 5, 230)]
+)
+def test_repaint_walks_as_often_as_the_paper_s(steps, jump, repeats, calls):
+    levels = repaint_levels(steps, jump, repeats)
+    moves = [b - a for a, b in pairwise(levels)]
+    assert levels[0] == steps and levels[-1] == 0 and set(moves) == {1, -1}
+    assert moves.count(-1) == calls and moves.count(-1) - moves.count(1) == steps
+    assert repaint_levels(7, 10, 5) == [7, 6, 5, 4, 3, 2, 1, 0]  # no room for a jump
+
+
+def test_repaint_leaves_the_known_alone_and_fills_the_rest_with_the_estimate():
+    s = cosine_schedule(100)
+    known = torch.rand(2, 1, 4, 4) * 2 - 1
+    hole = torch.zeros(2, 1, 4, 4, dtype=torch.bool)
+    hole[..., 2:, :] = True
+    calls = []
+
+    def estimate(x, t):
+        calls.append(t)
+        return torch.full_like(x, 0.25)
+
+    out = repaint(s, estimate, known, hole, image_noise(0, 0, 2, (1, 4, 4)), 20, 5, 3)
+    assert torch.equal(out[~hole], known[~hole])
+    assert torch.allclose(out[hole], torch.tensor(0.25), atol=1e-5)
+    assert len(calls) == 20 + 3 * 2 * 5 and max(calls) == 99
+
+
+def test_repaint_s_states_have_the_noise_of_their_level():
+    """With a model that knows N(0, 1) images, every state is N(0, 1): up, down, inside and outside."""
+    s = cosine_schedule(100)
+    rng = torch.Generator().manual_seed(0)
+    known = torch.randn(20_000, 2, generator=rng)
+    hole = torch.tensor([True, False]).expand(20_000, 2)
+    seen = []
+
+    def estimate(x, t):
+        seen.append(x.std(dim=0))
+        alpha_bar = s.alpha_bar[t].item()
+        exact = alpha_bar**0.5 * x  # E[x₀ | x_t]
+        spread = (1 - alpha_bar) ** 0.5
+        return exact + spread * torch.randn(x.shape, generator=rng)  # a draw of x₀ | x_t
+
+    repaint(s, estimate, known, hole, lambda: torch.randn(20_000, 2, generator=rng), 20, 5, 3)
+    assert torch.allclose(torch.stack(seen), torch.ones(len(seen), 2), atol=0.05)
+
+
+# --- holes ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", MASKS)
@@ -42,11 +97,11 @@ def test_the_reader_learns_from_images_with_one_hole_of_each_kind():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_old_methods_fill_the_hole_and_nothing_else(channels):
+def test_the_classical_methods_fill_the_hole_and_nothing_else(channels):
     images = torch.full((2, channels, 28, 28), 200, dtype=torch.uint8)
     images[:, :, 14:] = 40
     holes = make_holes("half", 2, (channels, 28, 28), 0)
-    for name, filled in old_fillings(images, holes).items():
+    for name, filled in classical_fillings(images, holes).items():
         outside = ~holes.expand_as(images)
         assert filled.shape == images.shape, name
         assert torch.equal(filled[outside], images[outside]), name

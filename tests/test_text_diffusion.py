@@ -11,9 +11,11 @@ from conftest import complaint, run_here, untaught
 from imagelab.data.datasets import load_dataset
 from studies.text_diffusion import (
     Captioner,
+    Config,
     caption,
     encode,
     keep_out,
+    leave_out,
     measure,
     prompts,
     unseen,
@@ -67,6 +69,18 @@ def test_unseen_combinations_are_not_trained_on_but_their_parts_are(digits):
         stroke, slant = unseen(label)
         assert not ((own[:, 0] == stroke) & (own[:, 1] == slant)).any()
         assert (own[:, 0] == stroke).any() and (own[:, 1] == slant).any()
+
+
+def test_words_are_left_out_alone_or_with_the_whole_caption():
+    """The digit's word, the last one, only with all others."""
+    rng = torch.Generator().manual_seed(0)
+    words = leave_out(torch.full((20_000, 4), 7), Config(drop_word=0.2, drop_class=0.1), rng)
+    assert set(words.unique().tolist()) == {0, 7}
+    none = (words == 0).all(dim=1)
+    assert none.float().mean().item() == pytest.approx(0.1, abs=0.01)
+    assert torch.equal(words[:, 3] == 0, none)
+    others = (words[~none, :3] == 0).float().mean(dim=0)
+    assert others.tolist() == pytest.approx([0.2] * 3, abs=0.015)
 
 
 def test_prompts_are_read_and_written():

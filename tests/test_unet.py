@@ -15,10 +15,10 @@ def awake(model: UNet) -> UNet:
     return model.eval()
 
 
-@pytest.mark.parametrize("fold", [1, 2])
-def test_shapes(fold):
-    model = UNet(3, (8, 16, 24), blocks=2, attention=(1, 2), fold=fold, classes=10)
-    side = 4 * fold * 3
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_shapes(patch_size):
+    model = UNet(3, (8, 16, 24), blocks=2, attention=(1, 2), patch_size=patch_size, classes=10)
+    side = 4 * patch_size * 3
     out = model(torch.randn(2, 3, side, side), torch.rand(2), torch.tensor([0, 10]))
     assert out.shape == (2, 3, side, side) and out.dtype == torch.float32
     assert (out == 0).all()  # at first it says nothing
@@ -30,28 +30,28 @@ def test_sizes_that_were_promised():
 
     small = UNet(1, (48, 96), classes=10)
     assert 1.0e6 < parameters(small) < 1.5e6
-    ho = UNet(3, (128, 256, 256, 256), blocks=2, attention=(1,), fold=1, classes=10)
+    ho = UNet(3, (128, 256, 256, 256), blocks=2, attention=(1,), patch_size=1, classes=10)
     assert 28e6 < parameters(ho) < 36e6
 
 
-def test_everything_that_is_told_is_heard():
+def test_every_condition_counts():
     """The answer depends on x, t, the class, the words, and the picture beside."""
     model = awake(UNet(1, (8, 16), attention=(1,), classes=3, vocabulary=5, beside=1))
     x, t = torch.randn(1, 1, 8, 8), torch.tensor([0.3])
-    told = {
+    condition = {
         "label": torch.tensor([1]),
         "words": torch.tensor([[1, 2]]),
         "beside": torch.randn(1, 1, 8, 8),
     }
-    usual = model(x, t, **told)
+    usual = model(x, t, **condition)
     for name, other in (
         ("label", torch.tensor([3])),
         ("words", torch.tensor([[1, 4]])),
         ("beside", torch.randn(1, 1, 8, 8)),
     ):
-        assert not torch.allclose(usual, model(x, t, **{**told, name: other}), atol=1e-4), name
-    assert not torch.allclose(usual, model(x, t + 0.2, **told), atol=1e-4)
-    assert not torch.allclose(usual, model(x + 0.1, t, **told), atol=1e-4)
+        assert not torch.allclose(usual, model(x, t, **{**condition, name: other}), atol=1e-4), name
+    assert not torch.allclose(usual, model(x, t + 0.2, **condition), atol=1e-4)
+    assert not torch.allclose(usual, model(x + 0.1, t, **condition), atol=1e-4)
 
 
 def test_images_of_a_batch_do_not_meet():
@@ -82,7 +82,7 @@ def test_the_norm_is_per_pixel():
 
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="divisible by 8"):
-        UNet(1, (8, 16, 16), fold=2)(torch.randn(1, 1, 28, 28), torch.rand(1))
+        UNet(1, (8, 16, 16), patch_size=2)(torch.randn(1, 1, 28, 28), torch.rand(1))
     with pytest.raises(UserError, match="levels from 0 to 1"):
         UNet(1, (8, 16), attention=(2,))
     with pytest.raises(UserError, match="divisible by 4"):

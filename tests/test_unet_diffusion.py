@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 from dataclasses import replace
@@ -11,8 +12,20 @@ import torch
 from conftest import complaint, run_here, untaught
 
 from imagelab.setup.runtime import Interrupted, prepare
+from imagelab.techniques.diffusion import cosine_schedule, linear_schedule, to_x0
 from studies import unet_diffusion
-from studies.unet_diffusion import Config, asked_classes, build, make_schedule, sample, train
+from studies.unet_diffusion import (
+    Config,
+    Model,
+    build,
+    classes_to_draw,
+    guided,
+    load_model,
+    make_schedule,
+    noisy_pair,
+    sample,
+    train,
+)
 
 TINY = Config(widths=(8, 16), epochs=12, batch_size=32, lr=5e-3, ema_decay=0.9, steps=3, seed=3)
 
@@ -28,6 +41,52 @@ def results(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text("utf-8"))
 
 
+def test_guidance_identities():
+    rng = torch.Generator().manual_seed(0)
+    conditional, unconditional = torch.randn(2, 5, 1, 4, 4, generator=rng)
+    assert torch.allclose(guided(conditional, unconditional, 0.0), unconditional)
+    assert torch.allclose(guided(conditional, unconditional, 1.0), conditional, atol=1e-6)
+    three = guided(conditional, unconditional, 3.0)
+    assert torch.allclose(three, 3 * conditional - 2 * unconditional, atol=1e-5)
+    rescaled = guided(conditional, unconditional, 3.0, rescale=1.0)
+    assert torch.allclose(rescaled.std((1, 2, 3)), conditional.std((1, 2, 3)))
+    half = guided(conditional, unconditional, 3.0, rescale=0.5)
+    assert torch.allclose(half, (three + rescaled) / 2, atol=1e-6)
+
+
+class Teller:
+    """A 'network' whose answer shows the class that it was given; it counts the images."""
+
+    def __init__(self) -> None:
+        self.images = 0
+
+    def __call__(self, x, t, label):
+        self.images += len(x)
+        assert (t >= 0).all() and (t < 1).all()
+        return label.float()[:, None].expand_as(x) / 10
+
+
+def test_guidance_of_0_and_1_are_identities_and_cost_what_they_should():
+    s = linear_schedule(50)
+    x, label, none = torch.zeros(3, 2), torch.full((3,), 4), torch.full((3,), 1)
+    for scale, answer, images in ((0.0, 0.1, 6), (1.0, 0.4, 3), (2.0, 0.7, 6), (9.0, 1.0, 6)):
+        network = Teller()
+        estimate = Model(network, s, "x0", (2,)).given({"label": label}, {"label": none}, scale)
+        assert torch.allclose(estimate(x, 10), torch.full((3, 2), answer))  # clipped at 1
+        assert network.images == images
+
+
+def test_every_t_is_trained_and_the_targets_fit():
+    s = cosine_schedule(7)
+    rng = torch.Generator().manual_seed(0)
+    x0 = torch.rand(2000, 3) * 2 - 1
+    for kind in ("eps", "x0", "v"):
+        x_t, t, wanted = noisy_pair(Model(None, s, kind, (3,)), x0, rng)
+        assert t.unique().tolist() == list(range(7))  # T−1 as well
+        early = t < 6  # at the last t of the cosine nothing is left to read ε from
+        assert torch.allclose(to_x0(s, kind, wanted, x_t, t)[early], x0[early], atol=1e-3)
+
+
 def test_it_learns(tiny):
     """Over zero, which an untrained network answers, it gains, and goes on gaining."""
     loss = tiny[0].curve("loss")
@@ -38,47 +97,72 @@ def test_an_image_does_not_depend_on_its_batch(tiny):
     _, model = tiny
     for sampler in ("ddpm", "ddim", "dpm-solver"):
         config = replace(TINY, sampler=sampler)
-        together, asked = sample(model, config, 24)
+        together, labels = sample(model, config, 24)
         apart, _ = sample(model, config, 24, portion=5)
         assert (together.int() - apart.int()).abs().max() <= 1  # a rounding, not another image
-        assert asked.tolist() == [0] * 10 + [1] * 10 + [0] * 4
+        assert labels.tolist() == [0] * 10 + [1] * 10 + [0] * 4
     assert not torch.equal(together, sample(model, replace(config, seed=4), 24)[0])
 
 
-def test_labels_can_be_asked_for():
-    assert asked_classes(replace(TINY, labels=(7, 2)), 10, 25).tolist() == (
+def test_labels_can_be_chosen():
+    assert classes_to_draw(replace(TINY, labels=(7, 2)), 10, 25).tolist() == (
         [7] * 10 + [2] * 10 + [7] * 5
     )
 
 
 def test_the_class_is_drawn_that_is_asked_for(tiny):
     """Class 0 is bright on the left, class 1 on the right."""
-    images, asked = sample(tiny[1], replace(TINY, steps=10, guidance=2), 60)
+    images, labels = sample(tiny[1], replace(TINY, steps=10, guidance=2), 60)
     left, right = (half.float().mean(dim=(1, 2, 3)) for half in images.split(14, dim=3))
-    assert ((left > right) == (asked == 0)).float().mean() > 0.9
+    assert ((left > right) == (labels == 0)).float().mean() > 0.9
 
 
-def test_resume_ends_at_the_same_weights(stripes, tmp_path):
+@pytest.mark.parametrize("study", ["unet_diffusion", "text_diffusion", "diffusion_restoration"])
+def test_resume_ends_at_the_same_weights(study, stripes, tmp_path, monkeypatch):
     """Ctrl-C in the middle of an epoch, then --resume: bit for bit what an unbroken run ends at. With
     dropout, which draws from a generator of torch's own, and other draws in between."""
-    config = replace(TINY, epochs=2, dropout=0.3)
-    whole, _ = train(config, stripes, tmp_path / "whole.pth")
-    drawn = []
+    module = importlib.import_module(f"studies.{study}")
+    config = module.Config(widths=(8, 16), epochs=2, batch_size=32, lr=5e-3, ema_decay=0.9, seed=3,
+                           dropout=0.3)  # fmt: skip
+    words = 1 + torch.arange(1600).reshape(400, 4) % 19
+    captions = {"words": words} if study == "text_diffusion" else {}
 
-    def stop(x0, batch, rng):
-        drawn.append(1)
-        if len(drawn) == 13:
+    def end(config, path: Path) -> dict:
+        module.train(config, stripes, path=path, **captions)
+        return torch.load(path, weights_only=True)
+
+    whole, steps = end(config, tmp_path / "whole.pth"), []
+    loss = whole["history"]["loss"]
+    assert len(loss) == 20 and loss[-3:].mean() < 0.9 * loss[:3].mean()
+
+    def stop(*arguments):
+        steps.append(1)
+        if len(steps) == 13:
             signal.raise_signal(signal.SIGINT)
-        silent = torch.rand(len(batch), generator=rng) < config.drop_class
-        return {"label": torch.where(silent, 2, stripes.labels[batch])}
+        return noisy_pair(*arguments)
 
-    with pytest.raises(Interrupted, match="--resume goes on"):
-        train(config, stripes, tmp_path / "part.pth", tell=stop, classes=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(unet_diffusion, "noisy_pair", stop)
+        with pytest.raises(Interrupted, match="--resume goes on"):
+            end(config, tmp_path / "part.pth")
     torch.randn(7)
-    part, _ = train(replace(config, resume=True), stripes, tmp_path / "part.pth")
-    assert part.steps_done == whole.steps_done == 20
-    for a, b in zip(part.averaged.parameters(), whole.averaged.parameters(), strict=True):
-        assert torch.equal(a, b)
+    part = end(replace(config, resume=True), tmp_path / "part.pth")
+    assert len(steps) == 13 and part["epoch"] == whole["epoch"] == 2
+    assert torch.equal(part["history"]["loss"], loss)
+    for kind in (lambda saved: saved["model"]["unet"], lambda saved: saved["ema"]):
+        for name, values in kind(whole).items():
+            assert torch.equal(values, kind(part)[name]), name
+
+
+def test_an_older_checkpoint_still_draws(tiny, tmp_path):
+    """It calls the patch size "fold"."""
+    training, model = tiny
+    saved = torch.load(training.path, weights_only=True)
+    saved["config"]["fold"] = saved["config"].pop("patch_size")
+    torch.save(saved, tmp_path / "old.pth")
+    old = load_model(tmp_path / "old.pth", torch.device("cpu"))
+    assert old.settings["patch_size"] == 2
+    assert torch.equal(sample(old, TINY, 12)[0], sample(model, TINY, 12)[0])
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "zero-terminal-snr"])

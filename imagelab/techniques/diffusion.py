@@ -1,4 +1,4 @@
-"""Gaussian diffusion: schedules, the forward process, its posterior, and the ways back.
+"""Gaussian diffusion: schedules, the forward process, its posterior, and the samplers.
 
 Tables are float64. Papers: Ho et al. 2020 (DDPM), Nichol and Dhariwal 2021 (cosine schedule, rescaled
 betas), Song et al. 2020 (DDIM), Lu et al. 2022 (DPM-Solver++), Lin et al. 2023 (zero terminal SNR).
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -50,7 +49,7 @@ class Schedule:
     def until(self, sigma: float) -> Schedule:
         """The first steps, up to where the noise on an image is nearest to `sigma`.
 
-        √((1 − ᾱ)/ᾱ) is the σ of x_t/√ᾱ: so an image with noise of a known σ enters the way back.
+        √((1 − ᾱ)/ᾱ) is the σ of x_t/√ᾱ: so an image with noise of a known σ enters the reverse process.
         """
         level = ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
         t = int((level.log() - math.log(sigma)).abs().argmin())
@@ -114,7 +113,7 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
 def target(
     schedule: Schedule, kind: Prediction, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor
 ) -> torch.Tensor:
-    """What the network is asked for: ε, x₀, or v = √ᾱ·ε − √(1 − ᾱ)·x₀ (Salimans and Ho 2022)."""
+    """What the network learns to estimate: ε, x₀, or v = √ᾱ·ε − √(1 − ᾱ)·x₀ (Salimans and Ho 2022)."""
     if kind == "eps":
         return eps
     if kind == "x0":
@@ -126,7 +125,7 @@ def target(
 def to_x0(
     schedule: Schedule, kind: Prediction, out: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor
 ) -> torch.Tensor:
-    """x̂₀ from what the network said about x_t."""
+    """x̂₀ from the network's output `out` for x_t."""
     if kind == "x0":
         return out
     image, noise = schedule.amounts(t, x_t)
@@ -135,64 +134,7 @@ def to_x0(
     return (x_t - noise * out) / image
 
 
-def guided(
-    conditional: torch.Tensor, unconditional: torch.Tensor, scale: float, rescale: float = 0.0
-) -> torch.Tensor:
-    """Classifier-free guidance (Ho and Salimans 2022), of ε̂, x̂₀ or v̂ alike, (B, ...).
-
-    The convention: unconditional + scale·(conditional − unconditional); 0 ignores the class, 1 is the
-    conditional model, above 1 exaggerates. (Their w is scale − 1.) `rescale` from 0 to 1 draws the
-    result's standard deviation, image by image, towards the conditional one's (Lin et al. 2023).
-    """
-    result = unconditional + scale * (conditional - unconditional)
-    if rescale == 0:
-        return result
-    dimensions = tuple(range(1, result.dim()))
-    shrunk = (
-        result * conditional.std(dimensions, keepdim=True) / result.std(dimensions, keepdim=True)
-    )
-    return rescale * shrunk + (1 - rescale) * result
-
-
-def noisy_pair(
-    schedule: Schedule, kind: Prediction, x0: torch.Tensor, rng: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One training step's x_t, t (B,) and target for images x0 (B, ...): each at its own random t."""
-    t = torch.randint(0, len(schedule), (len(x0),), generator=rng, device=x0.device)
-    eps = torch.randn(x0.shape, generator=rng, device=x0.device)
-    return schedule.q_sample(x0, t, eps), t, target(schedule, kind, x0, eps, t)
-
-
-def estimator(
-    network: Callable,
-    schedule: Schedule,
-    kind: Prediction,
-    asked: dict[str, torch.Tensor],
-    nothing: dict[str, torch.Tensor] | None = None,
-    scale: float = 1.0,
-    rescale: float = 0.0,
-) -> Estimate:
-    """x̂₀ as a function of x_t and t, clipped to [-1, 1], by `network(x_t, t/T, **asked)`.
-
-    `nothing` is what the network is told when nothing is asked for; with it and a `scale` other than
-    1 the answers to both, out of one doubled batch, are `guided`.
-    """
-
-    @torch.no_grad()
-    def estimate(x: torch.Tensor, t: int) -> torch.Tensor:
-        times = torch.full((len(x),), t, device=x.device)
-        if nothing is None or scale == 1:
-            out = network(x, times / len(schedule), **asked)
-        else:
-            both = {name: torch.cat([asked[name], nothing[name]]) for name in asked}
-            out = network(torch.cat([x, x]), torch.cat([times, times]) / len(schedule), **both)
-            out = guided(*out.chunk(2), scale, rescale)
-        return to_x0(schedule, kind, out, x, times).clamp(-1, 1)
-
-    return estimate
-
-
-# --- the ways back --------------------------------------------------------------------------------
+# --- the reverse process --------------------------------------------------------------------------
 
 
 def trailing_steps(T: int, steps: int) -> list[int]:
@@ -216,14 +158,14 @@ def ddim(
     times = trailing_steps(len(schedule), steps)
     for t, s in zip(times, [*times[1:], -1], strict=True):
         now, then = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item() if s >= 0 else 1.0
-        x = _ddim_step(estimate(x, t), x, now, then, eta, noise)
+        x = ddim_step(estimate(x, t), x, now, then, eta, noise)
         yield s + 1, x
 
 
-def _ddim_step(
+def ddim_step(
     x0: torch.Tensor, x: torch.Tensor, now: float, then: float, eta: float, noise: Noise
 ) -> torch.Tensor:
-    """From ᾱ = `now` to the larger ᾱ = `then`."""
+    """One step of DDIM, from ᾱ = `now` to the larger ᾱ = `then`, with the estimate `x0` at `now`."""
     eps = (x - math.sqrt(now) * x0) / math.sqrt(1 - now)
     sigma = eta * math.sqrt((1 - then) / (1 - now) * (1 - now / then))
     x = math.sqrt(then) * x0 + math.sqrt(max(1 - then - sigma**2, 0)) * eps
@@ -257,7 +199,7 @@ def _half_log_snr(alpha_bar: float) -> float:
     return 0.5 * math.log(alpha_bar / (1 - alpha_bar)) if alpha_bar > 0 else -math.inf
 
 
-def way_back(
+def reverse_process(
     sampler: Sampler,
     schedule: Schedule,
     estimate: Estimate,
@@ -266,61 +208,15 @@ def way_back(
     noise: Noise,
     x: torch.Tensor | None = None,
 ) -> States:
-    """The sampler of that name, from `x` or else from noise: "ddpm" is DDIM with η = 1."""
+    """The sampler of that name, from `x` or else from noise; "ddpm" is DDIM with η = 1."""
     x = noise() if x is None else x
     if sampler == "dpm-solver":
         return dpm_solver(schedule, estimate, x, steps)
     return ddim(schedule, estimate, x, steps, 1.0 if sampler == "ddpm" else eta, noise)
 
 
-def repaint(
-    schedule: Schedule,
-    estimate: Estimate,
-    known: torch.Tensor,
-    hole: torch.Tensor,
-    noise: Noise,
-    steps: int = 50,
-    jump: int = 5,
-    repeats: int = 5,
-) -> torch.Tensor:
-    """`known` (B, ...) with its `hole` (broadcastable, bool) drawn by the model (Lugmayr et al. 2022).
-
-    Around the hole each state is the known image with as much noise as belongs there; going `jump`
-    steps back up `repeats` - 1 times lets the inside agree with it. Known pixels come out unchanged.
-    """
-    times = trailing_steps(len(schedule), steps)[::-1]  # level k has k steps to go, from times[k-1]
-    alpha_bar = [1.0] + [schedule.alpha_bar[t].item() for t in times]
-    x = noise()
-    levels = repaint_levels(steps, jump, repeats)
-    for level, following in pairwise(levels):
-        now, then = alpha_bar[level], alpha_bar[following]
-        if following > level:
-            x = math.sqrt(then / now) * x + math.sqrt(1 - then / now) * noise()
-            continue
-        x = _ddim_step(estimate(x, times[level - 1]), x, now, then, 1.0, noise)
-        seen = math.sqrt(then) * known
-        seen = seen + math.sqrt(1 - then) * noise() if following else seen
-        x = torch.where(hole, x, seen)
-    return x
-
-
-def repaint_levels(steps: int, jump: int, repeats: int) -> list[int]:
-    """The steps still to go, from `steps` to 0: `jump` of them up again `repeats` - 1 times wherever
-    a multiple of `jump` is reached. (250, 10, 10) calls the network 2,410 times, (50, 5, 5) 230."""
-    level, levels = steps, [steps]
-    left = {k: repeats - 1 for k in range(jump, steps - jump + 1, jump)}
-    while level > 0:
-        level -= 1
-        levels.append(level)
-        if left.get(level, 0) > 0:
-            left[level] -= 1
-            levels += range(level + 1, level + jump + 1)
-            level += jump
-    return levels
-
-
 def last(states: States) -> torch.Tensor:
-    """The image at the end of a way back."""
+    """The image at the end of a reverse process."""
     _, x = deque(states, maxlen=1).pop()
     return x
 

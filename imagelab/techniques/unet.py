@@ -1,9 +1,11 @@
-"""The U-Net of diffusion models: residual blocks, skip connections, time and class told to every block.
+"""The U-Net of diffusion models: residual blocks, skip connections, an embedding of time and class.
 
-After Ho et al. (2020), with scales and shifts as Dhariwal and Nichol (2021) apply them, no class as one
-more class (Ho and Salimans 2022), a norm over the channels of each pixel, which is several times as
-fast as a group norm where channels lie last in memory, and, where pictures are small and processors
-slow, 2×2 pixels folded into channels (Luhman and Luhman 2022), a quarter of the work.
+It follows Ho et al. (2020). What differs:
+- the embedding scales and shifts the activations of every block (Dhariwal and Nichol 2021);
+- "no class" is one more class (Ho and Salimans 2022);
+- the norm is taken over the channels of each pixel: where channels lie last in memory, that is several
+  times as fast as a group norm;
+- patches of 2×2 pixels become channels first (Luhman and Luhman 2022): a quarter of the work.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ class ResidualBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         same = channels == out_channels
         self.skip = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
-        _nothing_at_first(self.conv2)
-        _nothing_at_first(self.scale_shift)
+        _zero_init(self.conv2)
+        _zero_init(self.scale_shift)
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -51,7 +53,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """x + attention (Vaswani et al. 2017) of every pixel to all pixels, or to the words of a text."""
+    """x + attention (Vaswani et al. 2017) of every pixel to all pixels, or to the words in `context`."""
 
     def __init__(self, channels: int, context: int = 0, heads: int = 4) -> None:
         super().__init__()
@@ -59,7 +61,7 @@ class Attention(nn.Module):
         self.query = nn.Linear(channels, channels)
         self.key_value = nn.Linear(context or channels, 2 * channels)
         self.out = nn.Linear(channels, channels)
-        _nothing_at_first(self.out)
+        _zero_init(self.out)
 
     def forward(self, x: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
         """x (B, C, H, W), context (B, words, its channels) to (B, C, H, W)."""
@@ -74,7 +76,7 @@ class Attention(nn.Module):
 
 
 class Stage(nn.Module):
-    """A residual block, with attention to the other pixels and to the words where asked for."""
+    """A residual block; on some levels also attention among the pixels, and cross-attention to words."""
 
     def __init__(
         self,
@@ -83,12 +85,12 @@ class Stage(nn.Module):
         embedding: int,
         dropout: float,
         attention: bool,
-        reads: bool,
+        cross_attention: bool,
     ) -> None:
         super().__init__()
         self.block = ResidualBlock(channels, out_channels, embedding, dropout)
         self.among_pixels = Attention(out_channels) if attention else None
-        self.to_words = Attention(out_channels, embedding) if attention and reads else None
+        self.to_words = Attention(out_channels, embedding) if cross_attention else None
 
     def forward(
         self, x: torch.Tensor, embedding: torch.Tensor, words: torch.Tensor | None
@@ -99,13 +101,16 @@ class Stage(nn.Module):
 
 
 class UNet(nn.Module):
-    """Images (B, C, H, W), t and what is asked for to (B, C, H, W).
+    """Images (B, C, H, W), t and a condition to (B, C, H, W).
 
-    `widths` are the channels from the full size inwards, each next level at half the size, with
-    `blocks` residual blocks on the way down and one more on the way up; `attention` names the levels
-    (0 is the full size) with attention. `fold`×`fold` pixels are one at level 0. What is asked for is
-    a class of `classes` (the number `classes` itself stands for none), words out of a `vocabulary`,
-    to which the levels with attention attend, or a picture with `beside` channels; each is absent at 0.
+    `widths` are the channels per level, from the outside inwards; each level has half the size of the
+    one before, `blocks` residual blocks on the way down and one more on the way up. `attention` names
+    the levels with attention (0 is the outermost). Patches of `patch_size`×`patch_size` pixels become
+    the channels of one pixel at level 0.
+
+    The condition is a class out of `classes` (the number `classes` itself stands for no class), words
+    out of a `vocabulary`, to which the levels with attention attend, or a picture of `beside` channels,
+    which is seen beside the image. Each is absent at 0. UserError where the numbers do not fit.
     """
 
     def __init__(
@@ -114,7 +119,7 @@ class UNet(nn.Module):
         widths: tuple[int, ...] = (64, 128),
         blocks: int = 1,
         attention: tuple[int, ...] = (1,),
-        fold: int = 2,
+        patch_size: int = 2,
         dropout: float = 0.0,
         classes: int = 0,
         vocabulary: int = 0,
@@ -126,8 +131,8 @@ class UNet(nn.Module):
             raise UserError(f"Attention needs levels from 0 to {len(widths) - 1}, not {attention}.")
         if any(width % 4 for width in widths):
             raise UserError(f"The widths of a U-Net must be divisible by 4; they are {widths}.")
-        self.classes, self.fold = classes, fold
-        self.divisor = fold * 2 ** (len(widths) - 1)  # of the images' sides
+        self.classes, self.patch_size = classes, patch_size
+        self.divisor = patch_size * 2 ** (len(widths) - 1)  # of the images' sides
         embedding = 4 * widths[0]
         self.frequencies = widths[0]
         self.time = nn.Sequential(
@@ -138,9 +143,10 @@ class UNet(nn.Module):
 
         def stage(channels: int, level: int) -> Stage:
             attend = level in attention
-            return Stage(channels, widths[level], embedding, dropout, attend, vocabulary > 0)
+            read = attend and vocabulary > 0
+            return Stage(channels, widths[level], embedding, dropout, attend, read)
 
-        self.first = nn.Conv2d((channels + beside) * fold**2, widths[0], 3, padding=1)
+        self.first = nn.Conv2d((channels + beside) * patch_size**2, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         self.grow = nn.ModuleList()  # back to twice the size
         now, skips = widths[0], [widths[0]]
@@ -160,8 +166,8 @@ class UNet(nn.Module):
                 self.grow.append(nn.ConvTranspose2d(now, widths[level - 1], 2, stride=2))
                 now = widths[level - 1]
         self.norm = PixelNorm(now)
-        self.last = nn.Conv2d(now, channels * fold**2, 3, padding=1)
-        _nothing_at_first(self.last)
+        self.last = nn.Conv2d(now, channels * patch_size**2, 3, padding=1)
+        _zero_init(self.last)
 
     def embed(self, t: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
         """t (B,) from 0 to 1 and classes (B,) as one vector each (B, embedding)."""
@@ -178,7 +184,10 @@ class UNet(nn.Module):
         words: torch.Tensor | None = None,
         beside: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """x (B, C, H, W), t (B,) from 0 to 1, label (B,), words (B, L), beside (B, C', H, W)."""
+        """x (B, C, H, W), t (B,) from 0 to 1, label (B,), words (B, L), beside (B, C', H, W).
+
+        Raises UserError where the images cannot be halved as often as there are levels.
+        """
         if x.shape[2] % self.divisor or x.shape[3] % self.divisor:
             raise UserError(
                 f"Images of {x.shape[3]}×{x.shape[2]} pixels cannot be halved as often as this U-Net "
@@ -186,26 +195,26 @@ class UNet(nn.Module):
             )
         with autocast(x.device):
             e = self.embed(t, label)
-            read = None if self.words is None else self.words(words)  # (B, words, embedding)
+            text = None if self.words is None else self.words(words)  # (B, L, embedding)
             x = x if beside is None else torch.cat([x, beside], dim=1)
-            x = F.pixel_unshuffle(x, self.fold).contiguous(memory_format=torch.channels_last)
+            x = F.pixel_unshuffle(x, self.patch_size).contiguous(memory_format=torch.channels_last)
             h = self.first(x)
             skips = [h]
             for level, stages in enumerate(self.down):
                 h = F.avg_pool2d(h, 2) if level else h
                 for stage in stages:
-                    h = stage(h, e, read)
+                    h = stage(h, e, text)
                     skips.append(h)
             for stage in self.middle:
-                h = stage(h, e, read)
+                h = stage(h, e, text)
             for level, stages in enumerate(self.up):
                 h = self.grow[level - 1](h) if level else h
                 for stage in stages:
-                    h = stage(torch.cat([h, skips.pop()], dim=1), e, read)
-            return F.pixel_shuffle(self.last(F.silu(self.norm(h))), self.fold).float()
+                    h = stage(torch.cat([h, skips.pop()], dim=1), e, text)
+            return F.pixel_shuffle(self.last(F.silu(self.norm(h))), self.patch_size).float()
 
 
-def _nothing_at_first(layer: nn.Module) -> None:
-    """A layer that adds nothing until it has learnt to."""
+def _zero_init(layer: nn.Module) -> None:
+    """Weights and biases of 0: the layer adds nothing until it has learnt to."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
