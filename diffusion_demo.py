@@ -19,11 +19,12 @@ told the measured σ, and what a network does that has learnt from photographs.
 
 from __future__ import annotations
 
-from imagelab.setup.command import command_line
+from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
@@ -37,15 +38,11 @@ from imagelab.setup.settings import Limits, Settings
 from imagelab.techniques.diffusion import linear_schedule
 from imagelab.techniques.restoration import compare, estimated_sigma, methods
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SCRIPT = "diffusion_demo"
 PICTURES = "diffusion_images"
-LESSONS = (
-    "Noise left {last step: PSNR|.1f} dB of the picture at the last step, and a blur made of that "
-    "{last step: PSNR after the blur|.1f} dB: it averages the noise away, and the edges with it.",
-    "Over all steps non-local means reach {mean over the steps: non-local means|.1f} dB and a "
-    "trained network {mean over the steps: learned|.1f} dB; a blur knows nothing of pictures, "
-    "non-local means that they repeat themselves, a network what it has seen.",
-)
 
 
 @dataclass(frozen=True)
@@ -77,14 +74,18 @@ class Config(Settings):
 # --- the two processes ----------------------------------------------------------------------------
 
 
-def additive(picture: np.ndarray, steps: int, rng: np.random.Generator):
+def additive(
+    picture: np.ndarray, steps: int, rng: np.random.Generator
+) -> Iterator[tuple[float, np.ndarray]]:
     """Yields (σ, noisy picture) with σ = 0.1, 0.2, …; (H, W) in [0, 1], clipped."""
     for i in range(steps):
         sigma = 0.1 * (i + 1)
         yield sigma, np.clip(picture + rng.normal(0, sigma, picture.shape), 0, 1)
 
 
-def variance_preserving(picture: np.ndarray, steps: int, rng: np.random.Generator):
+def variance_preserving(
+    picture: np.ndarray, steps: int, rng: np.random.Generator
+) -> Iterator[tuple[float, np.ndarray]]:
     """Yields (σ, x_t) for t evenly spaced up to T = 1000 (Ho et al. eq. 4).
 
     x_t is computed on [-1, 1] and mapped back, so its values leave [0, 1]; σ = √(1 − ᾱ_t)/2 is that
@@ -125,13 +126,8 @@ class Quantities:
     ssim_blurred: float
 
 
-COLUMNS = [
-    "step", "σ added", "σ measured", "MSE", "PSNR (dB)", "SSIM",
-    "MSE, blurred", "PSNR (dB), blurred", "SSIM, blurred",
-]  # fmt: skip
-
-
 def measure(clean: np.ndarray, noisy: np.ndarray, blurred: np.ndarray, sigma: float) -> Quantities:
+    """The noise of one step, and how far the picture is from the clean one before and after the blur."""
     errors = [
         value
         for picture in (noisy, blurred)
@@ -140,41 +136,45 @@ def measure(clean: np.ndarray, noisy: np.ndarray, blurred: np.ndarray, sigma: fl
     return Quantities(sigma, estimated_sigma(noisy), *errors)
 
 
-# --- figures --------------------------------------------------------------------------------------
+# === the lesson ends here; below: plotted, reported ===============================================
+
+TITLE = "Stepwise noise, then blur"
+SUMMARY = (
+    "A picture is covered with more and more Gaussian noise, and a Gaussian blur tries to bring it back. "
+    "Each step is measured: how much noise, how far from the clean picture, how much the blur repairs."
+)
+COLUMNS = [
+    "step", "σ added", "σ measured", "MSE", "PSNR (dB)", "SSIM",
+    "MSE, blurred", "PSNR (dB), blurred", "SSIM, blurred",
+]  # fmt: skip
 
 
-def draw(
+def plot_steps(
     picture: np.ndarray,
-    noisy: list,
-    blurred: list,
+    noisy: list[np.ndarray],
+    blurred: np.ndarray,
     rows: list[Quantities],
-    result: Result,
     kernel: int,
-) -> None:
-    way = {"clean": picture}
+) -> Figure:
+    """The clean picture, every step, and the last one blurred."""
+    shown = {"clean": picture}
     for i, (image, row) in enumerate(zip(noisy, rows, strict=True), start=1):
-        way[f"step {i}: σ = {row.sigma_added:.2f}\nPSNR {row.psnr:.1f} dB"] = np.clip(image, 0, 1)
-    last = rows[-1]
-    way[f"step {len(rows)}, blurred {kernel}×{kernel}\nPSNR {last.psnr_blurred:.1f} dB"] = np.clip(
-        blurred[-1], 0, 1
-    )
-    helped = last.psnr_blurred > last.psnr and last.ssim_blurred > last.ssim
-    back = "brings part of it back" if helped else "brings nothing of it back"
-    path = result.add_file("whole_way.png", f"The picture drowns step by step; the blur {back}.")
-    figures.side_by_side(path, way, rows=-(-len(way) // 4), height=2.9)
+        shown[f"step {i}: σ = {row.sigma_added:.2f}\nPSNR {row.psnr:.1f} dB"] = np.clip(image, 0, 1)
+    name = f"step {len(rows)}, blurred {kernel}×{kernel}\nPSNR {rows[-1].psnr_blurred:.1f} dB"
+    shown[name] = np.clip(blurred, 0, 1)
+    return figures.plot_side_by_side(shown, rows=-(-len(shown) // 4), height=2.9)
 
-    mistakes = {
-        f"step {i}": np.clip(np.abs(image - picture) * 2, 0, 1)
-        for i, image in enumerate(noisy, start=1)
-    }
-    mistakes[f"step {len(rows)}, blurred"] = np.clip(np.abs(blurred[-1] - picture) * 2, 0, 1)
-    path = result.add_file(
-        "errors.png",
-        "Distance from the clean picture, doubled: noise lies everywhere, "
-        "what the blur gets wrong lies along the edges.",
-    )
-    figures.side_by_side(path, mistakes, rows=-(-len(mistakes) // 3), height=2.9)
 
+def plot_errors(picture: np.ndarray, noisy: list[np.ndarray], blurred: np.ndarray) -> Figure:
+    """The distance from the clean picture, doubled, of every step and of the last one blurred."""
+    pictures = {f"step {i}": image for i, image in enumerate(noisy, start=1)}
+    pictures[f"step {len(noisy)}, blurred"] = blurred
+    errors = {name: np.clip(np.abs(x - picture) * 2, 0, 1) for name, x in pictures.items()}
+    return figures.plot_side_by_side(errors, rows=-(-len(errors) // 3), height=2.9)
+
+
+def plot_quantities(rows: list[Quantities]) -> Figure:
+    """σ, PSNR and SSIM over the steps."""
     figure, axes = figures.new_figure(10.5, 3.2, columns=3)
     steps = range(1, len(rows) + 1)
     panels = [
@@ -184,14 +184,25 @@ def draw(
     ]
     for axis, (ylabel, names) in zip(axes[0], panels, strict=True):
         lines = {label: [getattr(row, name) for row in rows] for label, name in names.items()}
-        figures.draw_lines(axis, steps, lines, "step", ylabel)
+        figures.plot_lines(axis, steps, lines, "step", ylabel)
         axis.set_xticks(steps)
-    figures.save_figure(
-        figure, result.add_file("quantities.png", "What is measured at every step.")
+    return figure
+
+
+def plot_restored(pictures: dict[str, list], rows: list[Quantities]) -> Figure:
+    """A column per method, a row per step."""
+    figure, axes = figures.new_figure(
+        1.75 * len(pictures), 1.95 * len(rows), len(rows), len(pictures)
     )
+    for column, (name, restored) in zip(axes.T, pictures.items(), strict=True):
+        for k, (axis, one) in enumerate(zip(column, restored, strict=True)):
+            title = f"{one.psnr:.1f} dB"
+            figures.show_image(axis, one.picture, title if k else f"{name}\n{title}")
+    figures.name_rows(axes, [f"σ = {row.sigma_added:.2f}" for row in rows])
+    return figure
 
 
-def draw_restored(
+def report_restored(
     picture: np.ndarray, noisy: list, rows: list[Quantities], by: dict, result: Result
 ) -> None:
     """Every noisy step restored by every method: a picture and two tables."""
@@ -204,20 +215,11 @@ def draw_restored(
             if name != "noisy":  # that is the step's own picture
                 file = f"restored_{i}_{name.replace(' ', '_')}.png"
                 write_png(result.add_file(file, f"Step {i}, {name}.", False), restored.picture)
-    figure, axes = figures.new_figure(
-        1.75 * len(pictures), 1.95 * len(noisy), len(noisy), len(pictures)
+    caption = (
+        "The same noise under six classical methods and a network that was trained on other photographs, "
+        "each told the measured σ."
     )
-    for column, (name, restored) in zip(axes.T, pictures.items(), strict=True):
-        for k, (axis, one) in enumerate(zip(column, restored, strict=True)):
-            title = f"{one.psnr:.1f} dB"
-            figures.show_image(axis, one.picture, title if k else f"{name}\n{title}")
-    figures.name_rows(axes, [f"σ = {row.sigma_added:.2f}" for row in rows])
-    path = result.add_file(
-        "compared.png",
-        "The same noise under six classical methods and a network that was trained on other "
-        "photographs, each told the measured σ.",
-    )
-    figures.save_figure(figure, path)
+    result.add_figure("compared.png", plot_restored(pictures, rows), caption)
     size = f"{picture.shape[1]}×{picture.shape[0]} pixels"
     sigmas = [f"σ = {row.sigma_added:.2g}" for row in rows]
     seconds = {name: np.mean([one.seconds for one in found]) for name, found in pictures.items()}
@@ -237,21 +239,27 @@ def draw_restored(
                           better="higher")  # fmt: skip
 
 
-# --- the run --------------------------------------------------------------------------------------
+def lessons(result: Result) -> list[str]:
+    """What the figures teach, as far as they were measured."""
+    noisy, blurred = result.measured("last step: PSNR", "last step: PSNR after the blur")
+    told = [f"Noise left {noisy:.1f} dB of the picture at the last step, and a blur made of that "
+            f"{blurred:.1f} dB: it averages the noise away, and the edges with it."]  # fmt: skip
+    methods = ("non-local means", "learned")
+    if compared := result.measured(*(f"mean over the steps: {name}" for name in methods)):
+        classical, learned = compared
+        told.append(
+            f"Over all steps non-local means reach {classical:.1f} dB and a trained network "
+            f"{learned:.1f} dB; a blur knows nothing of pictures, non-local means that they repeat "
+            "themselves, a network what it has seen."
+        )
+    return told
 
 
 def run(config: Config) -> Result:
     """Noise, blur, measure; what the driver and the tests call."""
     device = prepare(config.seed, config.device)
     config = config.quickened(size=128)
-    result = start_result(
-        SCRIPT,
-        "Stepwise noise, then blur",
-        "A picture is covered with more and more Gaussian noise, and a Gaussian blur tries to bring "
-        "it back. Each step is measured: how much noise, how far from the clean picture, how much "
-        "the blur repairs.",
-        config, PICTURES, device,
-    )  # fmt: skip
+    result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device)
     picture = read_grey(config.image, max_side=config.size)
     rng = np.random.default_rng(config.seed)
     noisy, blurred, rows = [], [], []
@@ -265,7 +273,15 @@ def run(config: Config) -> Result:
         write_png(path, image)
     write_png(result.add_file("blurred.png", "The noisiest, blurred.", featured=False), blurred[-1])
 
-    draw(picture, noisy, blurred, rows, result, config.kernel)
+    last = rows[-1]
+    helped = last.psnr_blurred > last.psnr and last.ssim_blurred > last.ssim
+    back = "brings part of it back" if helped else "brings nothing of it back"
+    result.add_figure("whole_way.png", plot_steps(picture, noisy, blurred[-1], rows, config.kernel),
+                      f"The picture drowns step by step; the blur {back}.")  # fmt: skip
+    result.add_figure("errors.png", plot_errors(picture, noisy, blurred[-1]),
+                      "Distance from the clean picture, doubled: noise lies everywhere, what the blur "
+                      "gets wrong lies along the edges.")  # fmt: skip
+    result.add_figure("quantities.png", plot_quantities(rows), "What is measured at every step.")
     frames = [picture, *noisy, blurred[-1]]
     write_gif(result.add_file("whole_way.gif", "The whole way as an animation."), frames, 0.5)
     result.add_table(
@@ -274,10 +290,10 @@ def run(config: Config) -> Result:
         [[i, *asdict(row).values()] for i, row in enumerate(rows, start=1)],
     )
     if config.compare:
-        draw_restored(picture, noisy, rows, methods(device), result)
-    for name, value in (("PSNR", rows[-1].psnr), ("PSNR after the blur", rows[-1].psnr_blurred)):
+        report_restored(picture, noisy, rows, methods(device), result)
+    for name, value in (("PSNR", last.psnr), ("PSNR after the blur", last.psnr_blurred)):
         result.add_metric(f"last step: {name}", value, 1, unit="dB", better="higher")
-    return result.save(*LESSONS)
+    return result.save(*lessons(result))
 
 
 def main() -> None:
