@@ -1,73 +1,54 @@
 """A denoising GAN: what an adversarial loss and SSIM buy beside L1, and what they cost.
 
-A U-Net (Ronneberger et al. 2015) takes the noise out of small images; a discriminator is shown its
-results beside clean images, as in pix2pix (Isola et al. 2017), and the U-Net is asked for three things
-at once: to be taken for clean, to be close in every pixel (L1), and close in structure (SSIM). The same
-U-Net is trained a second time with L1 alone, from the same weights, on the same images and noise.
+A U-Net (Ronneberger et al. 2015) takes the noise out of small images. A discriminator sees its results
+and clean images, as in pix2pix (Isola et al. 2017). The loss asks the U-Net for three things at once: to
+be taken for clean, to be close in every pixel (L1), and to be close in structure (SSIM). The same U-Net
+is trained again with L1 alone, from the same weights, on the same images and noise.
 
     python -m studies.denoising_gan                                # the embedded digits
     python -m studies.denoising_gan --dataset fashion-mnist        # ten epochs of each
-    python -m studies.denoising_gan --adversarial-weight 0.1       # more of the game
+    python -m studies.denoising_gan --adversarial-weight 0.1       # more weight on the discriminator
     python -m studies.denoising_gan --resume
     python -m studies.denoising_gan --sample-only                  # measure the checkpoints again
 
-What to look at: in the table, the two U-Nets beside each other (PSNR and SSIM say how near an image is
-to its own clean one, the distance how like clean images they are as a whole), and both beside blur and
-non-local means, which know nothing of the images; in `curves.png`, whether the game stays a game.
+What to look at: in the table, both U-Nets beside blur and non-local means, which know nothing of the
+images. PSNR and SSIM say how near an image is to its own clean one; the distance says how like clean
+images they are as a whole. `curves.png` shows whether one of the two networks wins outright.
 """
 
 from __future__ import annotations
 
-from imagelab.setup.command import command_line
+from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gan_mnist import discriminator_loss, generator_loss
-from imagelab.data.datasets import (
-    EMBEDDED,
-    Dataset,
-    load_for,
-    random_subset,
-    signed,
-    to_uint8,
-    unit,
-)
+import gan_mnist
+from imagelab.data import datasets
+from imagelab.data.datasets import Dataset, signed, to_uint8, unit
 from imagelab.data.pictures import write_png
 from imagelab.data.quality import mean_psnr, mean_ssim, ssim_map
-from imagelab.report import figures
-from imagelab.report.evaluator import Judge, features, frechet_distance
+from imagelab.report import figures, samples
+from imagelab.report.evaluator import Evaluator, features, frechet_distance
 from imagelab.report.results import Result, start_result
-from imagelab.report.samples import judge_for, write_samples
 from imagelab.setup.runtime import UserError, autocast, generator, prepare
 from imagelab.setup.settings import Count, Limits, Rate, TrainingSettings
 from imagelab.techniques.classifier import accuracy
 from imagelab.techniques.restoration import add_noise, by_filters
-from imagelab.training.checkpoints import (
-    as_described,
-    check_trained_for,
-    load_checkpoint,
-    load_weights,
-)
-from imagelab.training.loop import Training, goes_on
+from imagelab.training import checkpoints
+from imagelab.training.loop import Observer, Training, goes_on, look_away
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SCRIPT = "denoising_gan"
-WEIGHTS = ("adversarial_weight", "l1_weight", "ssim_weight")
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
-TITLE = "Denoising GAN: more than the error of each pixel"
-SUMMARY = (
-    "A U-Net cleans noisy images under an adversarial loss, L1 and SSIM, and again under L1 alone, so "
-    "that what the two other terms buy and cost together is seen, beside filters that know no images."
-)
-LESSONS = (
-    "The U-Net reaches {L1 alone: PSNR|.1f} dB under L1 alone and {GAN: PSNR|.1f} dB under all "
-    "three terms; the best blur is {GAN less blur: PSNR|.1f} dB behind.",
-)
+WEIGHTS = ("adversarial_weight", "l1_weight", "ssim_weight")
 Weight = Annotated[float, Limits(0, 1e6)]
 
 
@@ -98,7 +79,7 @@ class Config(TrainingSettings):
 # --- the two networks -----------------------------------------------------------------------------
 
 
-class UNet(nn.Module):
+class RestorationUNet(nn.Module):
     """Noisy images (B, C, H, W) in [-1, 1] to clean ones; H and W divisible by 4."""
 
     def __init__(self, channels: int, width: int = 16) -> None:
@@ -146,8 +127,8 @@ class Discriminator(nn.Module):
 def ssim_loss(x: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
     """1 − SSIM (Wang et al. 2004, eq. 13) of images (B, C, H, W) in [-1, 1].
 
-    It is computed on [0, 1]: the formula compares means by their ratio, which says nothing where a grey
-    is zero.
+    It is computed on [0, 1]: the formula compares two means by their ratio, which has no meaning where
+    a mean may be negative.
     """
     return 1 - ssim_map((x + 1) / 2, (clean + 1) / 2).mean()
 
@@ -159,7 +140,7 @@ def build(config: Config, shape: tuple[int, int, int], device: torch.device):
     flat, and L1 keeps them for long at the median of all pixels, which is black.
     """
     torch.manual_seed(config.seed)
-    networks = UNet(shape[0], config.width), Discriminator(shape)
+    networks = RestorationUNet(shape[0], config.width), Discriminator(shape)
     for layer in (layer for network in networks for layer in network.modules()):
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(layer.weight, a=0.2)
@@ -167,24 +148,31 @@ def build(config: Config, shape: tuple[int, int, int], device: torch.device):
     return tuple(net.to(device, memory_format=torch.channels_last) for net in networks)
 
 
-def train(config: Config, data: Dataset, path: Path, result: Result, label: str) -> Training:
+def train(
+    config: Config, data: Dataset, path: Path, label: str, after_epoch: Observer = look_away
+) -> Training:
     """Train the U-Net under the weights of `config`, or go on with --resume.
 
-    Without an adversarial weight there is no discriminator's step. The image and noise of every step
+    Without an adversarial weight the discriminator takes no step. The images and the noise of every step
     are the same for all weights.
     """
-    device = data.images.device
-    G, D = build(config, data.shape, device)
-    adam = {"lr": config.lr, "betas": (config.beta1, 0.999), "fused": True}
-    adam_g = torch.optim.Adam(G.parameters(), **adam)
-    adam_d = torch.optim.Adam(D.parameters(), **adam)
-    run = Training(path, SCRIPT, config, data, {"generator": G, "discriminator": D},
-                   {"generator": adam_g, "discriminator": adam_d}, label=label)  # fmt: skip
-    with run:
-        for epoch in run.epochs():
-            for batch in run.batches():
-                clean = signed(data.images[batch])
-                noisy = add_noise(clean, config.sigma, run.rng, low=-1)
+    G, D = build(config, data.shape, data.images.device)
+    adam_g, adam_d = (
+        torch.optim.Adam(net.parameters(), config.lr, (config.beta1, 0.999), fused=True)
+        for net in (G, D)
+    )
+    training = Training(
+        path, SCRIPT, config, data,
+        networks={"generator": G, "discriminator": D},
+        optimizers={"generator": adam_g, "discriminator": adam_d}, label=label,
+    )  # fmt: skip
+    if config.resume:
+        training.load()
+    with training:
+        for epoch in training.epochs():
+            for batch in training.batches():
+                clean = signed(data.images[batch])  # (B, C, H, W) in [-1, 1]
+                noisy = add_noise(clean, config.sigma, training.rng, low=-1)
                 restored = G(noisy)
                 l1 = F.l1_loss(restored, clean)
                 loss = config.l1_weight * l1
@@ -192,114 +180,31 @@ def train(config: Config, data: Dataset, path: Path, result: Result, label: str)
                     loss = loss + config.ssim_weight * ssim_loss(restored, clean)
                 if config.adversarial_weight:
                     # The discriminator learns to tell restored from clean.
-                    d_loss = discriminator_loss(D(clean), D(restored.detach()))
+                    d_loss = gan_mnist.discriminator_loss(D(clean), D(restored.detach()))
                     adam_d.zero_grad()
                     d_loss.backward()
                     adam_d.step()
                     # The U-Net learns to be taken for clean.
                     D.requires_grad_(False)
-                    adversarial = generator_loss(D(restored))
+                    adversarial = gan_mnist.generator_loss(D(restored))  # −log D(G(noisy))
                     D.requires_grad_(True)
                     loss = loss + config.adversarial_weight * adversarial
-                    run.log(d_loss=d_loss, adversarial=adversarial)
+                    training.log(d_loss=d_loss, adversarial=adversarial)
                 adam_g.zero_grad()
                 loss.backward()
                 adam_g.step()
-                run.log(l1=l1)
-            draw_progress(result.folder / epoch_picture(label, epoch), G, data, config)
-    return run
+                training.log(l1=l1)
+            after_epoch(training, epoch)
+    return training
+
+
+# --- restoring ------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def restored(G: nn.Module, noisy: torch.Tensor) -> torch.Tensor:
+def restore(G: nn.Module, noisy: torch.Tensor) -> torch.Tensor:
     """Noisy images (N, C, H, W) in [-1, 1] through the U-Net, in portions."""
     return torch.cat([G(part) for part in noisy.split(500)])
-
-
-def epoch_picture(label: str, epoch: int) -> str:
-    """The name of the picture after an epoch of one of the two trainings."""
-    return f"{label.replace(' ', '_')}_epoch_{epoch:03d}.png"
-
-
-def draw_progress(path: Path, G: nn.Module, data: Dataset, config: Config) -> None:
-    """Ten held-out images: clean, noisy, restored."""
-    clean = signed(data.test_images[:10])
-    noisy = add_noise(clean, config.sigma, generator(config.seed, "progress", clean.device), low=-1)
-    write_png(path, figures.grid(to_uint8(torch.cat([clean, noisy, restored(G, noisy)])), 10))
-
-
-# --- measuring ------------------------------------------------------------------------------------
-
-
-def evaluate(
-    config: Config,
-    data: Dataset,
-    networks: dict[str, nn.Module],
-    judge: Judge | None,
-    result: Result,
-) -> torch.Tensor:
-    """Every way of restoring on all held-out images, in figures and side by side.
-
-    Measured on [0, 1], where σ is half as large. Returns the GAN's images, uint8.
-    """
-    sigma, device = config.sigma / 2, data.images.device
-    rng = generator(config.seed, "held-out noise", device)
-    clean = unit(data.test_images)
-    noisy = add_noise(clean, sigma, rng)
-    training = unit(data.images[random_subset(len(data.images), 1000, "best blur")])
-    ways = by_filters(noisy, sigma, training, rng)
-    ways |= {name: (restored(G, noisy * 2 - 1) + 1) / 2 for name, G in networks.items()}
-    images = {name: (x.clamp(0, 1) * 255).round().to(torch.uint8) for name, x in ways.items()}
-    rows, n = {}, len(clean)
-    aim = judge and features(judge.classifier, data.test_images)
-    for name, x in ways.items():
-        rows[name] = {"PSNR (dB)": mean_psnr(x, clean), "SSIM": mean_ssim(x, clean)}
-        if judge is not None:
-            seen = features(judge.classifier, images[name])
-            rows[name]["distance to clean"] = frechet_distance(seen, aim)
-            rows[name]["read right"] = accuracy(judge.classifier, images[name], data.test_labels)
-    if judge is not None:
-        read = accuracy(judge.classifier, data.test_images, data.test_labels)
-        rows["clean"] = dict.fromkeys(rows["noisy"], "") | {"read right": read}
-    columns = list(rows["noisy"])
-    result.add_table(
-        f"{data.name}: {n:,} held-out images, σ = {config.sigma} on [-1, 1]"
-        + ("; Fréchet distance to the same images without noise" if judge else ""),
-        ["", *columns], [[name, *row.values()] for name, row in rows.items()],
-    )  # fmt: skip
-    blur, learned = list(ways)[1], networks
-    for name in learned:
-        result.add_metric(f"{name}: PSNR", rows[name]["PSNR (dB)"], n, unit="dB", better="higher")
-        result.add_metric(f"{name}: SSIM", rows[name]["SSIM"], n, better="higher")
-    for what, decibels in (("PSNR (dB)", "dB"), ("SSIM", "")):
-        gain = rows["GAN"][what] - rows[blur][what]
-        result.add_metric(f"GAN less blur: {what.split()[0]}", gain, n, unit=decibels,
-                          better="higher")  # fmt: skip
-    path = result.add_file("restored.png", "Held-out images, the same with noise, and ways back.")
-    figures.named_rows(
-        path, {"clean": data.test_images[:10]} | {name: x[:10] for name, x in images.items()}
-    )
-    return images["GAN"]
-
-
-def draw_curves(path: Path, runs: dict[str, Training]) -> None:
-    """L1 of both while training, and the game of the GAN."""
-    figure, axes = figures.new_figure(9, 3.2, columns=2)
-    for k, (name, run) in enumerate(runs.items()):
-        line = run.smoothed("l1", max(run.steps_done // 150, 1))
-        axes[0, 0].plot(*line, label=name, color=figures.PALETTE[k])
-    gan = runs["GAN"]
-    axes[0, 0].set(xlabel="epoch", ylabel="L1", yscale="log")
-    axes[0, 0].legend()
-    for k, (name, label) in enumerate((("d_loss", "D"), ("adversarial", "G, adversarial"))):
-        line = gan.smoothed(name, max(gan.steps_done // 150, 1))
-        axes[0, 1].plot(*line, label=label, color=figures.PALETTE[2 + k])
-    axes[0, 1].set(xlabel="epoch", ylabel="loss")
-    axes[0, 1].legend()
-    figures.save_figure(figure, path)
-
-
-# --- the run --------------------------------------------------------------------------------------
 
 
 def contenders(config: Config) -> dict[str, Config]:
@@ -314,45 +219,155 @@ def checkpoint_path(config: Config, name: str) -> Path:
     return config.output_dir / MODELS / f"{name.replace(' ', '_')}.pth"
 
 
-def load_network(config: Config, name: str, data: Dataset) -> UNet:
+def load_network(config: Config, name: str, data: Dataset) -> RestorationUNet:
     """The U-Net of a checkpoint under --output-dir."""
     path = checkpoint_path(config, name)
-    saved = load_checkpoint(path, SCRIPT, data.images.device)
-    check_trained_for(saved, path, data, config, "sigma", *WEIGHTS)
-    with as_described(path):
-        G = UNet(data.shape[0], saved["config"]["width"])
-    load_weights(G, saved["model"].get("generator"), path)
+    saved = checkpoints.load_checkpoint(path, SCRIPT, data.images.device)
+    checkpoints.check_trained_for(saved, path, data, config, "sigma", *WEIGHTS)
+    with checkpoints.as_described(path):
+        G = RestorationUNet(data.shape[0], saved["config"]["width"])
+    checkpoints.load_weights(G, saved["model"].get("generator"), path)
     return G.to(data.images.device, memory_format=torch.channels_last)
+
+
+# === the lesson ends here; below: measured, plotted, reported =====================================
+
+TITLE = "Denoising GAN: more than the error of each pixel"
+SUMMARY = (
+    "A U-Net cleans noisy images under an adversarial loss, L1 and SSIM, and again under L1 alone, so "
+    "that what the two other terms buy and cost together is seen, beside filters that know no images."
+)
+
+
+def epoch_picture(label: str, epoch: int) -> str:
+    """The name of the picture after an epoch of one of the two trainings."""
+    return f"{label.replace(' ', '_')}_epoch_{epoch:03d}.png"
+
+
+def observer(config: Config, data: Dataset, result: Result) -> Observer:
+    """After each epoch, a picture of ten held-out images: clean, noisy, restored."""
+    clean = signed(data.test_images[:10])
+    noisy = add_noise(clean, config.sigma, generator(config.seed, "progress", clean.device), low=-1)
+
+    def after_epoch(training: Training, epoch: int) -> None:
+        rows = torch.cat([clean, noisy, restore(training.networks["generator"], noisy)])
+        path = result.folder / epoch_picture(training.label, epoch)
+        write_png(path, figures.grid(to_uint8(rows), columns=10))
+
+    return after_epoch
+
+
+def quality_rows(
+    ways: dict[str, torch.Tensor],
+    images: dict[str, torch.Tensor],
+    data: Dataset,
+    evaluator: Evaluator | None,
+) -> dict[str, dict[str, Any]]:
+    """A row of figures for each way of restoring the held-out images (`ways`; as uint8 `images`)."""
+    clean, rows = unit(data.test_images), {}
+    for name, x in ways.items():
+        rows[name] = {"PSNR (dB)": mean_psnr(x, clean), "SSIM": mean_ssim(x, clean)}
+    if evaluator is None:
+        return rows
+    classifier, labels = evaluator.classifier, data.test_labels
+    of_clean = features(classifier, data.test_images)
+    for name, x in images.items():
+        distance = frechet_distance(features(classifier, x), of_clean)
+        rows[name] |= {"distance to clean": distance, "read right": accuracy(classifier, x, labels)}
+    read = accuracy(classifier, data.test_images, labels)
+    return rows | {"clean": dict.fromkeys(rows["noisy"], "") | {"read right": read}}
+
+
+def evaluate(
+    config: Config,
+    data: Dataset,
+    networks: dict[str, nn.Module],
+    evaluator: Evaluator | None,
+    result: Result,
+) -> torch.Tensor:
+    """Every way of restoring on all held-out images, in figures and side by side.
+
+    Measured on [0, 1], where σ is half as large. Returns the GAN's images, uint8.
+    """
+    sigma, n = config.sigma / 2, len(data.test_images)
+    rng = generator(config.seed, "held-out noise", data.images.device)
+    noisy = add_noise(unit(data.test_images), sigma, rng)
+    some = unit(data.images[datasets.random_subset(len(data.images), 1000, "best blur")])
+    ways = by_filters(noisy, sigma, some, rng)
+    blur = list(ways)[1]
+    ways |= {name: (restore(G, noisy * 2 - 1) + 1) / 2 for name, G in networks.items()}
+    images = {name: (x.clamp(0, 1) * 255).round().to(torch.uint8) for name, x in ways.items()}
+    rows = quality_rows(ways, images, data, evaluator)
+    caption = f"{data.name}: {n:,} held-out images, σ = {config.sigma} on [-1, 1]"
+    caption += "; Fréchet distance to the same images without noise" if evaluator else ""
+    table = [[name, *row.values()] for name, row in rows.items()]
+    result.add_table(caption, ["", *rows["noisy"]], table)
+    for name in networks:
+        result.add_metric(f"{name}: PSNR", rows[name]["PSNR (dB)"], n, unit="dB", better="higher")
+        result.add_metric(f"{name}: SSIM", rows[name]["SSIM"], n, better="higher")
+    for name, column, unit_ in (("PSNR", "PSNR (dB)", "dB"), ("SSIM", "SSIM", "")):
+        gain = rows["GAN"][column] - rows[blur][column]
+        result.add_metric(f"GAN less blur: {name}", gain, n, unit=unit_, better="higher")
+    shown = {"clean": data.test_images} | images
+    figure = figures.plot_rows({name: x[:10] for name, x in shown.items()})
+    caption = "Held-out images: clean, noisy, and restored in each way."
+    result.add_figure("restored.png", figure, caption)
+    return images["GAN"]
+
+
+def plot_curves(trainings: dict[str, Training]) -> Figure:
+    """L1 of both while training, and the two losses of the GAN's game."""
+    figure, axes = figures.new_figure(9, 3.2, columns=2)
+    samples.plot_logged(axes[0, 0], {name: (t, "l1") for name, t in trainings.items()}, "L1")
+    axes[0, 0].set_yscale("log")
+    gan = trainings["GAN"]
+    game = {"D": (gan, "d_loss"), "G, adversarial": (gan, "adversarial")}
+    samples.plot_logged(axes[0, 1], game, "loss", first_colour=2)
+    for axis in axes[0]:
+        axis.legend()
+    return figure
+
+
+def lessons(result: Result) -> list[str]:
+    """What the figures teach, as far as they were measured."""
+    if measured := result.measured("L1 alone: PSNR", "GAN: PSNR", "GAN less blur: PSNR"):
+        alone, gan, gain = measured
+        return [
+            f"The U-Net reaches {alone:.1f} dB under L1 alone and {gan:.1f} dB under all three terms; "
+            f"the best blur is {gain:.1f} dB behind."
+        ]
+    return []
 
 
 def run(config: Config) -> Result:
     """Train (or load) both, restore all held-out images, measure."""
     device = prepare(config.seed, config.device)
     config = config.quickened(epochs=1, width=8, lr=1e-3)
-    data = load_for(config, device)
+    data = datasets.load_for(config, device)
     if any(side % 4 for side in data.shape[1:]):
         raise UserError(f"The images' sides must be divisible by 4, not {data.shape[1:]}.")
-    config = replace(config, epochs=config.epochs or (1 if data.name == EMBEDDED else 10))
+    config = replace(config, epochs=config.epochs or (1 if data.name == datasets.EMBEDDED else 10))
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
-    networks, runs = {}, {}
+    watching = observer(config, data, result)
+    networks, trainings = {}, {}
     for name, settings in contenders(config).items():
         if config.sample_only:
             networks[name] = load_network(settings, name, data)
             continue
         path = checkpoint_path(config, name)
         settings = replace(settings, resume=goes_on(config, path, first=name == "L1 alone"))
-        runs[name] = train(settings, data, path, result, name)
-        networks[name] = runs[name].networks["generator"]
-    judge = judge_for(config, data, len(data.test_images))
-    images = evaluate(config, data, networks, judge, result)
-    if runs:
-        draw_curves(result.add_file("curves.png", "L1 while training, and the game."), runs)
-        for name in runs:
-            for epoch in range(1, runs[name].last_epoch + 1):
-                caption = f"{name} after epoch {epoch}."
-                result.note_file(epoch_picture(name, epoch), caption)
-    write_samples(config.samples_file, images)
-    return result.save(*LESSONS)
+        trainings[name] = train(settings, data, path, name, watching)
+        networks[name] = trainings[name].networks["generator"]
+    evaluator = samples.evaluator_for(config, data, len(data.test_images))
+    images = evaluate(config, data, networks, evaluator, result)
+    if trainings:
+        caption = "L1 while training, and the game."
+        result.add_figure("curves.png", plot_curves(trainings), caption)
+    for name, training in trainings.items():
+        for epoch in range(1, training.last_epoch + 1):
+            result.note_file(epoch_picture(name, epoch), f"{name} after epoch {epoch}.")
+    samples.write_samples(config.samples_file, images)
+    return result.save(*lessons(result))
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Variational autoencoders (Kingma and Welling 2014) with 2, 4 and 16 latent numbers.
 
-The encoder turns an image into a Gaussian over a few latent numbers, the decoder turns these back into
-an image; the loss asks for faithful images (reconstruction) and for Gaussians near N(0, I) (KL), so
-that latents drawn from N(0, I) decode into new images.
+The encoder turns an image into a Gaussian over a few latent numbers. The decoder turns latents back into
+an image. The loss asks for faithful images (reconstruction) and for Gaussians near N(0, I) (KL), so that
+latents drawn from N(0, I) decode into new images.
 
     python -m studies.vae                          # three sizes, the embedded digits
     python -m studies.vae --dataset mnist          # a few minutes on two CPU cores
@@ -10,21 +10,21 @@ that latents drawn from N(0, I) decode into new images.
     python -m studies.vae --sample-only --samples-file samples.npz    # of the largest of --latent-sizes
 
 What to look at: `plane.png`, where two numbers hold all the digits side by side; `elbo.png`, where more
-latents buy a better reconstruction for more KL; `samples.png`, which are soft, since the mean over
-what an image could have been is what minimises the loss.
+latents give a better reconstruction for more KL; `samples.png`, which are soft, because the loss is
+lowest at the mean of all that an image could have been.
 
-Convention of the ELBO: nats per image, the sum over pixels of the binary cross-entropy with the grey
-value as probability, plus the KL divergence. Grey images cannot reach 0: their own entropy is a part
-of it, stated beside the figure.
+The ELBO is in nats per image: the sum over pixels of the binary cross-entropy, with the grey value as
+probability, plus the KL divergence. Grey images cannot reach 0: their own entropy stands beside it.
 """
 
 from __future__ import annotations
 
-from imagelab.setup.command import command_line
+from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -33,35 +33,18 @@ from torch import nn
 from imagelab.data.datasets import EMBEDDED, Dataset, load_for, to_uint8, unit
 from imagelab.data.pictures import write_png
 from imagelab.data.quality import mean_ssim
-from imagelab.report import figures
+from imagelab.report import figures, samples
 from imagelab.report.results import Result, start_result
-from imagelab.report.samples import (
-    clocked,
-    draw_comparison,
-    draw_only,
-    judge_for,
-    report_samples,
-    samples_to_draw,
-    write_samples,
-)
 from imagelab.setup.runtime import autocast, generator, prepare
 from imagelab.setup.settings import Count, Rate, SamplingSettings
 from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
-from imagelab.training.loop import Training, goes_on, one_cycle
+from imagelab.training.loop import Observer, Training, goes_on, look_away, one_cycle
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SCRIPT = "vae"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
-TITLE = "VAE: images as points in a small space"
-SUMMARY = (
-    "An encoder squeezes each image into 2, 4 or 16 numbers and a decoder draws it again. Because the "
-    "numbers are kept near a standard normal distribution, fresh ones decode into new images."
-)
-LESSONS = (
-    "Two numbers keep an SSIM of {2 latents: SSIM|.2f} at {2 latents: negative ELBO|.0f} nats, "
-    "sixteen {16 latents: SSIM|.2f} at {16 latents: negative ELBO|.0f}.",
-    "What a number saves in reconstruction and what it costs as divergence are both nats, and the "
-    "negative ELBO is their sum.",
-)
 
 
 @dataclass(frozen=True)
@@ -80,7 +63,7 @@ class Config(SamplingSettings):
     """Units of the encoder's and of the decoder's hidden layer."""
 
 
-# --- the network ----------------------------------------------------------------------------------
+# --- the network and its loss ---------------------------------------------------------------------
 
 
 class VAE(nn.Module):
@@ -124,39 +107,54 @@ def elbo_parts(
     return reconstruction.flatten(1).sum(dim=1), kl.sum(dim=1)
 
 
-# --- training and sampling ------------------------------------------------------------------------
+def least_reconstruction(x: torch.Tensor) -> torch.Tensor:
+    """The entropy of the grey values of images (N, C, H, W) in [0, 1]: nats, (N,).
+
+    The binary cross-entropy −x·log p − (1 − x)·log(1 − p) is least at p = x, where it is this.
+    """
+    return (torch.special.entr(x) + torch.special.entr(1 - x)).flatten(1).sum(dim=1)
 
 
-def train(config: Config, latent_size: int, data: Dataset, path: Path) -> Training:
-    """Train the model of one latent size, or go on with --resume."""
+# --- training -------------------------------------------------------------------------------------
+
+
+def train(
+    config: Config, latent_size: int, data: Dataset, path: Path, after_epoch: Observer = look_away
+) -> Training:
+    """Train the model of one latent size for `config.epochs`, or go on with --resume."""
     device = data.images.device
     torch.manual_seed(config.seed)
     model = VAE(data.shape, latent_size, config.hidden).to(device)
     adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    config = replace(
-        config,
-        epochs=config.epochs or (2 if data.name == EMBEDDED else 10),
-        resume=goes_on(config, path, first=latent_size == config.latent_sizes[0]),
-    )
-    with Training(path, SCRIPT, config, data, {"vae": model}, {"adam": adam},
-                  free=("latent_sizes",), label=f"VAE, {latent_size} latents") as run:  # fmt: skip
-        for _ in run.epochs():
-            for batch in run.batches():
-                x = unit(data.images[batch])
-                eps = torch.randn(len(x), latent_size, generator=run.rng, device=device)
+    training = Training(
+        path, SCRIPT, config, data, networks={"vae": model}, optimizers={"adam": adam},
+        may_change_on_resume=("latent_sizes",), label=f"VAE, {latent_size} latents",
+    )  # fmt: skip
+    if config.resume:
+        training.load()
+    with training:
+        for epoch in training.epochs():
+            for batch in training.batches():
+                x = unit(data.images[batch])  # (B, C, H, W) in [0, 1]
+                eps = torch.randn(len(x), latent_size, generator=training.rng, device=device)
                 with autocast(device):
                     logits, mean, log_var = model(x, eps)
                 reconstruction, kl = (part.mean() for part in elbo_parts(logits, x, mean, log_var))
-                adam.param_groups[0]["lr"] = config.lr * one_cycle(run.progress)
+                loss = reconstruction + kl
+                adam.param_groups[0]["lr"] = config.lr * one_cycle(training.progress)
                 adam.zero_grad()
-                (reconstruction + kl).backward()
+                loss.backward()
                 adam.step()
-                run.log(loss=reconstruction + kl)
-    return run
+                training.log(loss=loss)
+            after_epoch(training, epoch)
+    return training
+
+
+# --- sampling, and walks through the latent space -------------------------------------------------
 
 
 @torch.no_grad()
-def draw(model: VAE, z: torch.Tensor) -> torch.Tensor:
+def generate(model: VAE, z: torch.Tensor) -> torch.Tensor:
     """Latents (N, latent_size) to the means of the pixels, (N, C, H, W) uint8."""
     return torch.cat([to_uint8(2 * model.decode(part).sigmoid() - 1) for part in z.split(1000)])
 
@@ -164,7 +162,53 @@ def draw(model: VAE, z: torch.Tensor) -> torch.Tensor:
 def sample(model: VAE, n: int, seed: int) -> torch.Tensor:
     """`n` images (n, C, H, W) uint8 from latents ~ N(0, I)."""
     z = torch.randn(n, model.latent_size, generator=generator(seed, "samples"))
-    return draw(model, z.to(next(model.parameters()).device))
+    return generate(model, z.to(next(model.parameters()).device))
+
+
+@torch.no_grad()
+def elbo_of(
+    model: VAE, images: torch.Tensor, rng: torch.Generator
+) -> tuple[float, float, torch.Tensor]:
+    """Images (N, C, H, W) uint8 through the model: both parts of the loss, and x̂ (N, C, H, W).
+
+    The parts are means over the images, with one draw of z each; x̂ in [0, 1] is decoded from z = μ.
+    """
+    parts, x_hat = [], []
+    for x in (unit(part) for part in images.split(1000)):
+        eps = torch.randn(len(x), model.latent_size, generator=rng).to(x.device)
+        logits, mean, log_var = model(x, eps)
+        parts.append(torch.stack(elbo_parts(logits, x, mean, log_var)))  # (2, 1000)
+        x_hat.append(model.decode(mean).sigmoid())
+    reconstruction, kl = torch.cat(parts, dim=1).mean(dim=1).tolist()
+    return reconstruction, kl, torch.cat(x_hat)
+
+
+@torch.no_grad()
+def encoded(model: VAE, images: torch.Tensor) -> torch.Tensor:
+    """Images (N, C, H, W) uint8 to the means (N, latent_size) of their latents."""
+    return model.encode(unit(images))[0]
+
+
+def latent_grid(side: int) -> torch.Tensor:
+    """`side` by `side` latents (side², 2), from the upper left to the lower right of the plane.
+
+    The axes are quantiles of N(0, 1), so that each latent stands for equal probability (Kingma and
+    Welling 2014, figure 4).
+    """
+    line = torch.special.ndtri((torch.arange(side) + 0.5) / side)
+    return torch.stack([line.repeat(side), line.flip(0).repeat_interleave(side)], dim=1)
+
+
+def interpolate(model: VAE, pairs: torch.Tensor, steps: int) -> torch.Tensor:
+    """From image 0 to 1, 2 to 3, … of `pairs` (2K, C, H, W), along lines: (K·steps, C, H, W), uint8."""
+    means = encoded(model, pairs)
+    part = torch.linspace(0, 1, steps, device=means.device)[:, None]
+    lines = [a + part * (b - a) for a, b in zip(means[::2], means[1::2], strict=True)]
+    return torch.cat([generate(model, z) for z in lines])
+
+
+def checkpoint_path(config: Config, latent_size: int) -> Path:
+    return config.output_dir / MODELS / f"latent_{latent_size}.pth"
 
 
 def load_model(config: Config, device: torch.device) -> VAE:
@@ -178,96 +222,70 @@ def load_model(config: Config, device: torch.device) -> VAE:
     return model.eval()
 
 
-# --- measuring ------------------------------------------------------------------------------------
+# === the lesson ends here; below: measured, plotted, reported =====================================
+
+TITLE = "VAE: images as points in a small space"
+SUMMARY = (
+    "An encoder squeezes each image into 2, 4 or 16 numbers and a decoder draws it again. Because the "
+    "numbers are kept near a standard normal distribution, fresh ones decode into new images."
+)
 
 
-@torch.no_grad()
 def held_out(model: VAE, images: torch.Tensor, seed: int) -> dict[str, float]:
-    """ELBO and its parts (nats per image, one draw of z each), MSE and SSIM of reconstructions.
-
-    `images` (N, C, H, W) uint8; the reconstruction of MSE and SSIM is the one of z = μ.
-    """
-    rng = generator(seed, "held-out latents")
-    parts, x_hat = [], []
-    for x in (unit(part) for part in images.split(1000)):
-        eps = torch.randn(len(x), model.latent_size, generator=rng).to(x.device)
-        logits, mean, log_var = model(x, eps)
-        parts.append(torch.stack(elbo_parts(logits, x, mean, log_var)))
-        x_hat.append(model.decode(mean).sigmoid())
-    reconstruction, kl = torch.cat(parts, dim=1).mean(dim=1).tolist()
-    x, x_hat = unit(images), torch.cat(x_hat)
+    """ELBO and its parts (nats per image), MSE and SSIM of reconstructions, of uint8 (N, C, H, W)."""
+    reconstruction, kl, x_hat = elbo_of(model, images, generator(seed, "held-out latents"))
     return {
         "negative ELBO": reconstruction + kl,
         "reconstruction": reconstruction,
         "KL": kl,
-        "MSE": F.mse_loss(x_hat, x).item(),
-        "SSIM": mean_ssim(x_hat, x),
+        "MSE": F.mse_loss(x_hat, unit(images)).item(),
+        "SSIM": mean_ssim(x_hat, unit(images)),
     }
 
 
-# --- figures --------------------------------------------------------------------------------------
-
-
-def draw_reconstructions(path: Path, models: dict[int, VAE], images: torch.Tensor) -> None:
+def plot_reconstructions(models: dict[int, VAE], images: torch.Tensor) -> Figure:
     """Held-out images (10, C, H, W) uint8 above what each model makes of them."""
-    with torch.no_grad():
-        means = {size: model.encode(unit(images))[0] for size, model in models.items()}
-    rows = {"original": images}
-    rows |= {f"{size} latents": draw(model, means[size]) for size, model in models.items()}
-    figures.named_rows(path, rows)
+    rows = {f"{k} latents": generate(model, encoded(model, images)) for k, model in models.items()}
+    return figures.plot_rows({"original": images} | rows)
 
 
-def draw_plane(path: Path, model: VAE, data: Dataset) -> None:
-    """What the decoder draws over the plane, and where the held-out images lie in it.
-
-    The plane's axes are quantiles of N(0, 1), so that every picture stands for equal probability.
-    """
-    count = 18
-    line = torch.special.ndtri((torch.arange(count) + 0.5) / count)
-    z = torch.stack([line.repeat(count), line.flip(0).repeat_interleave(count)], dim=1)
-    drawn = draw(model, z.to(next(model.parameters()).device))
+def plot_plane(model: VAE, data: Dataset, side: int = 18) -> Figure:
+    """What the decoder draws over the plane, and where the held-out images lie in it."""
+    drawn = generate(model, latent_grid(side).to(next(model.parameters()).device))
+    means = encoded(model, data.test_images[:4000]).cpu()
     figure, axes = figures.new_figure(11, 5.4, columns=2)
-    figures.show_image(axes[0, 0], figures.grid(drawn, count, 1, 0), "decoded, equal probability")
-    with torch.no_grad():
-        means = model.encode(unit(data.test_images[:4000]))[0].cpu()
-    figures.draw_classes(axes[0, 1], means, data.test_labels[:4000].cpu(), data.classes)
+    figures.show_image(axes[0, 0], figures.grid(drawn, side, 1, 0), "decoded, equal probability")
+    figures.plot_classes(axes[0, 1], means, data.test_labels[:4000].cpu(), data.classes)
     axes[0, 1].set(title="means of held-out images", xlabel="z₁", ylabel="z₂")
-    figures.save_figure(figure, path)
+    return figure
 
 
-def draw_tsne(path: Path, models: dict[int, VAE], data: Dataset, config: Config) -> None:
+def plot_tsne(models: dict[int, VAE], data: Dataset, config: Config) -> Figure:
     """The means of a thousand held-out images, laid out in the plane by t-SNE."""
     from sklearn.manifold import TSNE
 
     n = min(300 if config.quick else 1000, len(data.test_images))
     figure, axes = figures.new_figure(5.4 * len(models), 5.2, columns=len(models))
     for axis, (size, model) in zip(axes[0], models.items(), strict=True):
-        with torch.no_grad():
-            means = model.encode(unit(data.test_images[:n]))[0].cpu()
+        means = encoded(model, data.test_images[:n]).cpu()
         tsne = TSNE(perplexity=min(30, n / 4), init="pca", random_state=config.seed)
         if (means == means[0]).all():  # collapsed: nothing to lay out, and t-SNE would crash
             points = means[:, :2]
         else:
             points = torch.from_numpy(tsne.fit_transform(means.numpy()))
-        figures.draw_classes(axis, points, data.test_labels[:n].cpu(), data.classes)
+        figures.plot_classes(axis, points, data.test_labels[:n].cpu(), data.classes)
         axis.set(title=f"{size} latents (t-SNE)", xticks=[], yticks=[])
-    figures.save_figure(figure, path)
+    return figure
 
 
-def draw_elbo(path: Path, runs: dict[int, Training], rows: dict[int, dict[str, float]]) -> None:
+def plot_elbo(trainings: dict[int, Training], rows: dict[int, dict[str, float]]) -> Figure:
     """The loss while training, and its two parts on held-out images."""
     figure, axes = figures.new_figure(9.5, 3.4, columns=2)
-    for k, (size, run) in enumerate(runs.items()):
-        epochs, loss = run.smoothed("loss", max(run.steps_done // 100, 1))
-        axes[0, 0].plot(epochs, loss, label=f"{size} latents",
-                        color=figures.PALETTE[k % len(figures.PALETTE)])  # fmt: skip
-    least = min(row["reconstruction"] for row in rows.values())
-    axes[0, 0].set(
-        xlabel="epoch", ylabel="negative ELBO (nats per image)", ylim=(0.8 * least, None)
-    )
+    lines = {f"{size} latents": (training, "loss") for size, training in trainings.items()}
+    samples.plot_logged(axes[0, 0], lines, "negative ELBO (nats per image)", points=100)
+    axes[0, 0].set_ylim(0.8 * min(row["reconstruction"] for row in rows.values()))
     axes[0, 0].legend()
-    names = [f"{size} latents" for size in rows]
-    bottom = torch.zeros(len(rows))
+    names, bottom = list(lines), torch.zeros(len(rows))
     for k, part in enumerate(("reconstruction", "KL")):
         values = torch.tensor([row[part] for row in rows.values()])
         bars = axes[0, 1].bar(names, values, 0.6, bottom, label=part, color=figures.PALETTE[3 + k])
@@ -275,23 +293,75 @@ def draw_elbo(path: Path, runs: dict[int, Training], rows: dict[int, dict[str, f
         bottom += values
     axes[0, 1].set(ylabel="nats per held-out image", ylim=(0, 1.25 * float(bottom.max())))
     axes[0, 1].legend(loc="upper right", ncols=2)
-    figures.save_figure(figure, path)
+    return figure
 
 
-def draw_interpolation(path: Path, model: VAE, images: torch.Tensor) -> None:
-    """From one image to the next along straight lines between their means, a row per pair."""
-    with torch.no_grad():
-        means = model.encode(unit(images))[0]
-    way = torch.linspace(0, 1, 12, device=means.device)[:, None]
-    rows = [draw(model, a + way * (b - a)) for a, b in zip(means[::2], means[1::2], strict=True)]
-    write_png(path, figures.grid(torch.cat(rows), columns=12))
+def evaluate(
+    config: Config, data: Dataset, trainings: dict[int, Training], result: Result
+) -> torch.Tensor:
+    """Measure, sample and score every size, draw the figures; returns the largest one's samples."""
+    models = {size: training.networks["vae"] for size, training in trainings.items()}
+    rows = {size: {"latents": size, **held_out(model, data.test_images, config.seed)}
+            for size, model in models.items()}  # fmt: skip
+    largest, count = max(models), samples.samples_to_draw(config, data)
+    with samples.clocked(result, count * len(models)):
+        drawn = {size: sample(model, count, config.seed) for size, model in models.items()}
+    evaluator = samples.evaluator_for(config, data, config.num_samples)
+    score, scores = samples.report_samples(result, drawn[largest], evaluator, data), {}
+    if evaluator is not None:
+        for size, images in drawn.items():
+            own = scores[size] = score if size == largest else evaluator.scores(images)
+            rows[size] |= {"Fréchet distance": own.frechet, "coverage": own.coverage}
+    n = len(data.test_images)
+    caption = f"Held-out images (n = {n:,}; ELBO in nats per image), and samples"
+    caption += f" (n = {evaluator.n:,})" if evaluator else ""
+    result.add_table(caption, list(rows[largest]), [list(row.values()) for row in rows.values()])
+    for name, better in (("negative ELBO", "lower"), ("SSIM", "higher")):
+        for size, row in rows.items():
+            result.add_metric(f"{size} latents: {name}", row[name], n, better=better)
+    grey = least_reconstruction(unit(data.test_images)).mean()
+    result.add_metric("entropy of the grey values, the least reconstruction", grey, n, unit="nats")
+
+    first = [int((data.test_labels == k).nonzero()[0]) for k in data.test_labels.unique()[:10]]
+    figure = plot_reconstructions(models, data.test_images[first])
+    caption = "The same held-out images, kept in few numbers and in more."
+    result.add_figure("reconstructions.png", figure, caption)
+    if 2 in models:
+        caption = "All digits in a plane: what the decoder draws, and where held-out images lie."
+        result.add_figure("plane.png", plot_plane(models[2], data), caption)
+    larger = {size: model for size, model in models.items() if size > 2}
+    if larger and n >= 50:
+        caption = "The latents of held-out images by t-SNE, coloured by class; "
+        caption += "no label was shown in training."
+        result.add_figure("tsne.png", plot_tsne(larger, data, config), caption)
+    caption = "The two parts of the loss: fewer nats are better."
+    result.add_figure("elbo.png", plot_elbo(trainings, rows), caption)
+    named = ({f"{size} latents": x for size, x in of.items()} for of in (drawn, scores))
+    figure = samples.plot_comparison(*named)
+    result.add_figure("samples_by_size.png", figure, "Latents drawn from N(0, I), decoded.")
+    if pairs := first[: len(first) // 2 * 2]:
+        caption = "From one held-out image to another through latent space: "
+        caption += "left and right are reconstructions."
+        lines = interpolate(models[largest], data.test_images[pairs], steps=12)
+        write_png(result.add_file("interpolation.png", caption), figures.grid(lines, columns=12))
+    return drawn[largest]
 
 
-# --- the run --------------------------------------------------------------------------------------
-
-
-def checkpoint_path(config: Config, latent_size: int) -> Path:
-    return config.output_dir / MODELS / f"latent_{latent_size}.pth"
+def lessons(result: Result) -> list[str]:
+    """What the figures teach, as far as they were measured."""
+    told = []
+    names = [f"{size} latents: {name}" for name in ("SSIM", "negative ELBO") for size in (2, 16)]
+    if measured := result.measured(*names):
+        ssim_of_2, ssim_of_16, nats_of_2, nats_of_16 = measured
+        told.append(
+            f"Two numbers keep an SSIM of {ssim_of_2:.2f} at {nats_of_2:.0f} nats, sixteen "
+            f"{ssim_of_16:.2f} at {nats_of_16:.0f}."
+        )
+    told.append(
+        "What a number saves in reconstruction and what it costs as divergence are both nats, and the "
+        "negative ELBO is their sum."
+    )
+    return told
 
 
 def run(config: Config) -> Result:
@@ -299,79 +369,18 @@ def run(config: Config) -> Result:
     device = prepare(config.seed, config.device)
     config = config.quickened(epochs=2, num_samples=500)
     if config.sample_only:
-        samples = sample(load_model(config, device), config.num_samples, config.seed)
-        return draw_only(SCRIPT, TITLE, PICTURES, config, device, samples)
+        images = sample(load_model(config, device), config.num_samples, config.seed)
+        return samples.sampled_only(SCRIPT, TITLE, PICTURES, config, device, images)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
-    models, runs, rows = {}, {}, {}
+    epochs, trainings = config.epochs or (2 if data.name == EMBEDDED else 10), {}
     for size in config.latent_sizes:
-        runs[size] = train(config, size, data, checkpoint_path(config, size))
-        models[size] = runs[size].networks["vae"]
-        rows[size] = held_out(models[size], data.test_images, config.seed)
-    n = samples_to_draw(config, data)
-    with clocked(result, n * len(models)):
-        samples = {size: sample(model, n, config.seed) for size, model in models.items()}
-    evaluate(config, data, models, runs, rows, samples, result)
-    write_samples(config.samples_file, samples[max(samples)])
-    return result.save(*LESSONS)
-
-
-def evaluate(config: Config, data: Dataset, models, runs, rows, samples, result: Result) -> None:
-    """Score and draw what `run` gathered by latent size."""
-    largest, n = max(models), len(data.test_images)
-    judge = judge_for(config, data, config.num_samples)
-    score = report_samples(result, samples[largest], judge, data)
-    scores = {
-        size: score if size == largest else judge.scores(images)
-        for size, images in samples.items()
-        if judge
-    }
-    columns = list(next(iter(rows.values())))
-    result.add_table(
-        f"Held-out images (n = {n:,}; ELBO in nats per image), and samples"
-        + (f" (n = {judge.n:,})" if judge else ""),
-        ["latents", *columns, *(["Fréchet distance", "coverage"] if judge else [])],
-        [
-            [size, *row.values(), *([scores[size].frechet, scores[size].coverage] if judge else [])]
-            for size, row in rows.items()
-        ],
-    )
-    for name, better in (("negative ELBO", "lower"), ("SSIM", "higher")):
-        for size, row in rows.items():
-            result.add_metric(f"{size} latents: {name}", row[name], n, better=better)
-    x = unit(data.test_images)
-    grey = (torch.special.entr(x) + torch.special.entr(1 - x)).flatten(1).sum(dim=1).mean()
-    result.add_metric("entropy of the grey values, the least reconstruction", grey, n, unit="nats")
-
-    first = [int((data.test_labels == k).nonzero()[0]) for k in data.test_labels.unique()[:10]]
-    path = result.add_file(
-        "reconstructions.png", "The same held-out images, kept in few numbers and in more."
-    )
-    draw_reconstructions(path, models, data.test_images[first])
-    if 2 in models:
-        path = result.add_file("plane.png", "All digits in a plane: what the decoder draws, and "
-                               "where held-out images lie.")  # fmt: skip
-        draw_plane(path, models[2], data)
-    larger = {size: model for size, model in models.items() if size > 2}
-    if larger and n >= 50:
-        path = result.add_file(
-            "tsne.png",
-            "The latents of held-out images by t-SNE, coloured by class; "
-            "no label was shown in training.",
-        )
-        draw_tsne(path, larger, data, config)
-    path = result.add_file("elbo.png", "The two parts of the loss: fewer nats are better.")
-    draw_elbo(path, runs, rows)
-    path = result.add_file("samples_by_size.png", "Latents drawn from N(0, I), decoded.")
-    draw_comparison(
-        path, {f"{size} latents": images for size, images in samples.items()},
-        {f"{size} latents": score for size, score in scores.items()},
-    )  # fmt: skip
-    pairs = first[: len(first) // 2 * 2]
-    if pairs:
-        path = result.add_file("interpolation.png", "From one held-out image to another through "
-                               "latent space: left and right are reconstructions.")  # fmt: skip
-        draw_interpolation(path, models[largest], data.test_images[pairs])
+        path = checkpoint_path(config, size)
+        resume = goes_on(config, path, first=size == config.latent_sizes[0])
+        trainings[size] = train(replace(config, epochs=epochs, resume=resume), size, data, path)
+    images = evaluate(config, data, trainings, result)
+    samples.write_samples(config.samples_file, images)
+    return result.save(*lessons(result))
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import torch
 from conftest import complaint, run_here, untaught, with_classifier
 from skimage.metrics import structural_similarity
 
+from imagelab.data.pictures import read_png
 from imagelab.report.results import start_result
 from studies import denoising_gan as study
 
@@ -94,9 +95,8 @@ def gan(config, stripes) -> study.Training:
 
 
 def trained(config, data, weights=None, **more):
-    result = start_result(study.SCRIPT, "", "", config, "pictures", torch.device("cpu"), data)
-    return study.train(replace(config, **(weights or {}), **more), data, config.output_dir / "x.pth",
-                       result, "x")  # fmt: skip
+    own = replace(config, **(weights or {}), **more)
+    return study.train(own, data, config.output_dir / "x.pth", "x")
 
 
 def test_the_discriminator_learns_only_in_the_game(config, stripes, gan):
@@ -130,6 +130,18 @@ def test_stopped_and_resumed_ends_at_the_same_weights(config, stripes):
     trained(config, stripes)
     again = trained(config, stripes, epochs=2, resume=True).networks["generator"].state_dict()
     assert all((once[k] == again[k]).all() for k in once)
+
+
+def test_the_observer_leaves_a_picture_of_every_epoch(config, stripes):
+    """Ten columns of a clean, a noisy and a restored image, the noise the same in every epoch."""
+    result = start_result(study.SCRIPT, "", "", config, "pictures", torch.device("cpu"), stripes)
+    own, path = replace(config, epochs=2), config.output_dir / "x.pth"
+    watching = study.observer(own, stripes, result)
+    study.train(own, stripes, path, "L1 alone", watching)
+    names = [study.epoch_picture("L1 alone", epoch) for epoch in (1, 2)]
+    first, second = (read_png(result.folder / name) for name in names)
+    row = first.shape[0] // 3
+    assert (first[: 2 * row] == second[: 2 * row]).all() and (first != second).any()
 
 
 def test_wrong_input(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from conftest import complaint, run_here, untaught, with_classifier
 from PIL import Image
 
+from imagelab.report.figures import save_figure
 from studies import vae
 
 QUICK = ("studies.vae", "--quick", "--dataset", "mnist-5k", "--output-dir")
@@ -75,6 +76,33 @@ def test_latents_are_drawn_so_that_gradients_pass():
     assert all(layer.weight.grad.abs().sum() > 0 for layer in (model.encoder[1], model.encoder[3]))
 
 
+def test_grey_pixels_cannot_be_reconstructed_below_their_entropy():
+    x = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    least, zero = vae.least_reconstruction(x), torch.zeros(3, 5)
+    for shift, at_most in ((0.0, 1e-4), (0.1, 0.1), (-0.1, 0.1)):
+        above = vae.elbo_parts(x.logit() + shift, x, zero, zero)[0] - least
+        assert (above > (shift != 0) * 1e-3 - 1e-4).all() and (above < at_most).all()
+
+
+def test_the_plane_is_cut_into_cells_of_equal_probability():
+    z = vae.latent_grid(10)
+    share = torch.distributions.Normal(0.0, 1.0).cdf(z)
+    expected = (torch.arange(10) + 0.5) / 10
+    assert torch.allclose(share[:10, 0], expected, atol=1e-5)  # a row: z₁ grows to the right
+    assert torch.allclose(share[::10, 1], expected.flip(0), atol=1e-5)  # z₂ grows upwards
+
+
+def test_a_line_begins_and_ends_at_the_reconstructions(stripes):
+    torch.manual_seed(0)
+    model, pairs = vae.VAE(stripes.shape, 3), stripes.test_images[:4]
+    lines = vae.interpolate(model, pairs, steps=5)
+    assert lines.shape == (10, 1, 28, 28)
+    ends = vae.generate(model, vae.encoded(model, pairs))
+    assert torch.equal(lines[[0, 4, 5, 9]], ends)
+    middle = vae.encoded(model, pairs)[2:].mean(dim=0, keepdim=True)
+    assert (lines[7].int() - vae.generate(model, middle)[0].int()).abs().max() <= 1
+
+
 def test_bad_settings_are_refused(tmp_path):
     where = ("--output-dir", tmp_path)
     assert "--latent-sizes must be at least 1" in complaint(
@@ -88,7 +116,7 @@ def test_a_collapsed_encoder_is_drawn(tmp_path, stripes):
     model = vae.VAE(stripes.shape, 4)
     for weight in model.parameters():
         torch.nn.init.zeros_(weight)
-    vae.draw_tsne(tmp_path / "tsne.png", {4: model}, stripes, vae.Config())
+    save_figure(vae.plot_tsne({4: model}, stripes, vae.Config()), tmp_path / "tsne.png")
     assert (tmp_path / "tsne.png").is_file()
 
 
