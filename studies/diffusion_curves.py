@@ -228,9 +228,9 @@ def plot_steps(found: BySteps) -> Figure:
     return figure
 
 
-def few_and_most(found: BySteps) -> tuple[int | None, int]:
-    """The most steps up to 20 of the faster samplers, and the most of DDPM."""
-    few = max((steps for name, steps in found if name != "ddpm" and steps <= 20), default=None)
+def few_and_most(found: BySteps) -> tuple[int, int]:
+    """The most steps up to 20 of the faster samplers (0: there are none), and the most of DDPM."""
+    few = max((steps for name, steps in found if name != "ddpm" and steps <= 20), default=0)
     return few, max(steps for name, steps in found if name == "ddpm")
 
 

@@ -346,13 +346,13 @@ def compare_fillings(
         ways = classical_fillings(images, holes)
         best_classical = max(kept(filled) for filled in ways.values())
         read = predict(reader, images * ~holes).argmax(dim=1)
-        classes = {"diffusion": read}
+        classes: dict[str, torch.Tensor | None] = {"diffusion": read}
         if kind == "half":
             tried = guess_class(model, images, holes, config.guess_steps, config.seed)
             classes["diffusion, class by trial"] = tried
             classes["diffusion, no class"] = None
             classes["diffusion, told the class"] = labels
-            result.add_share("half: class found by trial", (tried == labels).float().mean(), n,
+            result.add_share("half: class found by trial", (tried == labels).float().mean().item(), n,
                              better="higher")  # fmt: skip
         for name, known in classes.items():
             ways[name] = inpaint(model, images, holes, config, known, config.seed)
@@ -367,7 +367,7 @@ def compare_fillings(
             result.add_share("half: class kept, told it", kept(ways["diffusion, told the class"]), n,
                              better="higher")  # fmt: skip
         result.add_share(f"{kind}: class kept by the best other", best_classical, n)
-        right = (read == labels).float().mean()
+        right = (read == labels).float().mean().item()
         result.add_share(f"{kind}: class read from what is seen", right, n, better="higher")
         caption = f"Hidden: {kind}. What was there, what is left of it, and fillings."
         result.add_figure(f"{kind}.png", plot_fillings(images, holes, ways), caption)
@@ -375,7 +375,9 @@ def compare_fillings(
             few, hole = images[:10], holes[:10]
             draws = {f"draw {k + 1}": inpaint(model, few, hole, config, seed=config.seed + 1 + k)
                      for k in range(5)}  # fmt: skip
-            caption = "Five fillings of each, with no class: they differ where there is a choice."
+            caption = (
+                "Five fillings of each, with no class. They differ where the half leaves a choice."
+            )
             result.add_figure("several.png", plot_fillings(few, hole, draws), caption)
 
 

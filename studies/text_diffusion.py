@@ -328,8 +328,9 @@ def lessons(result: Result) -> list[str]:
     unseen_words, seen_words = obeyed
     return [
         f"Prompts whose stroke and slant were never seen together are obeyed in all four words in "
-        f"{unseen_words:.0%} of cases, those whose were in {seen_words:.0%}; chance would obey 0.4 %. "
-        "The two are not equally hard: only the latter also ask for the thirds in the middle."
+        f"{unseen_words:.0%} of cases, prompts whose were seen together in {seen_words:.0%}; chance "
+        "would obey 0.4 %. The two are not equally hard: only the latter also ask for the thirds in "
+        "the middle."
     ]
 
 
