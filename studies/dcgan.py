@@ -1,8 +1,8 @@
 """The deep convolutional GAN (Radford et al. 2015): the game of gan_mnist.py, played by convolutions.
 
-Losses, training step and figures are those of gan_mnist.py; what is new is in this file. The generator
-grows an image from 7×7 pixels by transposed convolutions, the discriminator takes it apart by strided
-ones; batch normalisation holds every layer in its range, all weights start from N(0, 0.02²).
+Losses, training step and figures are those of gan_mnist.py; the networks are new. The generator grows an
+image from 7×7 pixels by transposed convolutions. The discriminator shrinks it by strided ones. Batch
+normalisation keeps every layer in its range. All weights start from N(0, 0.02²).
 
     python -m studies.dcgan                                   # the embedded digits
     python -m studies.dcgan --dataset mnist --epochs 9 --ema-decay 0.999     # 75 minutes on one core
@@ -10,13 +10,13 @@ ones; batch normalisation holds every layer in its range, all weights start from
     python -m studies.dcgan --time-limit 90                   # what 90 seconds of training give
     python -m studies.dcgan --sample-only --samples-file samples.npz
 
-What to look at: strokes are whole where the dense GAN's are speckled; `classes.png` and `quality.png`,
-where a collapse onto few images would be seen: empty classes, a coverage that falls.
+What to look at: whole strokes, where the dense GAN's are speckled; `classes.png` and `quality.png`, where
+one would see a collapse onto few images: empty classes, and a coverage that falls.
 """
 
 from __future__ import annotations
 
-from imagelab.setup.command import command_line
+from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,24 +27,13 @@ from torch import nn
 
 import gan_mnist
 from imagelab.data.datasets import load_for
+from imagelab.report import samples
 from imagelab.report.results import Result, start_result
-from imagelab.report.samples import TRACKED, draw_only, judge_for, write_samples
 from imagelab.setup.runtime import UserError, autocast, prepare
 from imagelab.setup.settings import Count, Fraction, Limits, Rate
 
 SCRIPT = "dcgan"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
-TITLE = "DCGAN: convolutions at the same game"
-SUMMARY = (
-    "The generator and the discriminator of the GAN, rebuilt from convolutions: neighbouring pixels "
-    "are drawn together. Whether it draws all classes is measured, not assumed."
-)
-LESSONS = (
-    "The samples lie at a distance of {Fréchet distance|.0f} from the data and cover "
-    "{coverage|.0%} of it; the rarest class has {rarest class|.1%} of them.",
-    "Neighbouring pixels are drawn together; that all kinds are drawn does not follow from "
-    "that, and coverage is the figure to watch.",
-)
 
 
 @dataclass(frozen=True)
@@ -158,11 +147,35 @@ def build(config: Config, shape: tuple[int, int, int], device: torch.device):
     return networks
 
 
-# --- the run --------------------------------------------------------------------------------------
+# --- training and sampling: those of gan_mnist.py -------------------------------------------------
 
 
 def checkpoint_path(config: Config) -> Path:
     return config.output_dir / MODELS / "dcgan.pth"
+
+
+def load_generator(config: Config, device: torch.device) -> nn.Module:
+    """The generator of the checkpoint under --output-dir."""
+    G = gan_mnist.load_generator(checkpoint_path(config), device, SCRIPT, Generator)
+    return G.to(memory_format=torch.channels_last)
+
+
+# === the lesson ends here; below: measured, plotted, reported =====================================
+
+TITLE = "DCGAN: convolutions at the same game"
+SUMMARY = (
+    "The generator and the discriminator of the GAN, rebuilt from convolutions: neighbouring pixels "
+    "are drawn together. Whether it draws all classes is measured, not assumed."
+)
+
+
+def lessons(result: Result) -> list[str]:
+    """What the figures teach, as far as they were measured."""
+    together = (
+        "Neighbouring pixels are drawn together; that all kinds are drawn does not follow from that, "
+        "and coverage is the figure to watch."
+    )
+    return [*gan_mnist.lessons(result), together]
 
 
 def run(config: Config) -> Result:
@@ -170,18 +183,18 @@ def run(config: Config) -> Result:
     device = prepare(config.seed, config.device)
     config = config.quickened(time_limit=6.0, num_samples=500, log_every=20)
     if config.sample_only:
-        G = gan_mnist.load_generator(checkpoint_path(config), device, SCRIPT, Generator)
-        G.to(memory_format=torch.channels_last)
-        samples = gan_mnist.sample(G, config.num_samples, config.seed)
-        return draw_only(SCRIPT, TITLE, PICTURES, config, device, samples)
+        images = gan_mnist.sample(load_generator(config, device), config.num_samples, config.seed)
+        return samples.sampled_only(SCRIPT, TITLE, PICTURES, config, device, images)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
-    watch = judge_for(config, data, TRACKED)
+    evaluator = samples.evaluator_for(config, data, samples.TRACKED)
     G, D = build(config, data.shape, device)
-    training = gan_mnist.train(config, data, G, D, checkpoint_path(config), result, watch)
-    samples = gan_mnist.evaluate(config, data, training, watch, result)
-    write_samples(config.samples_file, samples)
-    return result.save(*LESSONS)
+    watching = gan_mnist.observer(config, result, evaluator)
+    path = checkpoint_path(config)
+    training = gan_mnist.train(config, data, G, D, path, SCRIPT, "DCGAN", watching)
+    images = gan_mnist.evaluate(config, data, training, evaluator, result)
+    samples.write_samples(config.samples_file, images)
+    return result.save(*lessons(result))
 
 
 def main() -> None:

@@ -11,10 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import complaint, has_headline, run_here
+from conftest import complaint, run_here, untaught
 from PIL import Image
 
 from imagelab.data.datasets import Dataset, batch_indices, unit
+from imagelab.report.figures import new_figure, save_figure
 from imagelab.report.results import wilson
 from imagelab.setup.runtime import Interrupted
 from imagelab.techniques.attacks import pgd
@@ -66,7 +67,7 @@ def test_the_table(quick):
     """Three networks, three ε; an attack does more harm with a larger ε, and more than noise."""
     result, epsilon = result_of(quick), study.Config().epsilon
     assert len(result["tables"][0]["rows"]) == 9
-    assert has_headline("adversarial_training", result)
+    assert untaught("studies.adversarial_training", result) == []
     for training in study.METHODS:
         radii = [epsilon / 3, 2 * epsilon / 3, epsilon]
         assert column(result, "ε", training) == pytest.approx(radii)
@@ -100,8 +101,9 @@ def test_quick_spares_a_whole_training(quick, tmp_path):
 
 
 def test_resuming_a_finished_run_trains_nothing_and_measures_the_same(quick, monkeypatch):
+    blank = new_figure(2, 2)[0]
     for name in ("accuracies", "gallery", "transfer", "surfaces", "checks"):
-        monkeypatch.setattr(study, f"draw_{name}", lambda *what: None)
+        monkeypatch.setattr(study, f"plot_{name}", lambda *what: blank)
     tables, written = result_of(quick)["tables"], checkpoints(quick)
     _, complained = run_here(*QUICK, quick, "--resume")
     assert checkpoints(quick) == written and "stand against" not in complained
@@ -125,14 +127,18 @@ def test_wrong_input(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def watched(stripes) -> Dataset:
+def aside(stripes) -> Dataset:
     return replace(stripes, images=stripes.test_images, labels=stripes.test_labels)
 
 
-def recipe(method: str, epochs: int = 2, **more) -> study.Recipe:
+def defence(method: str, epochs: int = 2, **more) -> study.Defence:
     """Five steps an epoch."""
     settings = {"epsilon": 0.3, "pgd_steps": 2, "batch_size": 64, "lr": 3e-3, "seed": 0}
-    return study.Recipe(method, epochs, **{**settings, "resume": False, **more})
+    return study.Defence(method, epochs, **{**settings, "resume": False, **more})
+
+
+def train(own: study.Defence, data: Dataset, *more) -> study.Training:
+    return study.train(own, new_classifier(data, own.seed), data, *more)
 
 
 @pytest.fixture
@@ -153,18 +159,18 @@ def attacks_made(monkeypatch) -> list[SimpleNamespace]:
 @pytest.fixture
 def trained_on(monkeypatch) -> list[torch.Tensor]:
     """What the network sees in training mode: not the attacks, which are made in eval mode."""
-    seen = []
+    seen, build = [], new_classifier
 
     def watch(module, inputs):
         if module.training:
             seen.append(inputs[0].detach().clone())
 
     def hooked(*args):
-        model = new_classifier(*args)
+        model = build(*args)
         model.register_forward_pre_hook(watch)
         return model
 
-    monkeypatch.setattr(study, "new_classifier", hooked)
+    monkeypatch.setitem(globals(), "new_classifier", hooked)
     return seen
 
 
@@ -174,9 +180,9 @@ def batches(data: Dataset) -> list[torch.Tensor]:
 
 
 def test_ordinary_training_meets_the_images_as_they_are(
-    stripes, watched, tmp_path, attacks_made, trained_on
+    stripes, aside, tmp_path, attacks_made, trained_on
 ):
-    study.train(recipe("ordinary"), tmp_path / "a.pth", stripes, watched)
+    train(defence("ordinary"), stripes, aside, tmp_path / "a.pth")
     assert attacks_made == [] and len(trained_on) == 10
     for seen, batch in zip(trained_on, batches(stripes), strict=True):
         assert torch.equal(seen, unit(stripes.images[batch]))
@@ -188,9 +194,9 @@ def ramp() -> list[float]:
 
 
 def test_fast_training_takes_one_step_from_a_random_start(
-    stripes, watched, tmp_path, attacks_made, trained_on
+    stripes, aside, tmp_path, attacks_made, trained_on
 ):
-    study.train(recipe("fast"), tmp_path / "a.pth", stripes, watched)
+    train(defence("fast"), stripes, aside, tmp_path / "a.pth")
     assert [call.epsilon for call in attacks_made] == pytest.approx(ramp())
     for call, seen, batch in zip(attacks_made, trained_on, batches(stripes), strict=True):
         assert (call.steps, call.norm, call.restarts, call.start) == (1, "linf", 1, None)
@@ -201,9 +207,9 @@ def test_fast_training_takes_one_step_from_a_random_start(
 
 
 def test_pgd_training_goes_on_from_the_perturbation_of_the_last_epoch(
-    stripes, watched, tmp_path, attacks_made, trained_on
+    stripes, aside, tmp_path, attacks_made, trained_on
 ):
-    _, run = study.train(recipe("PGD"), tmp_path / "a.pth", stripes, watched)
+    training = train(defence("PGD"), stripes, aside, tmp_path / "a.pth")
     assert [call.epsilon for call in attacks_made] == pytest.approx(ramp())
     last = torch.zeros(stripes.images.shape)
     for k, (call, batch) in enumerate(zip(attacks_made, batches(stripes), strict=True)):
@@ -216,13 +222,13 @@ def test_pgd_training_goes_on_from_the_perturbation_of_the_last_epoch(
             assert (found - last[batch]).abs().max() <= 0.5 / 255 + 1e-6  # kept as whole greys
         last[batch] = call.result - call.images
         assert torch.equal(trained_on[k], call.result)
-    found = run.extra["found"]
+    found = training.extra["found"]
     assert found.dtype == torch.int8 and found.shape == stripes.images.shape
     assert (found.float() - last * 255).abs().max() <= 0.5 + 1e-3
     assert found.abs().max() <= 0.3 * 255 + 0.5 and (found != 0).float().mean() > 0.5
 
 
-def test_perturbations_come_back_on_resume(stripes, watched, tmp_path, attacks_made, monkeypatch):
+def test_perturbations_come_back_on_resume(stripes, aside, tmp_path, attacks_made, monkeypatch):
     path, spy = tmp_path / "a.pth", study.pgd
 
     def stopping(*args, **more):
@@ -232,10 +238,10 @@ def test_perturbations_come_back_on_resume(stripes, watched, tmp_path, attacks_m
 
     monkeypatch.setattr(study, "pgd", stopping)
     with pytest.raises(Interrupted, match="--resume"):
-        study.train(recipe("PGD"), path, stripes, watched)
+        train(defence("PGD"), stripes, aside, path)
     assert len(attacks_made) == 7
     saved = torch.load(path, weights_only=True)["extra"]["found"]
-    study.train(recipe("PGD", resume=True), path, stripes, watched)
+    train(defence("PGD", resume=True), stripes, aside, path)
     assert len(attacks_made) == 10
     call, batch = attacks_made[7], batches(stripes)[7]
     assert saved[batch].abs().max() > 0.2 * 255
@@ -252,7 +258,7 @@ def test_perturbations_come_back_on_resume(stripes, watched, tmp_path, attacks_m
     ],
 )
 def test_the_best_epoch_is_kept_and_a_collapse_ends_the_training(
-    stripes, watched, tmp_path, monkeypatch, checks, done, best
+    stripes, aside, tmp_path, monkeypatch, checks, done, best
 ):
     states, path = [], tmp_path / "a.pth"
     few = replace(stripes, images=stripes.images[:64], labels=stripes.labels[:64])  # one step
@@ -264,15 +270,42 @@ def test_the_best_epoch_is_kept_and_a_collapse_ends_the_training(
 
     monkeypatch.setattr(study, "pgd_accuracies", check)
     for resume in (False, True):  # after its end, nothing goes on
-        model, run = study.train(recipe("fast", 4, resume=resume), path, few, watched)
-        assert len(states) == run.epoch == done and not model.training
-        assert run.curve("check").tolist() == pytest.approx(checks[:done])
-        for name, value in model.state_dict().items():
+        training = train(defence("fast", 4, resume=resume), few, aside, path)
+        best_network = training.networks["best"]
+        assert len(states) == training.epoch == done and not best_network.training
+        assert training.curve("check").tolist() == pytest.approx(checks[:done])
+        for name, value in best_network.state_dict().items():
             assert torch.equal(value, states[best][name])
-    averaged = run.averaged.state_dict()  # what is kept is the moving average of the weights
+    averaged = training.averaged.state_dict()  # what is kept is the moving average of the weights
     assert all(torch.equal(averaged[name], states[-1][name]) for name in averaged)
-    assert not torch.equal(averaged["dense2.weight"], run.networks["classifier"].dense2.weight)
+    assert not torch.equal(averaged["dense2.weight"], training.networks["classifier"].dense2.weight)
     assert not torch.equal(states[0]["dense2.weight"], states[1]["dense2.weight"])
+
+
+def test_the_observer_tells_the_check_and_its_collapse(
+    stripes, aside, tmp_path, monkeypatch, capsys
+):
+    few = replace(stripes, images=stripes.images[:64], labels=stripes.labels[:64])
+    for method, sentences in (("fast", 1), ("ordinary", 0)):
+        checks = iter([0.9, 0.1])
+        monkeypatch.setattr(study, "pgd_accuracies", lambda *_, left=checks, **__: [next(left)])
+        train(defence(method), few, aside, tmp_path / f"{method}.pth", study.observer(aside))
+        told = capsys.readouterr().err
+        assert "epoch 1: 90.0% of 80 stand" in told and "epoch 2: 10.0% of 80 stand" in told
+        assert told.count("has collapsed") == sentences
+
+
+def test_the_loss_around_an_image_is_that_of_every_point(stripes):
+    """At step 0 of both directions the image itself, elsewhere what the network says there."""
+    model, x, y = new_classifier(stripes, 0).eval(), unit(stripes.images[:1]), stripes.labels[:1]
+    signs, steps = torch.ones_like(x), torch.tensor([-0.2, 0.0, 0.2])
+    loss = study.loss_around(model, x, y, signs, steps)
+    along = study.attacks.input_gradient(model, x, y).sign()
+    for i, j in itertools.product(range(3), range(3)):
+        point = (x + steps[j] * along + steps[i] * signs).clamp(0, 1)
+        expected = torch.nn.functional.cross_entropy(model(point), y)
+        assert loss[i, j].item() == pytest.approx(expected.item(), rel=1e-3)
+    assert loss[1, 2] > loss[1, 1] > loss[1, 0]
 
 
 @pytest.mark.parametrize(
@@ -296,8 +329,8 @@ def test_what_is_left_open_is_fitted_to_the_data(stripes):
         got, fitting = study.fitted(config, data), study.FITTING[name]
         assert (got.epsilon, got.fast_epochs) == (0.2, 7)
         assert got.pgd_epochs == fitting["pgd_epochs"] and got.restarts == fitting["restarts"]
-        assert got.batch_size == study.recipe(got, "PGD").batch_size == fitting["batch_size"]
-        methods = [study.recipe(got, method) for method in study.METHODS]
+        assert got.batch_size == study.defence(got, "PGD").batch_size == fitting["batch_size"]
+        methods = [study.defence(got, method) for method in study.METHODS]
         assert [m.epochs for m in methods] == [got.ordinary_epochs, 7, got.pgd_epochs]
         assert all(m.epsilon == 0.2 for m in methods)
 
@@ -306,7 +339,7 @@ def test_a_training_that_had_not_begun_is_not_resumed(tmp_path):
     config = study.Config(output_dir=tmp_path, resume=True)
 
     def resumed() -> list[bool]:
-        return [study.recipe(config, method).resume for method in study.METHODS]
+        return [study.defence(config, method).resume for method in study.METHODS]
 
     assert resumed() == [True, False, False]
     for method in ("ordinary", "fast"):
@@ -319,7 +352,7 @@ def test_a_training_that_had_not_begun_is_not_resumed(tmp_path):
 def test_a_class_without_held_out_images_is_left_out_of_the_gallery(stripes, tmp_path):
     data = replace(stripes, classes=("left", "none", "right"), test_labels=stripes.test_labels * 2)
     models = {"ordinary": new_classifier(data, 0).eval()}
-    study.draw_gallery(tmp_path / "g.png", study.Config(epsilon=0.1), models, data)
+    save_figure(study.plot_gallery(study.Config(epsilon=0.1), models, data), tmp_path / "g.png")
     assert Image.open(tmp_path / "g.png").size[0] > 200
 
 

@@ -88,7 +88,7 @@ def test_drawing_leaves_the_running_statistics_alone():
     first = dcgan.gan_mnist.sample(G, 30, 0)
     assert torch.equal(before, G.grow[0].running_mean) and G.training
     # In eval mode an image does not depend on those drawn beside it.
-    assert torch.equal(first[:7], dcgan.gan_mnist.draw(G, latents(30)[:7]))
+    assert torch.equal(first[:7], dcgan.gan_mnist.generate(G, latents(30)[:7]))
 
 
 def latents(n: int) -> torch.Tensor:
