@@ -1,10 +1,13 @@
-"""Reading any picture file into a float array, and writing arrays as PNG or GIF."""
+"""Reading any picture file into a float array, and writing arrays as PNG, GIF or WebP."""
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -239,6 +242,26 @@ def write_gif(path: Path, frames: list[np.ndarray], seconds_per_frame: float = 0
             duration=durations,
             loop=0,
         )
+
+
+def webp(frames: list[np.ndarray], **how: Any) -> bytes:
+    """A picture, or an animation of several, (H, W) or (H, W, 3) uint8 each, as WebP.
+
+    `how` are Pillow's options: lossless, quality, duration, loop.
+    """
+    from PIL import Image
+
+    first, *others = map(Image.fromarray, frames)
+    buffer = io.BytesIO()
+    if others:
+        how |= {"save_all": True, "append_images": others}
+    first.save(buffer, format="WEBP", **how)
+    return buffer.getvalue()
+
+
+def data_url(raw: bytes, kind: str) -> str:
+    """A file inside a page; `kind` is its media type, "image/webp"."""
+    return f"data:{kind};base64,{base64.b64encode(raw).decode()}"
 
 
 def as_uint8(image: np.ndarray) -> np.ndarray:

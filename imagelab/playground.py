@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import io
 import json
 import math
 import re
@@ -24,7 +23,7 @@ from imagelab.checkpoints import load_checkpoint
 from imagelab.classifier import SCRIPT as CLASSIFIER
 from imagelab.classifier import checkpoint_path
 from imagelab.datasets import EMBEDDED, IDX_MD5, Dataset, load_dataset, unit
-from imagelab.pictures import read_png
+from imagelab.pictures import data_url, read_png, webp
 from imagelab.runtime import UserError
 
 SCRIPT = Path(__file__).with_name("playground.js")
@@ -86,7 +85,7 @@ def collect(root: Path, results: dict[str, tuple[Path, dict]]) -> Playground | N
     play = Playground()
     for build in (attack, gan, diffusion, vae, noise):
         with contextlib.suppress(*UNUSABLE):
-            play.panels += filter(None, [build(play, root, results)])
+            play.panels.append(build(play, root, results))
     return play if play.panels else None
 
 
@@ -123,15 +122,6 @@ def greys(images: torch.Tensor) -> str:
     return base64.b64encode(images.contiguous().numpy().tobytes()).decode()
 
 
-def webp(picture: np.ndarray, **how: Any) -> str:
-    """A picture (H, W) uint8 as a data URL."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(picture).convert("RGB").save(buffer, format="WEBP", **how)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
 # --- what the panels are made of ------------------------------------------------------------------
 
 
@@ -143,6 +133,15 @@ def held_out(record: dict) -> Dataset | None:
         name in RAW and all((folder / RAW[name] / file).is_file() for file in IDX_MD5[name])
     )
     return load_dataset(name, folder) if there and described.get("shape") == SHAPE else None
+
+
+def run_of(results: dict, demo: str) -> tuple[dict, Dataset]:
+    """The record of a demo and its data; raises LookupError where one of them cannot be had."""
+    record = results[demo][1]
+    data = held_out(record)
+    if data is None:
+        raise LookupError(f"{demo}: its data")
+    return record, data
 
 
 def add_reader(play: Playground, root: Path, record: dict, data: Dataset) -> str | None:
@@ -170,14 +169,12 @@ def noun(data: Dataset) -> str:
 # --- the panels -----------------------------------------------------------------------------------
 
 
-def attack(play: Playground, root: Path, results: dict) -> Panel | None:
+def attack(play: Playground, root: Path, results: dict) -> Panel:
     """Attack a digit: the run's classifier, beside it the one that was trained on attacks."""
-    demo = next((name for name in ("fgsm", "adversarial_training") if name in results), None)
-    data = held_out(results[demo][1]) if demo else None
-    if data is None:
-        return None
+    demo = "fgsm" if "fgsm" in results else "adversarial_training"
+    record, data = run_of(results, demo)
     readers = []
-    if add_reader(play, root, results[demo][1], data):
+    if add_reader(play, root, record, data):
         readers.append({"network": play.reader, "name": "Trained as usual"})
     if "adversarial_training" in results:
         record = results["adversarial_training"][1]
@@ -190,7 +187,7 @@ def attack(play: Playground, root: Path, results: dict) -> Panel | None:
                 name = play.add_network(method, weights, READING)
                 readers.append({"network": name, "name": title})
     if not readers:
-        return None
+        raise LookupError("no classifier")
     play.reader, play.classes = play.reader or readers[0]["network"], data.classes
     chosen = torch.cat([
         (data.test_labels == label).nonzero().flatten()[:DIGITS_A_CLASS]
@@ -209,14 +206,9 @@ def attack(play: Playground, root: Path, results: dict) -> Panel | None:
     )  # fmt: skip
 
 
-def gan(play: Playground, root: Path, results: dict) -> Panel | None:
+def gan(play: Playground, root: Path, results: dict) -> Panel:
     """Walk the GAN's latents: its generator, and the directions in which its first layer moves most."""
-    if "gan_mnist" not in results:
-        return None
-    record = results["gan_mnist"][1]
-    data = held_out(record)
-    if data is None:
-        return None
+    record, data = run_of(results, "gan_mnist")
     saved = trained_on(load_checkpoint(root / "GAN_models/mlp_gan.pth", "gan_mnist"), record)
     weights = saved["ema"] or saved["model"]["generator"]
     add_reader(play, root, record, data)
@@ -235,14 +227,9 @@ def gan(play: Playground, root: Path, results: dict) -> Panel | None:
     )  # fmt: skip
 
 
-def diffusion(play: Playground, root: Path, results: dict) -> Panel | None:
+def diffusion(play: Playground, root: Path, results: dict) -> Panel:
     """Watch diffusion: the recipe that was run, and the literal one if it was trained beside it."""
-    if "mlp_diffusion" not in results:
-        return None
-    record = results["mlp_diffusion"][1]
-    data = held_out(record)
-    if data is None:
-        return None
+    record, data = run_of(results, "mlp_diffusion")
     folder = root / "diffusion_models"
     recipes = [recipe(play, folder / "fast_mlp_diffusion.pth", record)]
     other = "corrected" if recipes[0]["name"] == "literal" else "literal"
@@ -295,14 +282,9 @@ def time_embedding(T: int, size: int) -> torch.Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
-def vae(play: Playground, root: Path, results: dict) -> Panel | None:
+def vae(play: Playground, root: Path, results: dict) -> Panel:
     """The VAE's plane: the decoder of two latent numbers, and where held-out images lie."""
-    if "vae" not in results:
-        return None
-    record = results["vae"][1]
-    data = held_out(record)
-    if data is None:
-        return None
+    record, data = run_of(results, "vae")
     saved = trained_on(load_checkpoint(root / "study_models/vae/latent_2.pth", "vae"), record)
     weights = saved["model"]["vae"]
     add_reader(play, root, record, data)
@@ -322,23 +304,21 @@ def vae(play: Playground, root: Path, results: dict) -> Panel | None:
     )  # fmt: skip
 
 
-def noise(play: Playground, root: Path, results: dict) -> Panel | None:
+def noise(play: Playground, root: Path, results: dict) -> Panel:
     """A noisy picture: the steps of diffusion_demo.py, and every step restored where it left that."""
-    if "diffusion_demo" not in results:
-        return None
     folder, record = results["diffusion_demo"]
     captions = {entry["path"]: entry["caption"] for entry in record["files"]}
     steps = [name for name in captions if re.fullmatch(r"step_\d+\.png", name)]
     if not steps:
-        return None
-    pictures = {"clean": webp(middle(first_frame(folder / "whole_way.gif")), lossless=True)}
-    pictures["steps"] = [webp(middle(read_png(folder / name)), lossless=True) for name in steps]
+        raise LookupError("no steps")
+    pictures = {"clean": shown(first_frame(folder / "whole_way.gif"), lossless=True)}
+    pictures["steps"] = [shown(read_png(folder / name), lossless=True) for name in steps]
     sigmas = [float(re.search(r"σ = (\d+(?:\.\d+)?)", captions[name])[1]) for name in steps]
     restored: dict[str, list[str]] = {}
     for name in captions:
         found = re.fullmatch(r"restored_\d+_(.+)\.png", name)
         if found:
-            picture = webp(middle(read_png(folder / name)), quality=80)
+            picture = shown(read_png(folder / name), quality=80)
             restored.setdefault(found[1].replace("_", " "), []).append(picture)
     restored = {name: made for name, made in restored.items() if len(made) == len(steps)}
     filters = "the blur, or another filter," if restored else "the blur"
@@ -350,6 +330,11 @@ def noise(play: Playground, root: Path, results: dict) -> Panel | None:
         "first step, where as much blur does harm.",
         "diffusion_demo", {**pictures, "sigmas": sigmas, "restored": restored},
     )  # fmt: skip
+
+
+def shown(picture: np.ndarray, **how: Any) -> str:
+    """The middle of a grey picture as a data URL."""
+    return data_url(webp([middle(picture)], **how), "image/webp")
 
 
 def middle(picture: np.ndarray) -> np.ndarray:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import functools
-import io
 import json
 import re
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 
 from imagelab import playground
 from imagelab.files import atomic_path
+from imagelab.pictures import data_url, webp
 from imagelab.results import metric_text, number
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -50,7 +49,7 @@ WORDS = {
 }
 # Figures between 0 and 1 that are shares of something, by their names; those of tables by their columns.
 SHARES = re.compile(
-    r"^(?!.* less ).*(accuracy|coverage|rarest class|confidence|: clean$|FGSM|PGD-|random sign|same L2"
+    r"^(?!.* less ).*(accuracy|coverage|rarest class|surely read|: clean$|FGSM|PGD-|random sign|same L2"
     r"|Gaussian noise|read (as|right)|class (kept|found|read)|share|left out|all four|never seen"
     r"|weight of the image)",
     re.IGNORECASE,
@@ -238,7 +237,7 @@ def thumbnail(path: Path) -> str:
         most = width * THUMBNAIL[1] // THUMBNAIL[0]
         picture = picture.crop((0, 0, width, min(height, max(most, 1))))
         picture = ImageOps.contain(picture, THUMBNAIL, Image.Resampling.LANCZOS)
-    return _data_url(_webp([np.asarray(picture)], quality=75), "image/webp")
+    return data_url(webp([np.asarray(picture)], quality=75), "image/webp")
 
 
 # --- pictures -------------------------------------------------------------------------------------
@@ -267,12 +266,8 @@ def _embed(path: Path, room: int) -> dict[str, Any]:
                 smaller, enlarged = _smaller(picture)
                 if len(smaller) < len(raw):
                     raw, kind, shown["pixelated"] = smaller, "image/webp", enlarged
-    data = _data_url(raw, kind)
+    data = data_url(raw, kind)
     return {**shown, "data": data if len(data) <= room else ""}
-
-
-def _data_url(raw: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(raw).decode()}"
 
 
 def _smaller(picture) -> tuple[bytes, bool]:
@@ -286,7 +281,7 @@ def _smaller(picture) -> tuple[bytes, bool]:
     how = {"lossless": True} if times > 1 else {"quality": 84 if len(frames) == 1 else 60}
     if len(frames) > 1:
         how |= {"duration": durations, "loop": 0}
-    return _webp([frame[::times, ::times] for frame in frames], **how), times > 1
+    return webp([frame[::times, ::times] for frame in frames], **how), times > 1
 
 
 def enlargement(picture: np.ndarray) -> int:
@@ -300,14 +295,3 @@ def enlargement(picture: np.ndarray) -> int:
         ):
             return times
     return 1
-
-
-def _webp(frames: list[np.ndarray], **how: Any) -> bytes:
-    from PIL import Image
-
-    first, *others = map(Image.fromarray, frames)
-    buffer = io.BytesIO()
-    if others:
-        how |= {"save_all": True, "append_images": others}
-    first.save(buffer, format="WEBP", **how)
-    return buffer.getvalue()

@@ -9,6 +9,8 @@ from __future__ import annotations
 from imagelab.command import heard
 
 import contextlib
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,7 +23,8 @@ from imagelab.files import atomic_path
 from imagelab.pictures import open_picture, picture_format, write_picture
 from imagelab.runtime import UserError
 
-SUFFIXES = {".mp4": "mp4v", ".avi": "MJPG", ".mov": "mp4v", ".mkv": "mp4v"}
+# VP8 in WebM plays in every browser, mp4v in none.
+SUFFIXES = {".webm": "VP80", ".mp4": "mp4v", ".avi": "MJPG", ".mov": "mp4v", ".mkv": "mp4v"}
 FRAMES_PER_SECOND = 25.0  # where the source does not say
 
 
@@ -92,7 +95,8 @@ def write_video(path: Path, frames: Iterable[np.ndarray], rate: float = FRAMES_P
                 if writer is None:
                     kind = cv2.VideoWriter_fourcc(*SUFFIXES[path.suffix.lower()])
                     size = frame.shape[1], frame.shape[0]
-                    writer = cv2.VideoWriter(str(temporary), kind, rate, size)
+                    with _untrue_line_left_out():
+                        writer = cv2.VideoWriter(str(temporary), kind, rate, size)
                     if not writer.isOpened():
                         raise UserError(f"{path}: OpenCV cannot write this kind of video here.")
                 writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
@@ -107,6 +111,30 @@ def write_video(path: Path, frames: Iterable[np.ndarray], rate: float = FRAMES_P
         if _length(temporary) < count:  # of a full disk OpenCV says nothing
             raise UserError(f"{path} could not be written as a whole: the disk may be full.")
     return count
+
+
+@contextlib.contextmanager
+def _untrue_line_left_out() -> Iterator[None]:
+    """OpenCV says of every WebM that its tag is not supported, and writes it; all else it says is heard.
+
+    It writes to the file descriptor of stderr itself.
+    """
+    try:
+        stderr = os.dup(2)
+    except OSError:  # a process without one
+        yield
+        return
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            said.seek(0)
+            for line in said:
+                if not (b"'VP80' is not supported" in line and b"WebM" in line):
+                    os.write(2, line)
 
 
 def _length(path: Path) -> int:

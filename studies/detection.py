@@ -8,11 +8,11 @@ cells find the same thing: of boxes that overlap, non-maximum suppression keeps 
     python -m studies.detection --dataset yolo:FOLDER            # yours, in YOLO's text format
     python -m studies.detection --dataset coco:IMAGES:FILE.json  # or a file of COCO's form
     python -m studies.detection predict --source photo.jpg --output found.png
-    python -m studies.detection predict --source film.mp4 --output found.mp4
-    python -m studies.detection predict --source 0 --output found.mp4    # camera 0, until Ctrl-C
+    python -m studies.detection predict --source film.mp4 --output found.webm
+    python -m studies.detection predict --source 0 --output found.webm    # camera 0, until Ctrl-C
     python -m studies.detection predict --coco --source photo.jpg --output found.png
 
-What to look at: `steps.png`, from the cells' answers to the boxes that are left; `found.gif`, where each
+What to look at: `steps.png`, from the cells' answers to the boxes that are left; `found.webm`, where each
 frame is looked at by itself.
 """
 
@@ -35,7 +35,6 @@ from imagelab.boxes import BoxedPictures, Boxes, draw_boxes, fit, load_boxed
 from imagelab.checkpoints import as_described, load_checkpoint, load_weights
 from imagelab.datasets import EMBEDDED, load_dataset, unit
 from imagelab.photographs import HELD_OUT
-from imagelab.pictures import write_gif
 from imagelab.pretrained import coco_ssdlite
 from imagelab.results import Result, start_result
 from imagelab.runtime import UserError, autocast, prepare
@@ -95,7 +94,7 @@ class Predict(Common):
     source: str
     """A picture, a folder, a video file, or the number of a camera."""
     output: Path
-    """Where to write what was found: a picture, a folder, or a video (.mp4, .avi)."""
+    """Where to write what was found: a picture, a folder, or a video (.webm, .mp4, .avi)."""
     model: Path = Path(MODELS) / "digit-scenes.pth"
     """The checkpoint of a training."""
     coco: bool = False
@@ -429,7 +428,7 @@ def draw_found(path: Path, model: Detector, images: torch.Tensor, classes: tuple
 def make_film(config: Config, model: Detector, classes: tuple[str, ...], result: Result) -> None:
     """Wandering held-out digits as a film, and what the detector finds in each frame."""
     digits = load_dataset(EMBEDDED, Path()).test_images
-    film, found = result.folder / "moving.mp4", result.folder / "found.mp4"
+    film = result.add_file("moving.webm", "A film of wandering digits.", featured=False)
     write_video(film, digit_scenes.moving_scene(digits, 20 if config.quick else 100, config.seed))
     look = by_detector(model, classes, config.size, LEAST)
     with open_video(film) as video:
@@ -437,11 +436,10 @@ def make_film(config: Config, model: Detector, classes: tuple[str, ...], result:
     started = time.perf_counter()
     seen = [look(frame) for frame in frames]
     rate = len(frames) / (time.perf_counter() - started)
-    write_video(found, seen)
     result.add_metric("frames a second, drawing included", rate, len(frames), better="higher")
-    path = result.add_file("found.gif", "Every third frame of a film of wandering digits, each frame "
-                           "looked at by itself (moving.mp4, found.mp4).")  # fmt: skip
-    write_gif(path, seen[::3], seconds_per_frame=0.12)
+    found = result.add_file("found.webm", "What is found in a film of wandering digits (moving.webm), "
+                            "each frame looked at by itself.")  # fmt: skip
+    write_video(found, seen)
 
 
 # --- the runs -------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ scenes with exact masks (imagelab/road_scenes.py), embedded and unlimited, or fr
     python -m studies.segmentation --dataset camvid --pretrained    # from the network of the drawn ones
     python -m studies.segmentation --dataset folder:IMAGES:MASKS    # yours; masks hold class numbers
     python -m studies.segmentation predict --image street.jpg --output seen.png
-    python -m studies.segmentation predict --video drive.mp4 --output seen.mp4
+    python -m studies.segmentation predict --video drive.mp4 --output seen.webm
 
 What to look at: in `overlays.png`, the edges of thin things; in `iou.png`, how much harder the small and
 rare classes are, which an accuracy over all pixels hides.
@@ -100,7 +100,7 @@ class Predict(Common):
     """Lay what the network sees over a picture or a video of your own."""
 
     output: Path
-    """Where to write: .png, .jpg, ... for a picture, .mp4 or .avi for a video."""
+    """Where to write: .png, .jpg, ... for a picture, .webm, .mp4 or .avi for a video."""
     image: Path | None = None
     """A picture of any size."""
     video: Path | None = None

@@ -158,8 +158,8 @@ def test_a_run_leaves_what_was_promised(quick):
     result = json.loads((folder / "results.json").read_text("utf-8"))
     assert untaught("studies.detection", result) == []
     names = {entry["path"] for entry in result["files"]}
-    assert {"detections.png", "steps.png", "found.gif"} <= names
-    assert all((folder / name).is_file() for name in [*names, "moving.mp4", "found.mp4"])
+    assert {"detections.png", "steps.png", "moving.webm", "found.webm"} <= names
+    assert all((folder / name).is_file() for name in names)
     assert result["metrics"]["mAP at 0.5"]["n"] == 32
     assert result["metrics"]["size of the detector"]["value"] < 5
 

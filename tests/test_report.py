@@ -198,6 +198,7 @@ def metric(value, **more) -> dict:
      "50.0 % (floor 91.2 %, memoriser 97.0 %)"),
     ("PGD: PGD-40, ε = 0.15", metric(0.885, interval=[0.8331, 0.922]), "88.5 % (95 %: 83.3 to 92.2)"),
     ("rarest class", metric(0.0), "0.0 %"),
+    ("surely read", metric(0.443, floor=0.831), "44.3 % (floor 83.1 %)"),
     ("Fréchet distance", metric(71.25, floor=20.0), "71.2 (floor 20.0)"),
     ("SSIM", metric(0.871), "0.871"),  # no share of anything
     ("coverage", metric(0.5, unit="s"), "0.500 s"),

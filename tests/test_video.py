@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ from conftest import ROOT
 from PIL import Image
 
 from imagelab.runtime import UserError
-from imagelab.video import change, open_video, write_video
+from imagelab.video import _untrue_line_left_out, change, open_video, write_video
 
 
 def frames(count: int):
@@ -20,8 +21,8 @@ def frames(count: int):
         yield frame
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
-def test_what_is_written_is_read(tmp_path, suffix):
+@pytest.mark.parametrize("suffix", [".webm", ".mp4", ".avi"])
+def test_what_is_written_is_read(tmp_path, suffix, capfd):
     path = tmp_path / f"film{suffix}"
     assert write_video(path, frames(8), rate=10) == 8
     with open_video(path) as video:
@@ -31,9 +32,20 @@ def test_what_is_written_is_read(tmp_path, suffix):
     for frame, original in zip(read, frames(8), strict=True):
         assert abs(frame.astype(int) - original).mean() < 8  # colours in the right order
     assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no half of a file is left
+    assert capfd.readouterr().err == ""  # OpenCV's untrue line about WebM is left out
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
+def test_what_else_opencv_complains_of_is_heard(capfd):
+    with _untrue_line_left_out():
+        os.write(
+            2, b"OpenCV: FFMPEG: tag 0x30385056/'VP80' is not supported with ... 'webm / WebM'\n"
+        )
+        os.write(2, b"OpenCV: the disk is full\n")
+    os.write(2, b"and after\n")
+    assert capfd.readouterr().err == "OpenCV: the disk is full\nand after\n"
+
+
+@pytest.mark.parametrize("suffix", [".webm", ".mp4", ".avi"])
 def test_a_film_that_does_not_fit_leaves_the_old_one(tmp_path, suffix):
     """In a process whose files may not grow, as on a full disk; OpenCV itself says nothing of it."""
     path = tmp_path / f"film{suffix}"
@@ -59,9 +71,9 @@ def darker(picture: np.ndarray) -> np.ndarray:
 
 def test_pictures_folders_and_films(tmp_path):
     write_video(tmp_path / "film.mp4", frames(5))
-    said = change(str(tmp_path / "film.mp4"), tmp_path / "dark.mp4", lambda: darker)
+    said = change(str(tmp_path / "film.mp4"), tmp_path / "dark.webm", lambda: darker)
     assert said.startswith("5 frames")
-    with open_video(tmp_path / "dark.mp4") as video:
+    with open_video(tmp_path / "dark.webm") as video:
         assert max(frame.max() for frame in video.frames) < 150
     for k in range(2):
         Image.new("L", (20, 30), 200).save(tmp_path / f"{k}.jpg")
