@@ -22,6 +22,7 @@ Noise = Callable[[], torch.Tensor]  # standard normal numbers, shaped like x
 States = Iterator[tuple[int, torch.Tensor]]  # (steps of noise that are left, x)
 Prediction = Literal["eps", "x0", "v"]
 Sampler = Literal["ddpm", "ddim", "dpm-solver"]
+ScheduleName = Literal["cosine", "linear", "zero-terminal-snr"]
 
 
 class Schedule:
@@ -106,6 +107,14 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     a = schedule.alpha_bar.sqrt()
     alpha_bar = ((a - a[-1]) * a[0] / (a[0] - a[-1])).square()
     return Schedule(1 - alpha_bar / F.pad(alpha_bar[:-1], (1, 0), value=1.0))
+
+
+def make_schedule(kind: ScheduleName, T: int) -> Schedule:
+    """The schedule of that name; the linear one's betas are those of T = 1000, scaled to this T."""
+    if kind == "cosine":
+        return cosine_schedule(T)
+    linear = linear_schedule(T, rescaled=True)
+    return linear if kind == "linear" else zero_terminal_snr(linear)
 
 
 # --- what a network may predict -------------------------------------------------------------------

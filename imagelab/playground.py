@@ -23,16 +23,19 @@ from imagelab.checkpoints import load_checkpoint
 from imagelab.classifier import SCRIPT as CLASSIFIER
 from imagelab.classifier import checkpoint_path
 from imagelab.datasets import EMBEDDED, IDX_MD5, Dataset, load_dataset, unit
+from imagelab.diffusion import make_schedule, trailing_steps
 from imagelab.pictures import data_url, read_png, webp
 from imagelab.runtime import UserError
 
 SCRIPT = Path(__file__).with_name("playground.js")
 STYLE = Path(__file__).with_name("playground.css")
+UNET = Path(__file__).with_name("unet.js")  # runs in a Web Worker
 SHAPE = [1, 28, 28]  # of the images that the panels are made for
 RAW = {"mnist": "MNIST/raw", "fashion-mnist": "FashionMNIST/raw"}  # where under --data-dir
 READING, DRAWING = 10, 6  # bits of its fraction that a float16 keeps: logits need more than eyes
 UNUSABLE = (UserError, OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError)
 DIGITS_A_CLASS, POINTS, DIRECTIONS, LONGEST, CROP = 3, 300, 4, 1000, 192
+STEPS = 20  # of the U-Net's sampling
 
 
 @dataclass
@@ -49,13 +52,14 @@ class Panel:
 
 @dataclass
 class Playground:
-    """All that the page holds of it: panels, and the networks they name, in base64."""
+    """All that the page holds of it: panels, the networks they name, in base64, the worker's script."""
 
     panels: list[Panel] = field(default_factory=list)
     networks: dict[str, str] = field(default_factory=dict)
     tensors: dict[str, list] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     reader: str | None = None
+    worker: str = ""
 
     def add_network(self, name: str, weights: dict[str, torch.Tensor], bits: int) -> str:
         """Pack a network under that name, which is returned."""
@@ -74,7 +78,8 @@ class Playground:
     def size(self) -> int:
         """Bytes of the page that it takes, its script and style included."""
         files = sum(path.stat().st_size for path in (SCRIPT, STYLE))
-        return files + len(self.json().encode()) + sum(map(len, self.networks.values()))
+        texts = [self.json(), self.worker, *self.networks.values()]
+        return files + sum(len(text.encode()) for text in texts)
 
 
 def collect(root: Path, results: dict[str, tuple[Path, dict]]) -> Playground | None:
@@ -83,7 +88,7 @@ def collect(root: Path, results: dict[str, tuple[Path, dict]]) -> Playground | N
     What is missing, damaged, or of images of another shape than the page can draw leaves its panel out.
     """
     play = Playground()
-    for build in (attack, gan, diffusion, vae, noise):
+    for build in (attack, gan, diffusion, ask, vae, noise):
         with contextlib.suppress(*UNUSABLE):
             play.panels.append(build(play, root, results))
     return play if play.panels else None
@@ -280,6 +285,35 @@ def time_embedding(T: int, size: int) -> torch.Tensor:
     frequency = torch.exp(-math.log(10 * T) * torch.arange(size // 2) / (size // 2))
     angle = torch.arange(T)[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+def ask(play: Playground, root: Path, results: dict) -> Panel:
+    """Ask for a digit: the U-Net that is told the class, and ᾱ at the steps of its sampling."""
+    record, data = run_of(results, "unet_diffusion")
+    path = root / "study_models/unet_diffusion/unet.pth"
+    saved = trained_on(load_checkpoint(path, "unet_diffusion"), record)
+    config, weights = saved["config"], saved["ema"] or saved["model"]["unet"]
+    if config["attention"]:
+        raise LookupError("unet.js has no attention")
+    schedule = make_schedule(config["schedule"], config["T"])
+    times = trailing_steps(config["T"], min(STEPS, config["T"]))
+    add_reader(play, root, record, data)
+    play.classes, play.worker = data.classes, UNET.read_text(encoding="utf-8")
+    what, millions = noun(data), sum(value.numel() for value in weights.values()) / 1e6
+    return Panel(
+        "ask", f"Ask for a {what}",
+        f"The U-Net of {millions:.1f} million weights that this run trained draws the class that is "
+        f"asked for, from noise, in {len(times)} steps. Guidance exaggerates what the class changes in "
+        "its answer; what you brush over in the picture, it draws again.",
+        "draw a class with a guidance of 0, which ignores the class, and again with 1.5 from the same "
+        "noise.",
+        "unet_diffusion",
+        {"network": play.add_network("unet", weights, READING), "noun": what,
+         "facts": {"levels": len(config["widths"]), "blocks": config["blocks"],
+                   "fold": config["fold"], "side": SHAPE[1]},
+         "predicts": config["prediction"],
+         "steps": [{"t": t / config["T"], "alphaBar": schedule.alpha_bar[t].item()} for t in times]},
+    )  # fmt: skip
 
 
 def vae(play: Playground, root: Path, results: dict) -> Panel:

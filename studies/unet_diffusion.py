@@ -28,7 +28,7 @@ from imagelab.command import command_line
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -43,15 +43,14 @@ from imagelab.diffusion import (
     Prediction,
     Sampler,
     Schedule,
-    cosine_schedule,
+    ScheduleName,
     estimator,
     image_noise,
     last,
-    linear_schedule,
+    make_schedule,
     noisy_pair,
     trailing_steps,
     way_back,
-    zero_terminal_snr,
 )
 from imagelab.metrics import Judge
 from imagelab.results import Result, start_result
@@ -110,7 +109,7 @@ class NetworkSettings(TrainingSettings):
     """Peak of Adam's learning rate: it climbs over the first quarter of the steps, then falls to 0."""
     T: Annotated[int, Limits(2, 10_000)] = 1000
     """Steps of the diffusion process."""
-    schedule: Literal["cosine", "linear", "zero-terminal-snr"] = "cosine"
+    schedule: ScheduleName = "cosine"
     """The noise schedule; the last is the linear one, shifted so that x_T is noise and nothing else."""
     prediction: Prediction = "v"
     """What the network estimates: the noise, the clean image, or v = √ᾱ·ε − √(1 − ᾱ)·x₀."""
@@ -162,14 +161,6 @@ class Config(ClassSettings, SamplingSettings):
 
 
 # --- the model ------------------------------------------------------------------------------------
-
-
-def make_schedule(kind: str, T: int) -> Schedule:
-    """The schedule of that name; the linear one's betas are those of T = 1000, scaled to this T."""
-    if kind == "cosine":
-        return cosine_schedule(T)
-    linear = linear_schedule(T, rescaled=True)
-    return linear if kind == "linear" else zero_terminal_snr(linear)
 
 
 @dataclass(frozen=True)
