@@ -7,6 +7,8 @@ import io
 import json
 import math
 import shutil
+import subprocess
+import sys
 from unittest import mock
 
 import cv2
@@ -15,7 +17,7 @@ import pytest
 import test_playground as pg
 import torch
 import torch.nn.functional as F
-from conftest import once
+from conftest import ROOT, once
 from PIL import Image
 
 import mlp_diffusion
@@ -891,3 +893,14 @@ def test_a_screenshot_shows_what_is_drawn(real, tmp_path):
     shot = Image.open(io.BytesIO(real.locator("#play-attack .board").screenshot())).convert("L")
     values = np.asarray(shot)
     assert (values > 200).mean() > 0.02 and (values < 30).mean() > 0.5
+
+
+def test_the_film_of_the_readme_is_made_by_its_command(main_job, tmp_path):
+    script, film = ROOT / "tests" / "playground_gif.py", tmp_path / "film.gif"
+    done = subprocess.run([sys.executable, script, main_job / "report.html", film], text=True,
+                          capture_output=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    with Image.open(film) as shown, Image.open(ROOT / ".github" / "playground.gif") as readme:
+        assert shown.size == readme.size == (720, 616) and shown.info["loop"] == 0
+        assert min(shown.n_frames, readme.n_frames) > 60
+    assert (ROOT / ".github" / "playground.gif").stat().st_size < 1_500_000
