@@ -308,7 +308,7 @@ def ask(play: Playground, root: Path, results: dict) -> Panel:
         "draw a class with a guidance of 0, which ignores the class, and again with 1.5 from the same "
         "noise.",
         "unet_diffusion",
-        {"network": play.add_network("unet", weights, READING), "noun": what,
+        {"network": play.add_network("unet", weights, DRAWING), "noun": what,
          "facts": {"levels": len(config["widths"]), "blocks": config["blocks"],
                    "fold": config["fold"], "side": SHAPE[1]},
          "predicts": config["prediction"],

@@ -20,14 +20,10 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-WIDTH, HEIGHT, SCALE = (
-    900,
-    770,
-    0.8,
-)  # of the page, in CSS pixels, and how large they are in the GIF
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
+WIDTH, HEIGHT = 900, 770  # of the page, in CSS pixels
+SCALE = 0.8  # how large they are in the GIF
 FRAME = 70  # milliseconds
 COLOURS = 64
 STYLE = """
@@ -48,9 +44,8 @@ class Film:
         self.page, self.frames, self.durations = page, [], []
         self.at = (WIDTH / 2, HEIGHT / 2)
         page.add_style_tag(content=STYLE)
-        page.evaluate(
-            "document.body.append(Object.assign(document.createElement('b'), {id: 'pointer'}))"
-        )
+        pointer = "Object.assign(document.createElement('b'), { id: 'pointer' })"
+        page.evaluate(f"document.body.append({pointer})")
         page.evaluate("document.querySelector('#playground [role=tablist]').scrollIntoView()")
 
     def shoot(self, milliseconds: int = FRAME) -> None:

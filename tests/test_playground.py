@@ -76,7 +76,7 @@ def networks() -> dict[str, nn.Module]:
     drawing = {"generator": Generator(100, (1, 28, 28)), "corrected": denoiser("corrected"),
                "literal": denoiser("literal"), "vae": VAE((1, 28, 28), 2)}  # fmt: skip
     reading = {"reader": DigitCNN((1, 28, 28), 10), "pgd": DigitCNN((1, 28, 28), 10)}
-    reading["unet"] = unet(UNET)
+    drawing["unet"] = unet(UNET)
     return {name: rounded(net, playground.DRAWING) for name, net in drawing.items()} | {
         name: rounded(net, playground.READING) for name, net in reading.items()
     }
