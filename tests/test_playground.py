@@ -403,6 +403,24 @@ def test_pictures_make_room_for_the_playground(root, monkeypatch):
     assert "is not embedded" in write(root, "fgsm")
 
 
+def test_the_u_net_takes_no_room_from_the_pictures(root, monkeypatch):
+    collect = playground.collect
+
+    def with_a_large_one(*arguments):
+        play = collect(*arguments)
+        play.networks["unet"] += "A" * 3_000_000
+        return play
+
+    run = record(root, "unet_diffusion")
+    noise = np.random.default_rng(0).integers(0, 256, (100, 100), dtype=np.uint8)
+    write_png(run.add_file("a.png", "A picture."), noise)
+    run.save()
+    monkeypatch.setattr(report, "MAX_BYTES", len(write(root, "unet_diffusion")))
+    monkeypatch.setattr(playground, "collect", with_a_large_one)
+    page = write(root, "unet_diffusion")
+    assert len(page) > 3_000_000 and "is not embedded" not in page
+
+
 def test_the_time_embedding_is_that_of_the_script():
     expected = mlp_diffusion.time_embedding(50)
     torch.testing.assert_close(playground.time_embedding(50, 64), expected)

@@ -793,11 +793,13 @@ def test_a_drawing_is_stopped_and_another_takes_its_place(page):
     page.evaluate(press, ["Draw it", "Stop"])
     assert told(page, "Stopped") == "Stopped after step 0 of 20."
     settled(page, "ask")
+    assert page.locator("#play-ask .strip .sample:enabled").count() == 0  # nothing came after it
     assert pixels(page, "#play-ask .board").max() == 0
     assert page.locator("#play-ask >> text=Stop").first.is_disabled()
     page.evaluate(press, ["Draw it", "Other noise"])
     told(page, "Done in")
     settled(page, "ask")
+    assert page.locator("#play-ask .slider input >> nth=1").input_value() == "20"
     twice = pixels(page, "#play-ask .board")
     page.evaluate(press, ["Draw it"])
     page.wait_for_timeout(100)
