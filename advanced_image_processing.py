@@ -14,7 +14,7 @@ there; `python SCRIPT.py --resume` goes on with a training that was stopped.
 
 from __future__ import annotations
 
-from imagelab.command import command_line, heard
+from imagelab.setup.command import command_line, heard
 
 import datetime
 import importlib
@@ -29,12 +29,12 @@ from typing import Any, Literal
 
 import torch
 
-from imagelab.datasets import load_dataset
-from imagelab.files import give_back
-from imagelab.report import write_report
-from imagelab.results import metric_text, text_table, write_json
-from imagelab.runtime import UserError, explain, machine, prepare
-from imagelab.settings import DataSettings, option
+from imagelab.data.datasets import load_dataset
+from imagelab.report.page import write_report
+from imagelab.report.results import metric_text, text_table, write_json
+from imagelab.setup.files import give_back
+from imagelab.setup.runtime import UserError, explain, machine, prepare
+from imagelab.setup.settings import DataSettings, option
 
 Name = Literal[
     "fgsm", "diffusion_demo", "gan_mnist", "mlp_diffusion",

@@ -19,7 +19,7 @@ told the measured σ, and what a network does that has learnt from photographs.
 
 from __future__ import annotations
 
-from imagelab.command import command_line
+from imagelab.setup.command import command_line
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,14 +28,14 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 
-from imagelab import figures
-from imagelab.diffusion import linear_schedule
-from imagelab.metrics import psnr, ssim
-from imagelab.pictures import read_grey, write_gif, write_png
-from imagelab.restoration import compare, estimated_sigma, methods
-from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, prepare
-from imagelab.settings import Limits, Settings
+from imagelab.data.pictures import read_grey, write_gif, write_png
+from imagelab.data.quality import psnr, ssim
+from imagelab.report import figures
+from imagelab.report.results import Result, start_result
+from imagelab.setup.runtime import UserError, prepare
+from imagelab.setup.settings import Limits, Settings
+from imagelab.techniques.diffusion import linear_schedule
+from imagelab.techniques.restoration import compare, estimated_sigma, methods
 
 SCRIPT = "diffusion_demo"
 PICTURES = "diffusion_images"

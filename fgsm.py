@@ -17,7 +17,7 @@ eval mode. ε = 0 gives exactly the clean accuracy. The README states the figure
 
 from __future__ import annotations
 
-from imagelab.command import command_line
+from imagelab.setup.command import command_line
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,16 +29,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from imagelab import figures
-from imagelab.attacks import fgsm, gaussian_noise, pgd, pgd_accuracies, sign_noise
-from imagelab.classifier import accuracy, predict, trained_classifier
-from imagelab.datasets import Dataset, load_for, random_subset, unit
-from imagelab.metrics import psnr, ssim
-from imagelab.pictures import fit_to_frame, open_picture, read_grey, write_png
-from imagelab.pretrained import imagenet_resnet18
-from imagelab.results import Result, share_cell, start_result
-from imagelab.runtime import UserError, generator, prepare
-from imagelab.settings import Count, DataSettings, Limits
+from imagelab.data.datasets import Dataset, load_for, random_subset, unit
+from imagelab.data.pictures import fit_to_frame, open_picture, read_grey, write_png
+from imagelab.data.quality import psnr, ssim
+from imagelab.report import figures
+from imagelab.report.results import Result, share_cell, start_result
+from imagelab.setup.runtime import UserError, generator, prepare
+from imagelab.setup.settings import Count, DataSettings, Limits
+from imagelab.techniques.attacks import fgsm, gaussian_noise, pgd, pgd_accuracies, sign_noise
+from imagelab.techniques.classifier import accuracy, predict, trained_classifier
+from imagelab.techniques.pretrained import imagenet_resnet18
 
 SCRIPT = "fgsm"
 PICTURES = "adversarial_images"

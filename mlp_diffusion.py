@@ -28,7 +28,7 @@ The README states the figures to expect.
 
 from __future__ import annotations
 
-from imagelab.command import command_line
+from imagelab.setup.command import command_line
 
 import math
 from collections.abc import Iterator
@@ -40,14 +40,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imagelab import figures
-from imagelab.checkpoints import as_described, load_checkpoint, load_weights
-from imagelab.datasets import Dataset, load_for, signed, to_uint8
-from imagelab.diffusion import Schedule, last, linear_schedule
-from imagelab.metrics import Judge
-from imagelab.results import Result, start_result
-from imagelab.runtime import autocast, generator, prepare
-from imagelab.samples import (
+from imagelab.data.datasets import Dataset, load_for, random_subset, signed, to_uint8
+from imagelab.report import figures
+from imagelab.report.evaluator import Judge
+from imagelab.report.results import Result, start_result
+from imagelab.report.samples import (
     GRID,
     TRACKED,
     clocked,
@@ -63,8 +60,11 @@ from imagelab.samples import (
     write_grid,
     write_samples,
 )
-from imagelab.settings import Count, Fraction, Limits, Rate, SamplingSettings, plain
-from imagelab.training import Training, goes_on, rise_and_fall
+from imagelab.setup.runtime import autocast, generator, prepare
+from imagelab.setup.settings import Count, Fraction, Limits, Rate, SamplingSettings, plain
+from imagelab.techniques.diffusion import Schedule, last, linear_schedule
+from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
+from imagelab.training.loop import Training, goes_on, rise_and_fall
 
 SCRIPT = "mlp_diffusion"
 PICTURES, MODELS = "diffusion_samples", "diffusion_models"
@@ -382,7 +382,8 @@ def plot_errors(models: dict[str, Denoiser], data: Dataset, seed: int) -> Any:
     t = range(1, len(weight) + 1)
     figures.draw_lines(axes[0, 0], t, errors, "t", f"error of x̂₀ (n = {len(images):,})", False)
     figures.draw_lines(axes[0, 1], t, weights, "t", "share of the loss's weight on it", False)
-    guess = (signed(images) - signed(data.images).mean(dim=0)).square().mean().item()
+    some = data.images[random_subset(len(data.images), 5000, "mean image").to(data.images.device)]
+    guess = (signed(images) - signed(some).mean(dim=0)).square().mean().item()
     axes[0, 0].axhline(guess, color="#888888", linewidth=1, linestyle="--", label="the mean image")
     handles = axes[0, 0].get_legend_handles_labels()
     for axis, top in zip(axes[0], (3, 1), strict=True):  # ε̂ divided by √ᾱ_t → 0 leaves every scale
@@ -419,11 +420,7 @@ def draw_recipes(
     )
     if judge is None:
         return
-    rows = [[name, epochs[name], *judge.row(score)] for name, score in scores.items()]
-    result.add_table(
-        f"The recipes, n = {judge.n:,}", ["recipe", "epochs", *judge.COLUMNS],
-        rows + [[name, "", *row] for name, row in judge.real_rows().items()],
-    )  # fmt: skip
+    judge.add_table(result, "The recipes", {name: (epochs[name], scores[name]) for name in scores})
     for name, score in scores.items():
         result.add_metric(f"{name}: Fréchet distance", score.frechet, judge.n, better="lower",
                           floor=judge.floor.frechet)  # fmt: skip
@@ -443,7 +440,7 @@ def evaluate(
     n, seed = samples_to_draw(config, data), config.seed
     with clocked(result, n):
         own = sample(main.averaged, n, data.shape, seed)
-    judge = watch and judge_for(config, data, n)
+    judge = watch and judge_for(config, data, n, watch)
     score = report_samples(result, own, judge, data)
     draw_tracked(result, main, watch)
     if compared:

@@ -13,7 +13,7 @@ machine is a third faster or slower an hour later. `training` is ours against th
 
 from __future__ import annotations
 
-from imagelab.command import command_line
+from imagelab.setup.command import command_line
 
 import json
 import statistics
@@ -29,9 +29,9 @@ from benchmarks.main_job import main_job, table
 from benchmarks.sampling import sampling
 from benchmarks.shares import shares
 from benchmarks.training import limit, training
-from imagelab.results import text_table, write_json
-from imagelab.runtime import machine, prepare, versions
-from imagelab.settings import Checked, Count
+from imagelab.report.results import text_table, write_json
+from imagelab.setup.runtime import machine, prepare, versions
+from imagelab.setup.settings import Checked, Count
 
 RATIOS = {"training": training, "limit": limit, "attack": attack, "sampling": sampling}
 Name = Literal["training", "limit", "attack", "sampling", "growth", "shares", "main-job"]

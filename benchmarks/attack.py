@@ -1,4 +1,4 @@
-"""PGD of `imagelab.attacks` against the loop that is usually written."""
+"""PGD of `imagelab.techniques.attacks` against the loop that is usually written."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from imagelab.attacks import pgd
-from imagelab.classifier import new_classifier
-from imagelab.datasets import load_dataset, unit
-from imagelab.runtime import generator
+from imagelab.data.datasets import load_dataset, unit
+from imagelab.setup.runtime import generator
+from imagelab.techniques.attacks import pgd
+from imagelab.techniques.classifier import new_classifier
 
 EPSILON, STEPS = 0.3, 10
 

@@ -10,7 +10,7 @@ what is left: every checkpoint, picture and JSON file must be whole, and no trac
 
 from __future__ import annotations
 
-from imagelab.command import command_line
+from imagelab.setup.command import command_line
 
 import os
 import pickle
@@ -40,8 +40,8 @@ from benchmarks.scenes import (
     prepared,
     start,
 )
-from imagelab.results import text_table, write_json
-from imagelab.settings import Checked, Count, Limits, option
+from imagelab.report.results import text_table, write_json
+from imagelab.setup.settings import Checked, Count, Limits, option
 
 Kind = Literal["signals", "killed-saves", "full-saves", "full-disk", "read-only", "two-runs",
                "foreign-checkpoint", "bad-data", "random-settings"]  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 
 import mlp_diffusion
 from benchmarks.training import part, quietly
-from imagelab.datasets import load_dataset
+from imagelab.data.datasets import load_dataset
 from studies import unet_diffusion
 
 FACTORS = (1, 2, 4)

@@ -22,15 +22,15 @@ from pathlib import Path
 
 PHASES = ("import", "data", "training", "figures", "sampling and measuring")
 FUNCTIONS = {  # where each phase's work is done
-    "data": {"imagelab.datasets": ("load_dataset",)},
+    "data": {"imagelab.data.datasets": ("load_dataset",)},
     "figures": {
-        "imagelab.figures": ("save_figure", "new_figure", "grid"),
-        "imagelab.pictures": ("write_png", "write_gif"),
+        "imagelab.report.figures": ("save_figure", "new_figure", "grid"),
+        "imagelab.data.pictures": ("write_png", "write_gif"),
     },
     # What watches a training is measured as measuring. Last, because a script takes up the others
     # where it is imported.
     "sampling and measuring": {
-        "imagelab.samples": ("track",),
+        "imagelab.report.samples": ("track",),
         "gan_mnist": ("sample",),
         "mlp_diffusion": ("sample",),
     },
@@ -78,7 +78,7 @@ def instrument(clock: Clock) -> None:
             home = importlib.import_module(module)
             for name in names:
                 setattr(home, name, clock.timed(getattr(home, name), phase))
-    training = importlib.import_module("imagelab.training").Training
+    training = importlib.import_module("imagelab.training.loop").Training
     enter, leave = training.__enter__, training.__exit__
 
     def begin(self):
@@ -135,7 +135,7 @@ def main_job(quick: bool) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    from imagelab.results import text_table
+    from imagelab.report.results import text_table
 
     cells = [
         [row["demo"], *row["seconds"].values(), row["peak memory so far, MiB"]] for row in rows

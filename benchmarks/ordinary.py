@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import gan_mnist
 import mlp_diffusion
-from imagelab import datasets
-from imagelab.diffusion import Schedule
+from imagelab.data import datasets
+from imagelab.techniques.diffusion import Schedule
 from studies import dcgan, unet_diffusion
 
 
@@ -49,7 +49,7 @@ def in_float32(train: Callable) -> Callable:
 
     @wraps(train)
     def run(*args, **kwargs):
-        with mock.patch("imagelab.runtime.has_fast_bfloat16", lambda _device: False):
+        with mock.patch("imagelab.setup.runtime.has_fast_bfloat16", lambda _device: False):
             return train(*args, **kwargs)
 
     return run

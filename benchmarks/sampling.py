@@ -11,9 +11,9 @@ import torch
 
 import gan_mnist
 import mlp_diffusion
-from imagelab.classifier import new_classifier
-from imagelab.datasets import load_dataset
-from imagelab.metrics import MIN_SAMPLES, Judge
+from imagelab.data.datasets import load_dataset
+from imagelab.report.evaluator import MIN_SAMPLES, Judge
+from imagelab.techniques.classifier import new_classifier
 from studies import dcgan, unet_diffusion, vae
 
 

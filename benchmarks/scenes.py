@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 import advanced_image_processing as driver
-from imagelab.datasets import EMBEDDED
-from imagelab.video import open_video
+from imagelab.data.datasets import EMBEDDED
+from imagelab.data.video import open_video
 
 ROOT = Path(__file__).resolve().parent.parent
 # What a script needs before it can run: the study whose checkpoint it builds on.

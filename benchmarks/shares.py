@@ -10,7 +10,7 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.training import quietly, trainings
-from imagelab.datasets import load_dataset
+from imagelab.data.datasets import load_dataset
 
 # Of each kind, what its operators' names contain; an operator is of the first kind that fits.
 KINDS = {

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gan_mnist
 import mlp_diffusion
 from benchmarks import ordinary
-from imagelab.classifier import ClassifierConfig, new_classifier, train_classifier
-from imagelab.datasets import Dataset, load_dataset
-from imagelab.results import start_result
+from imagelab.data.datasets import Dataset, load_dataset
+from imagelab.report.results import start_result
+from imagelab.techniques.classifier import ClassifierConfig, new_classifier, train_classifier
 from studies import dcgan, unet_diffusion
 
 CPU = torch.device("cpu")

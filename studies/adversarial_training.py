@@ -17,7 +17,7 @@ fools whom. A network that looks robust under FGSM and falls to PGD has learnt t
 
 from __future__ import annotations
 
-from imagelab.command import command_line
+from imagelab.setup.command import command_line
 
 import copy
 from dataclasses import dataclass, replace
@@ -29,8 +29,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imagelab import figures
-from imagelab.attacks import (
+from imagelab.data.datasets import EMBEDDED, Dataset, load_for, random_subset, unit
+from imagelab.report import figures
+from imagelab.report.results import Result, share_cell, start_result
+from imagelab.setup.runtime import autocast, generator, prepare
+from imagelab.setup.settings import Count, DataSettings, Limits, Rate
+from imagelab.techniques.attacks import (
     fgsm,
     gaussian_noise_like,
     input_gradient,
@@ -38,12 +42,8 @@ from imagelab.attacks import (
     pgd_accuracies,
     sign_noise,
 )
-from imagelab.classifier import accuracy, new_classifier, predict
-from imagelab.datasets import EMBEDDED, Dataset, load_for, random_subset, unit
-from imagelab.results import Result, share_cell, start_result
-from imagelab.runtime import autocast, generator, prepare
-from imagelab.settings import Count, DataSettings, Limits, Rate
-from imagelab.training import Training, goes_on, one_cycle
+from imagelab.techniques.classifier import accuracy, new_classifier, predict
+from imagelab.training.loop import Training, goes_on, one_cycle
 
 SCRIPT = "adversarial_training"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"

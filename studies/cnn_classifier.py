@@ -19,7 +19,7 @@ sure of; the confusion matrix, which classes are taken for which.
 
 from __future__ import annotations
 
-from imagelab.command import command_line
+from imagelab.setup.command import command_line
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,8 +30,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imagelab import figures
-from imagelab.classifier import (
+from imagelab.data.datasets import EMBEDDED, Dataset, has_mnist, load_dataset, load_for, mirrored
+from imagelab.report import figures
+from imagelab.report.results import Result, start_result
+from imagelab.report.samples import draw_loss
+from imagelab.setup.runtime import UserError, prepare
+from imagelab.setup.settings import Count, DataSettings, Limits, Rate, ResumableSettings
+from imagelab.techniques.classifier import (
     DigitCNN,
     accuracy,
     as_unit,
@@ -39,13 +44,8 @@ from imagelab.classifier import (
     train_classifier,
     usual_epochs,
 )
-from imagelab.datasets import EMBEDDED, Dataset, has_mnist, load_dataset, load_for, mirrored
-from imagelab.pretrained import imagenet_resnet18
-from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, prepare
-from imagelab.samples import draw_loss
-from imagelab.settings import Count, DataSettings, Limits, Rate, ResumableSettings
-from imagelab.training import goes_on
+from imagelab.techniques.pretrained import imagenet_resnet18
+from imagelab.training.loop import goes_on
 
 SCRIPT = "cnn_classifier"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
@@ -86,7 +86,7 @@ class Config(ResumableSettings, DataSettings):
 
 
 # --- the networks ---------------------------------------------------------------------------------
-# DigitCNN is in imagelab/classifier.py, because attacks and measurements use it as well.
+# DigitCNN is in imagelab/techniques/classifier.py, because attacks and measurements use it as well.
 
 
 class FastCNN(DigitCNN):
@@ -152,7 +152,7 @@ def new_network(config: Config, data: Dataset) -> nn.Module:
 
 
 def train(config: Config, data: Dataset, model: nn.Module, path: Path):
-    """Train, or go on with --resume: the loop is that of imagelab/classifier.py."""
+    """Train, or go on with --resume: the loop is that of imagelab/techniques/classifier.py."""
     learning = [p for p in model.parameters() if p.requires_grad]
     # A short run wants an optimizer that forgets quickly what it saw under the small rates.
     betas = (0.7, 0.9) if config.fast else (0.9, 0.999)

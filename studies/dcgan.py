@@ -16,7 +16,7 @@ where a collapse onto few images would be seen: empty classes, a coverage that f
 
 from __future__ import annotations
 
-from imagelab.command import command_line
+from imagelab.setup.command import command_line
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +26,11 @@ import torch
 from torch import nn
 
 import gan_mnist
-from imagelab.datasets import load_for
-from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, autocast, prepare
-from imagelab.samples import TRACKED, draw_only, judge_for, write_samples
-from imagelab.settings import Count, Fraction, Limits, Rate
+from imagelab.data.datasets import load_for
+from imagelab.report.results import Result, start_result
+from imagelab.report.samples import TRACKED, draw_only, judge_for, write_samples
+from imagelab.setup.runtime import UserError, autocast, prepare
+from imagelab.setup.settings import Count, Fraction, Limits, Rate
 
 SCRIPT = "dcgan"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"

@@ -10,9 +10,9 @@ understand stays as it was: it suits photographs of any content, size and noise.
     python -m studies.denoising_autoencoder denoise --image noisy.jpg --output clean.png
     python -m studies.denoising_autoencoder photographs       # trains the residual network: an hour
 
-`denoise` works at once, with weights that come with the project (imagelab/denoiser.pth); `photographs`
-makes them. The residual network is in imagelab/denoiser.py, the classical methods beside it are in
-imagelab/restoration.py.
+`denoise` works at once, with weights that come with the project; `photographs` makes them. In
+imagelab/techniques/ are the residual network and its weights (denoiser.py, denoiser.pth) and the
+classical methods beside it (restoration.py).
 
 What to look at: `digits.png`, strokes redrawn rather than cleaned; `photographs.png`, edges that stay
 while flat parts grow smooth; in the table, how far learning is ahead of the best classical method.
@@ -20,7 +20,7 @@ while flat parts grow smooth; in the table, how far learning is ahead of the bes
 
 from __future__ import annotations
 
-from imagelab.command import command_line
+from imagelab.setup.command import command_line
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,30 +31,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imagelab import figures
-from imagelab.checkpoints import (
-    check_trained_for,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-)
-from imagelab.datasets import EMBEDDED, Dataset, load_for, random_subset, unit
-from imagelab.denoiser import SCRIPT, WEIGHTS, Denoiser, restore, trained_denoiser
-from imagelab.metrics import mean_psnr, mean_ssim
-from imagelab.photographs import HELD_OUT, photograph, random_patches
-from imagelab.pictures import open_picture, picture_format, write_picture
-from imagelab.restoration import (
-    CLASSICAL,
-    add_noise,
-    by_filters,
-    compare,
-    estimated_sigma,
-    methods,
-)
-from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, autocast, generator, in_eval_mode, prepare
-from imagelab.samples import draw_loss, write_samples
-from imagelab.settings import (
+from imagelab.data.datasets import EMBEDDED, Dataset, load_for, random_subset, unit
+from imagelab.data.photographs import HELD_OUT, photograph, random_patches
+from imagelab.data.pictures import open_picture, picture_format, write_picture
+from imagelab.data.quality import mean_psnr, mean_ssim
+from imagelab.report import figures
+from imagelab.report.results import Result, start_result
+from imagelab.report.samples import draw_loss, write_samples
+from imagelab.setup.runtime import UserError, autocast, generator, in_eval_mode, prepare
+from imagelab.setup.settings import (
     Common,
     Count,
     Limits,
@@ -63,7 +48,22 @@ from imagelab.settings import (
     TrainingSettings,
     plain,
 )
-from imagelab.training import Training, one_cycle
+from imagelab.techniques.denoiser import SCRIPT, WEIGHTS, Denoiser, restore, trained_denoiser
+from imagelab.techniques.restoration import (
+    CLASSICAL,
+    add_noise,
+    by_filters,
+    compare,
+    estimated_sigma,
+    methods,
+)
+from imagelab.training.checkpoints import (
+    check_trained_for,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
+from imagelab.training.loop import Training, one_cycle
 
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
 TITLE = "Denoising autoencoder: learning what a clean picture is"

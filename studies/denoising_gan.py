@@ -18,7 +18,7 @@ non-local means, which know nothing of the images; in `curves.png`, whether the 
 
 from __future__ import annotations
 
-from imagelab.command import command_line
+from imagelab.setup.command import command_line
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,23 +29,32 @@ import torch.nn.functional as F
 from torch import nn
 
 from gan_mnist import discriminator_loss, generator_loss
-from imagelab import figures
-from imagelab.checkpoints import (
+from imagelab.data.datasets import (
+    EMBEDDED,
+    Dataset,
+    load_for,
+    random_subset,
+    signed,
+    to_uint8,
+    unit,
+)
+from imagelab.data.pictures import write_png
+from imagelab.data.quality import mean_psnr, mean_ssim, ssim_map
+from imagelab.report import figures
+from imagelab.report.evaluator import Judge, features, frechet_distance
+from imagelab.report.results import Result, start_result
+from imagelab.report.samples import judge_for, write_samples
+from imagelab.setup.runtime import UserError, autocast, generator, prepare
+from imagelab.setup.settings import Count, Limits, Rate, TrainingSettings
+from imagelab.techniques.classifier import accuracy
+from imagelab.techniques.restoration import add_noise, by_filters
+from imagelab.training.checkpoints import (
     as_described,
     check_trained_for,
     load_checkpoint,
     load_weights,
 )
-from imagelab.classifier import accuracy
-from imagelab.datasets import EMBEDDED, Dataset, load_for, random_subset, signed, to_uint8, unit
-from imagelab.metrics import Judge, features, frechet_distance, mean_psnr, mean_ssim, ssim_map
-from imagelab.pictures import write_png
-from imagelab.restoration import add_noise, by_filters
-from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, autocast, generator, prepare
-from imagelab.samples import judge_for, write_samples
-from imagelab.settings import Count, Limits, Rate, TrainingSettings
-from imagelab.training import Training, goes_on
+from imagelab.training.loop import Training, goes_on
 
 SCRIPT = "denoising_gan"
 WEIGHTS = ("adversarial_weight", "l1_weight", "ssim_weight")

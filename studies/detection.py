@@ -18,7 +18,7 @@ frame is looked at by itself.
 
 from __future__ import annotations
 
-from imagelab.command import command_line
+from imagelab.setup.command import command_line
 
 import time
 from dataclasses import dataclass
@@ -30,18 +30,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imagelab import digit_scenes, figures
-from imagelab.boxes import BoxedPictures, Boxes, draw_boxes, fit, load_boxed
-from imagelab.checkpoints import as_described, load_checkpoint, load_weights
-from imagelab.datasets import EMBEDDED, load_dataset, unit
-from imagelab.photographs import HELD_OUT
-from imagelab.pretrained import coco_ssdlite
-from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, autocast, prepare
-from imagelab.samples import draw_loss
-from imagelab.settings import Common, Count, Fraction, Limits, Rate, ResumableSettings
-from imagelab.training import Training, one_cycle
-from imagelab.video import Change, change, open_video, write_video
+from imagelab.data import digit_scenes
+from imagelab.data.boxes import BoxedPictures, Boxes, draw_boxes, fit, load_boxed
+from imagelab.data.datasets import EMBEDDED, load_dataset, unit
+from imagelab.data.photographs import HELD_OUT
+from imagelab.data.video import Change, change, open_video, write_video
+from imagelab.report import figures
+from imagelab.report.results import Result, start_result
+from imagelab.report.samples import draw_loss
+from imagelab.setup.runtime import UserError, autocast, prepare
+from imagelab.setup.settings import Common, Count, Fraction, Limits, Rate, ResumableSettings
+from imagelab.techniques.pretrained import coco_ssdlite
+from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
+from imagelab.training.loop import Training, one_cycle
 
 SCRIPT = "detection"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"

@@ -11,7 +11,7 @@ two of these is not resolved at this n, which --num-samples raises.
 
 from __future__ import annotations
 
-from imagelab.command import command_line
+from imagelab.setup.command import command_line
 
 from dataclasses import dataclass, fields, replace
 from typing import Annotated
@@ -19,15 +19,15 @@ from typing import Annotated
 import numpy as np
 import torch
 
-from imagelab import figures
-from imagelab.datasets import Dataset
-from imagelab.diffusion import Sampler, trailing_steps
-from imagelab.metrics import Judge, features, frechet_distance
-from imagelab.results import Result, share_cell, start_result
-from imagelab.runtime import Stopwatch, UserError, generator, prepare
-from imagelab.samples import judge_for
-from imagelab.settings import DataSettings, Limits, ResumableSettings, TrainingSettings
-from imagelab.training import goes_on
+from imagelab.data.datasets import Dataset
+from imagelab.report import figures
+from imagelab.report.evaluator import Judge, features, frechet_distance
+from imagelab.report.results import Result, share_cell, start_result
+from imagelab.report.samples import judge_for
+from imagelab.setup.runtime import Stopwatch, UserError, generator, prepare
+from imagelab.setup.settings import DataSettings, Limits, ResumableSettings, TrainingSettings
+from imagelab.techniques.diffusion import Sampler, trailing_steps
+from imagelab.training.loop import goes_on
 from studies import unet_diffusion
 from studies.unet_diffusion import (
     MODELS,

@@ -15,7 +15,7 @@ by seven pixels but in what the network knows of digits.
 
 from __future__ import annotations
 
-from imagelab.command import command_line
+from imagelab.setup.command import command_line
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -23,17 +23,17 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 
-from imagelab import figures
-from imagelab.checkpoints import check_trained_for, load_checkpoint
-from imagelab.classifier import DigitCNN, accuracy, trained_classifier
-from imagelab.datasets import Dataset, random_subset, to_uint8, unit
-from imagelab.diffusion import image_noise, last, way_back
-from imagelab.metrics import mean_psnr, mean_ssim
-from imagelab.restoration import methods, restore_images
-from imagelab.results import Result, share_cell, start_result
-from imagelab.runtime import UserError, generator, prepare
-from imagelab.samples import write_samples
-from imagelab.settings import Count, Limits
+from imagelab.data.datasets import Dataset, random_subset, to_uint8, unit
+from imagelab.data.quality import mean_psnr, mean_ssim
+from imagelab.report import figures
+from imagelab.report.results import Result, share_cell, start_result
+from imagelab.report.samples import write_samples
+from imagelab.setup.runtime import UserError, generator, prepare
+from imagelab.setup.settings import Count, Limits
+from imagelab.techniques.classifier import DigitCNN, accuracy, trained_classifier
+from imagelab.techniques.diffusion import image_noise, last, way_back
+from imagelab.techniques.restoration import methods, restore_images
+from imagelab.training.checkpoints import check_trained_for, load_checkpoint
 from studies import unet_diffusion
 from studies.unet_diffusion import Model, Steps, load_model, load_with_data
 

@@ -18,7 +18,7 @@ finishes the digit; `several.png`, where the seen half leaves a choice.
 
 from __future__ import annotations
 
-from imagelab.command import command_line
+from imagelab.setup.command import command_line
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +27,14 @@ from typing import Annotated
 import numpy as np
 import torch
 
-from imagelab import figures
-from imagelab.classifier import Change, DigitCNN, accuracy, predict, trained_classifier
-from imagelab.datasets import random_subset, signed, to_uint8, unit
-from imagelab.diffusion import image_noise, repaint, trailing_steps
-from imagelab.pictures import open_picture, picture_format, write_picture
-from imagelab.results import Result, share_cell, start_result
-from imagelab.runtime import UserError, prepare
-from imagelab.settings import Checked, Common, Count, DataSettings, Limits
+from imagelab.data.datasets import random_subset, signed, to_uint8, unit
+from imagelab.data.pictures import open_picture, picture_format, write_picture
+from imagelab.report import figures
+from imagelab.report.results import Result, share_cell, start_result
+from imagelab.setup.runtime import UserError, prepare
+from imagelab.setup.settings import Checked, Common, Count, DataSettings, Limits
+from imagelab.techniques.classifier import Change, DigitCNN, accuracy, predict, trained_classifier
+from imagelab.techniques.diffusion import image_noise, repaint, trailing_steps
 from studies import unet_diffusion
 from studies.unet_diffusion import Model, Steps, load_model, load_with_data
 

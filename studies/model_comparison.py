@@ -15,7 +15,7 @@ another number of epochs, and the order may be another one too. The table says w
 
 from __future__ import annotations
 
-from imagelab.command import command_line
+from imagelab.setup.command import command_line
 
 import math
 import statistics
@@ -28,15 +28,15 @@ import torch
 
 import gan_mnist
 import mlp_diffusion
-from imagelab import figures
-from imagelab.datasets import Dataset, load_for, random_subset, to_uint8
-from imagelab.diffusion import image_noise, way_back
-from imagelab.metrics import Judge, Scores
-from imagelab.results import Result, start_result
-from imagelab.runtime import Stopwatch, UserError, generator, prepare
-from imagelab.samples import judge_for
-from imagelab.settings import Count, DataSettings, Limits
-from imagelab.training import Training, goes_on
+from imagelab.data.datasets import Dataset, load_for, random_subset, to_uint8
+from imagelab.report import figures
+from imagelab.report.evaluator import Judge, Scores
+from imagelab.report.results import Result, start_result
+from imagelab.report.samples import judge_for
+from imagelab.setup.runtime import Stopwatch, UserError, generator, prepare
+from imagelab.setup.settings import Count, DataSettings, Limits
+from imagelab.techniques.diffusion import image_noise, way_back
+from imagelab.training.loop import Training, goes_on
 from studies import dcgan, unet_diffusion, vae
 
 SCRIPT = "model_comparison"

@@ -2,7 +2,7 @@
 
 A U-Net (Ronneberger et al. 2015) halves the picture on the way down, to see far, doubles it on the way
 up, and is handed at each size what it saw there on the way down, to stay sharp. It learns from drawn
-scenes with exact masks (imagelab/road_scenes.py), embedded and unlimited, or from real ones.
+scenes with exact masks (imagelab/data/road_scenes.py), embedded and unlimited, or from real ones.
 
     python -m studies.segmentation                                  # drawn scenes, five minutes
     python -m studies.segmentation --dataset camvid                 # real ones, of data/CamVid/
@@ -17,7 +17,7 @@ rare classes are, which an accuracy over all pixels hides.
 
 from __future__ import annotations
 
-from imagelab.command import command_line
+from imagelab.setup.command import command_line
 
 import math
 from dataclasses import dataclass, replace
@@ -29,16 +29,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imagelab import figures
-from imagelab.checkpoints import as_described, load_checkpoint, load_weights
-from imagelab.datasets import unit
-from imagelab.masks import IGNORE, TEST_SCENES, MaskedPictures, load_masked
-from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, autocast, generator, in_eval_mode, prepare
-from imagelab.samples import draw_loss
-from imagelab.settings import Common, Count, Limits, Rate, ResumableSettings
-from imagelab.training import Training, one_cycle
-from imagelab.video import change
+from imagelab.data.datasets import unit
+from imagelab.data.masks import IGNORE, TEST_SCENES, MaskedPictures, load_masked
+from imagelab.data.video import change
+from imagelab.report import figures
+from imagelab.report.results import Result, start_result
+from imagelab.report.samples import draw_loss
+from imagelab.setup.runtime import UserError, autocast, generator, in_eval_mode, prepare
+from imagelab.setup.settings import Common, Count, Limits, Rate, ResumableSettings
+from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
+from imagelab.training.loop import Training, one_cycle
 
 SCRIPT = "segmentation"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"

@@ -17,7 +17,7 @@ measurement of the drawn image agrees with each word.
 
 from __future__ import annotations
 
-from imagelab.command import command_line
+from imagelab.setup.command import command_line
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,14 +26,14 @@ from typing import Annotated
 import numpy as np
 import torch
 
-from imagelab import figures
-from imagelab.classifier import DigitCNN, predict, trained_classifier
-from imagelab.datasets import EMBEDDED, Dataset, load_for, to_uint8
-from imagelab.diffusion import Estimate
-from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, prepare
-from imagelab.samples import GRID, draw_only, write_grid, write_samples
-from imagelab.settings import Count, Fraction, Limits
+from imagelab.data.datasets import EMBEDDED, Dataset, load_for, to_uint8
+from imagelab.report import figures
+from imagelab.report.results import Result, start_result
+from imagelab.report.samples import GRID, draw_only, write_grid, write_samples
+from imagelab.setup.runtime import UserError, prepare
+from imagelab.setup.settings import Count, Fraction, Limits
+from imagelab.techniques.classifier import DigitCNN, predict, trained_classifier
+from imagelab.techniques.diffusion import Estimate
 from studies import unet_diffusion
 from studies.unet_diffusion import Model, Steps, load_model
 

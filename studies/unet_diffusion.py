@@ -1,10 +1,10 @@
 """Class-conditional diffusion with a U-Net: guidance, and how few steps will do.
 
-A U-Net (imagelab/unet.py) learns to take noise out of images of a known class, which one time in ten it
-is not told (Ho et al. 2020; Ho and Salimans 2022), and so to draw images of the class that is asked for.
-One trained network is sampled by DDPM, DDIM and DPM-Solver++ (imagelab/diffusion.py), in any number of
-steps; diffusion_curves.py measures what they and guidance buy. inpainting.py, diffusion_restoration.py
-and text_diffusion.py build on this file.
+A U-Net (imagelab/techniques/unet.py) learns to take noise out of images of a known class, which one
+time in ten it is not told (Ho et al. 2020; Ho and Salimans 2022), and so to draw images of the class
+that is asked for. One trained network is sampled by DDPM, DDIM and DPM-Solver++
+(imagelab/techniques/diffusion.py), in any number of steps; diffusion_curves.py measures what they and
+guidance buy. inpainting.py, diffusion_restoration.py and text_diffusion.py build on this file.
 
     python -m studies.unet_diffusion                               # the embedded digits: fourteen minutes
     python -m studies.unet_diffusion --dataset mnist
@@ -23,7 +23,7 @@ model. The noise of image k comes from (seed, k) alone: any batch size draws the
 
 from __future__ import annotations
 
-from imagelab.command import command_line
+from imagelab.setup.command import command_line
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -34,11 +34,34 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imagelab import distributed, figures
-from imagelab.checkpoints import as_described, load_checkpoint, load_weights
-from imagelab.classifier import predict
-from imagelab.datasets import Dataset, load_for, mirrored, signed, to_uint8
-from imagelab.diffusion import (
+from imagelab.data.datasets import Dataset, load_for, mirrored, signed, to_uint8
+from imagelab.report import figures
+from imagelab.report.evaluator import Judge
+from imagelab.report.results import Result, start_result
+from imagelab.report.samples import (
+    clocked,
+    draw_loss,
+    draw_only,
+    draw_tracked,
+    draw_trajectory,
+    judge_for,
+    report_samples,
+    samples_to_draw,
+    track,
+    write_samples,
+)
+from imagelab.setup.runtime import UserError, prepare
+from imagelab.setup.settings import (
+    Count,
+    Fraction,
+    Limits,
+    Rate,
+    SamplingSettings,
+    TrainingSettings,
+    plain,
+)
+from imagelab.techniques.classifier import predict
+from imagelab.techniques.diffusion import (
     Estimate,
     Prediction,
     Sampler,
@@ -52,32 +75,10 @@ from imagelab.diffusion import (
     trailing_steps,
     way_back,
 )
-from imagelab.metrics import Judge
-from imagelab.results import Result, start_result
-from imagelab.runtime import UserError, prepare
-from imagelab.samples import (
-    clocked,
-    draw_loss,
-    draw_only,
-    draw_tracked,
-    draw_trajectory,
-    judge_for,
-    report_samples,
-    samples_to_draw,
-    track,
-    write_samples,
-)
-from imagelab.settings import (
-    Count,
-    Fraction,
-    Limits,
-    Rate,
-    SamplingSettings,
-    TrainingSettings,
-    plain,
-)
-from imagelab.training import Training, one_cycle
-from imagelab.unet import UNet
+from imagelab.techniques.unet import UNet
+from imagelab.training import distributed
+from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
+from imagelab.training.loop import Training, one_cycle
 
 SCRIPT = "unet_diffusion"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
@@ -419,7 +420,7 @@ def evaluate(
     n = samples_to_draw(config, data)
     with clocked(result, n):
         samples, asked = sample(model, config, n)
-    judge = watch and judge_for(config, data, n)
+    judge = watch and judge_for(config, data, n, watch)
     report_samples(result, samples, judge, data)
     if judge is not None:
         accuracy = asked_accuracy(judge, samples[:1000], asked[:1000])

@@ -20,7 +20,7 @@ of it, stated beside the figure.
 
 from __future__ import annotations
 
-from imagelab.command import command_line
+from imagelab.setup.command import command_line
 
 import math
 from dataclasses import dataclass, replace
@@ -30,14 +30,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imagelab import figures
-from imagelab.checkpoints import as_described, load_checkpoint, load_weights
-from imagelab.datasets import EMBEDDED, Dataset, load_for, to_uint8, unit
-from imagelab.metrics import mean_ssim
-from imagelab.pictures import write_png
-from imagelab.results import Result, start_result
-from imagelab.runtime import autocast, generator, prepare
-from imagelab.samples import (
+from imagelab.data.datasets import EMBEDDED, Dataset, load_for, to_uint8, unit
+from imagelab.data.pictures import write_png
+from imagelab.data.quality import mean_ssim
+from imagelab.report import figures
+from imagelab.report.results import Result, start_result
+from imagelab.report.samples import (
     clocked,
     draw_comparison,
     draw_only,
@@ -46,8 +44,10 @@ from imagelab.samples import (
     samples_to_draw,
     write_samples,
 )
-from imagelab.settings import Count, Rate, SamplingSettings
-from imagelab.training import Training, goes_on, one_cycle
+from imagelab.setup.runtime import autocast, generator, prepare
+from imagelab.setup.settings import Count, Rate, SamplingSettings
+from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
+from imagelab.training.loop import Training, goes_on, one_cycle
 
 SCRIPT = "vae"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"

@@ -7,7 +7,7 @@ import os
 # Several processes of pytest-xdist with one thread each do more than one with several threads.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-# What imagelab.runtime.prepare sets comes too late in a process whose tests have multiplied before.
+# What imagelab.setup.runtime.prepare sets comes too late in a process whose tests have multiplied before.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 import contextlib
@@ -26,7 +26,7 @@ import torch
 from filelock import FileLock
 
 import advanced_image_processing as driver
-from imagelab.datasets import Dataset
+from imagelab.data.datasets import Dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -135,7 +135,7 @@ def unet_run(tmp_path_factory) -> Path:
 @pytest.fixture
 def float32(monkeypatch) -> None:
     """No bfloat16, which some processors take where the others compute in float32."""
-    monkeypatch.setattr("imagelab.runtime.has_fast_bfloat16", lambda _device: False)
+    monkeypatch.setattr("imagelab.setup.runtime.has_fast_bfloat16", lambda _device: False)
 
 
 @pytest.fixture(scope="session")

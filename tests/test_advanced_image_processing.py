@@ -15,7 +15,7 @@ from conftest import ROOT, complaint, run_here
 from filelock import FileLock
 
 import advanced_image_processing as driver
-from imagelab.results import Metric
+from imagelab.report.results import Metric
 
 SCRIPTS = ["advanced_image_processing", "fgsm", "diffusion_demo", "gan_mnist", "mlp_diffusion"]
 
@@ -71,7 +71,7 @@ def test_a_wrong_data_set_is_refused_before_the_first_demo(tmp_path):
 
 def test_where_no_demo_is_done_the_report_before_stays(tmp_path, monkeypatch):
     import fgsm
-    from imagelab.runtime import UserError
+    from imagelab.setup.runtime import UserError
 
     def refused(config):
         raise UserError("No.")
@@ -106,8 +106,8 @@ def test_studies_run_when_they_are_asked_for():
 
 def test_a_study_is_reported_like_a_demo(tmp_path, monkeypatch):
     """With a stand-in for the study's work: what it writes is found in its own folder."""
-    from imagelab.pictures import write_png
-    from imagelab.results import start_result
+    from imagelab.data.pictures import write_png
+    from imagelab.report.results import start_result
     from studies import vae
 
     def short(config):

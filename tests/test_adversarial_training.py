@@ -14,11 +14,11 @@ import torch
 from conftest import complaint, has_headline, run_here
 from PIL import Image
 
-from imagelab.attacks import pgd
-from imagelab.classifier import new_classifier
-from imagelab.datasets import Dataset, batch_indices, unit
-from imagelab.results import wilson
-from imagelab.runtime import Interrupted
+from imagelab.data.datasets import Dataset, batch_indices, unit
+from imagelab.report.results import wilson
+from imagelab.setup.runtime import Interrupted
+from imagelab.techniques.attacks import pgd
+from imagelab.techniques.classifier import new_classifier
 from studies import adversarial_training as study
 
 QUICK = ("studies.adversarial_training", "--quick", "--dataset", "mnist-5k", "--output-dir")

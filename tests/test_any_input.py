@@ -22,13 +22,13 @@ import diffusion_demo
 import fgsm
 from benchmarks import __main__ as benchmarks
 from benchmarks import faults
-from imagelab.boxes import BoxedPictures
-from imagelab.datasets import load_dataset
-from imagelab.masks import MaskedPictures
-from imagelab.pictures import open_picture
-from imagelab.results import start_result
-from imagelab.runtime import UserError
-from imagelab.settings import Settings
+from imagelab.data.boxes import BoxedPictures
+from imagelab.data.datasets import load_dataset
+from imagelab.data.masks import MaskedPictures
+from imagelab.data.pictures import open_picture
+from imagelab.report.results import start_result
+from imagelab.setup.runtime import UserError
+from imagelab.setup.settings import Settings
 from studies import denoising_autoencoder, detection, inpainting, segmentation
 
 # The same examples each time, and no clock: a test that fails must fail again.

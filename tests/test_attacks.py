@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from imagelab import attacks
-from imagelab.classifier import accuracy, new_classifier, predict, trained_classifier
-from imagelab.datasets import unit
+from imagelab.data.datasets import unit
+from imagelab.techniques import attacks
+from imagelab.techniques.classifier import accuracy, new_classifier, predict, trained_classifier
 
 ALL = ["fgsm", "linf", "l2"]
 

@@ -12,9 +12,9 @@ import gan_mnist
 import mlp_diffusion
 from benchmarks import __main__ as benchmarks
 from benchmarks import attack, main_job, ordinary, shares, training
-from imagelab import runtime
-from imagelab.classifier import new_classifier
-from imagelab.datasets import Dataset, load_dataset, unit
+from imagelab.data.datasets import Dataset, load_dataset, unit
+from imagelab.setup import runtime
+from imagelab.techniques.classifier import new_classifier
 from studies import dcgan, unet_diffusion
 
 

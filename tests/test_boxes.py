@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from imagelab import digit_scenes
-from imagelab.boxes import draw_boxes, fit, load_boxed
-from imagelab.datasets import load_dataset
-from imagelab.runtime import UserError
+from imagelab.data import digit_scenes
+from imagelab.data.boxes import draw_boxes, fit, load_boxed
+from imagelab.data.datasets import load_dataset
+from imagelab.setup.runtime import UserError
 
 BOX = [40.0, 20.0, 80.0, 40.0]  # x1 y1 x2 y2 in a picture of 160×120
 

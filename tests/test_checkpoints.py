@@ -8,8 +8,8 @@ import torch
 from conftest import complaint
 from torch import nn
 
-from imagelab.checkpoints import FIELDS, load_checkpoint, load_weights, save_checkpoint
-from imagelab.runtime import UserError
+from imagelab.setup.runtime import UserError
+from imagelab.training.checkpoints import FIELDS, load_checkpoint, load_weights, save_checkpoint
 
 
 def contents(script: str = "a") -> dict:

@@ -8,8 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from imagelab import classifier
-from imagelab.classifier import (
+from imagelab.data.datasets import unit
+from imagelab.setup.runtime import Interrupted, UserError
+from imagelab.techniques import classifier
+from imagelab.techniques.classifier import (
     DigitCNN,
     accuracy,
     checkpoint_path,
@@ -18,9 +20,7 @@ from imagelab.classifier import (
     predict,
     trained_classifier,
 )
-from imagelab.datasets import unit
-from imagelab.runtime import Interrupted, UserError
-from imagelab.training import Training
+from imagelab.training.loop import Training
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from conftest import complaint, run_here, untaught
 from PIL import Image
 
-from imagelab.classifier import DigitCNN
-from imagelab.datasets import IDX_MD5
-from imagelab.results import start_result
-from imagelab.settings import Settings
+from imagelab.data.datasets import IDX_MD5
+from imagelab.report.results import start_result
+from imagelab.setup.settings import Settings
+from imagelab.techniques.classifier import DigitCNN
 from studies import cnn_classifier
 
 CPU = torch.device("cpu")
@@ -119,8 +119,8 @@ def test_transfer_learning_changes_the_last_layer_only(pets, tmp_path):
 
 
 def test_without_weights_a_sentence_and_all_layers_learn(pets, tmp_path, monkeypatch):
-    from imagelab import pretrained
-    from imagelab.runtime import UserError
+    from imagelab.setup.runtime import UserError
+    from imagelab.techniques import pretrained
 
     def unreachable(*_):
         raise UserError("The weights of resnet18 could not be downloaded.")

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.datasets import CIFAR10, MNIST
 
-from imagelab import datasets
-from imagelab.datasets import (
+from imagelab.data import datasets
+from imagelab.data.datasets import (
     Dataset,
     batch_indices,
     load_dataset,
@@ -30,8 +30,8 @@ from imagelab.datasets import (
     to_uint8,
     unit,
 )
-from imagelab.runtime import UserError
-from imagelab.settings import DataSettings
+from imagelab.setup.runtime import UserError
+from imagelab.setup.settings import DataSettings
 
 
 def rows(images: torch.Tensor) -> list[bytes]:

@@ -9,7 +9,7 @@ import torch
 from conftest import run_here, untaught, with_classifier
 from torch import nn
 
-from imagelab.runtime import UserError
+from imagelab.setup.runtime import UserError
 from studies import dcgan
 
 CPU = torch.device("cpu")

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from imagelab import denoiser
-from imagelab.checkpoints import load_checkpoint
-from imagelab.denoiser import WEIGHTS, Denoiser, restore, tiles, trained_denoiser
-from imagelab.metrics import psnr
-from imagelab.photographs import photograph
-from imagelab.restoration import CLASSICAL
-from imagelab.runtime import UserError
+from imagelab.data.photographs import photograph
+from imagelab.data.quality import psnr
+from imagelab.setup.runtime import UserError
+from imagelab.techniques import denoiser
+from imagelab.techniques.denoiser import WEIGHTS, Denoiser, restore, tiles, trained_denoiser
+from imagelab.techniques.restoration import CLASSICAL
+from imagelab.training.checkpoints import load_checkpoint
 
 
 @pytest.fixture

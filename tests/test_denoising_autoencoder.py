@@ -9,9 +9,9 @@ import torch
 from conftest import complaint, run_here, untaught
 from PIL import Image
 
-from imagelab.checkpoints import load_checkpoint
-from imagelab.metrics import psnr
-from imagelab.photographs import photograph
+from imagelab.data.photographs import photograph
+from imagelab.data.quality import psnr
+from imagelab.training.checkpoints import load_checkpoint
 from studies import denoising_autoencoder as study
 
 SCRIPT = "studies.denoising_autoencoder"

@@ -10,7 +10,7 @@ import torch
 from conftest import complaint, run_here, untaught, with_classifier
 from skimage.metrics import structural_similarity
 
-from imagelab.results import start_result
+from imagelab.report.results import start_result
 from studies import denoising_gan as study
 
 QUICK = ("studies.denoising_gan", "--quick", "--dataset", "mnist-5k", "--output-dir")

@@ -9,7 +9,7 @@ import torch
 from conftest import complaint, run_here, untaught
 from PIL import Image
 
-from imagelab.runtime import UserError, generator
+from imagelab.setup.runtime import UserError, generator
 from studies import detection
 
 BOXES = [torch.tensor([[10.0, 12.0, 50.0, 60.0], [70.0, 70.0, 90.0, 120.0]]), torch.zeros(0, 4),

@@ -7,7 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from imagelab.diffusion import (
+from imagelab.setup.runtime import UserError
+from imagelab.techniques.diffusion import (
     Schedule,
     cosine_schedule,
     ddim,
@@ -26,7 +27,6 @@ from imagelab.diffusion import (
     way_back,
     zero_terminal_snr,
 )
-from imagelab.runtime import UserError
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import complaint, has_headline, run_here
 
-from imagelab.metrics import frechet_distance
+from imagelab.report.evaluator import frechet_distance
 from studies.diffusion_curves import Point, lesson_of_guidance, lesson_of_steps, spread_of_distance
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import complaint, run_here, untaught
 
-from imagelab.diffusion import cosine_schedule
+from imagelab.techniques.diffusion import cosine_schedule
 from studies.diffusion_restoration import LESSONS, enlarge, shrink
 from studies.unet_diffusion import Model
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from imagelab import digit_scenes
-from imagelab.datasets import load_dataset
+from imagelab.data import digit_scenes
+from imagelab.data.datasets import load_dataset
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,17 @@ import pytest
 import torch
 from conftest import ROOT
 
-from imagelab import distributed
-from imagelab.runtime import UserError
+from imagelab.setup.runtime import UserError
+from imagelab.training import distributed
 
 # A script as the U-Net study is one, with data that are made at once. One process alone scores.
 WORKER = """
 import torch
-from imagelab import distributed, runtime
-from imagelab.datasets import Dataset
-from imagelab.metrics import frechet_distance, kernel_distance
-from imagelab.command import command_line
+from imagelab.training import distributed
+from imagelab.setup import runtime
+from imagelab.data.datasets import Dataset
+from imagelab.report.evaluator import frechet_distance, kernel_distance
+from imagelab.setup.command import command_line
 from studies.unet_diffusion import Config, train
 
 runtime.has_fast_bfloat16 = lambda _device: False  # half a batch rounds otherwise than a whole one

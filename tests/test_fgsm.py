@@ -9,8 +9,8 @@ from conftest import complaint, run_here, untaught
 from PIL import Image
 
 import fgsm
-from imagelab.classifier import new_classifier, predict
-from imagelab.datasets import load_dataset
+from imagelab.data.datasets import load_dataset
+from imagelab.techniques.classifier import new_classifier, predict
 
 # For runs of which the attack on one's own picture is looked at.
 FEW = ("--quick", "--dataset", "mnist-5k", "--num-images", 20, "--pgd-images", 10)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from imagelab import figures
-from imagelab.pictures import read_png
+from imagelab.data.pictures import read_png
+from imagelab.report import figures
 
 
 def random_images(n: int, channels: int) -> torch.Tensor:
@@ -40,14 +40,6 @@ def test_a_grid_leaves_its_images_alone():
     images = random_images(4, 1)
     figures.grid(images, columns=2)
     assert torch.equal(images, random_images(4, 1))
-
-
-def test_means_over_windows():
-    values = torch.arange(7.0)
-    assert figures.smooth(values, 2).tolist() == [0.5, 2.5, 4.5]
-    assert figures.smooth(values, 1).tolist() == values.tolist()
-    assert figures.smooth(values, 100).tolist() == [3.0]
-    assert figures.smooth(torch.zeros(0), 5).tolist() == []
 
 
 def draw(path, shift: float = 0.0) -> None:

@@ -5,8 +5,8 @@ import errno
 import pytest
 from filelock import FileLock
 
-from imagelab.files import atomic_path, claim, give_back
-from imagelab.runtime import UserError
+from imagelab.setup.files import atomic_path, claim, give_back
+from imagelab.setup.runtime import UserError
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):

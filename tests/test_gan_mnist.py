@@ -60,7 +60,7 @@ def test_images_are_moved_whole_and_gradients_go_back():
 
 def test_the_rate_falls_and_the_average_draws(tmp_path, stripes):
     """From the half of the training on; G's samples are those of the averaged weights."""
-    from imagelab.results import start_result
+    from imagelab.report.results import start_result
 
     config = gan.Config(output_dir=tmp_path, batch_size=32, epochs=4, grid_every=0)
     result = start_result("gan_mnist", "", "", config, "pictures", torch.device("cpu"), stripes)
@@ -87,7 +87,7 @@ def test_the_rate_falls_and_the_average_draws(tmp_path, stripes):
 def test_the_recipe_as_often_written_stands_beside_it_at_equal_epochs(
     tmp_path, stripes, compared, trained
 ):
-    from imagelab.results import start_result
+    from imagelab.report.results import start_result
 
     config = gan.Config(output_dir=tmp_path, batch_size=32, epochs=3, compare_epochs=compared)
     result = start_result("gan_mnist", "", "", config, "pictures", torch.device("cpu"), stripes)

@@ -8,7 +8,7 @@ import torch
 from conftest import complaint, run_here, untaught
 from PIL import Image
 
-from imagelab.diffusion import cosine_schedule
+from imagelab.techniques.diffusion import cosine_schedule
 from studies.inpainting import (
     MASKS,
     Config,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from imagelab.masks import CAMVID, IGNORE, load_masked
-from imagelab.runtime import UserError
+from imagelab.data.masks import CAMVID, IGNORE, load_masked
+from imagelab.setup.runtime import UserError
 
 
 def write_pair(images: Path, masks: Path, name: str, size=(48, 32), highest: int = 2) -> None:

@@ -10,9 +10,9 @@ import torch
 from conftest import complaint, run_here, untaught
 
 import mlp_diffusion as ddpm
-from imagelab.diffusion import linear_schedule
-from imagelab.runtime import Interrupted
-from imagelab.settings import plain
+from imagelab.setup.runtime import Interrupted
+from imagelab.setup.settings import plain
+from imagelab.techniques.diffusion import linear_schedule
 
 RECIPES = list(ddpm.RECIPES)
 
@@ -205,7 +205,7 @@ def test_the_main_job_left_what_was_promised(main_job):
 @pytest.mark.parametrize(("compared", "trained"), [(4, 3), (2, 4)])
 def test_all_recipes_are_compared_at_equal_epochs(tmp_path, stripes, compared, trained):
     """Where the comparison is as long as the main training, that is one of its four."""
-    from imagelab.results import start_result
+    from imagelab.report.results import start_result
 
     config = ddpm.Config(output_dir=tmp_path, batch_size=32, epochs=4, compare_epochs=compared)
     main = ddpm.train(config, stripes, tmp_path / "a.pth")

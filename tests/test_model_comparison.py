@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import complaint, has_headline, run_here
 
-from imagelab.metrics import Scores
+from imagelab.report.evaluator import Scores
 from studies import model_comparison as study
 
 

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from imagelab.photographs import HELD_OUT, PATCH, TRAINING, photograph, random_patches
+from imagelab.data.photographs import HELD_OUT, PATCH, TRAINING, photograph, random_patches
 
 
 def test_held_out_photographs_are_not_trained_on():

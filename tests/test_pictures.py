@@ -11,9 +11,8 @@ from conftest import once
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from imagelab.classifier import predict, trained_classifier
-from imagelab.datasets import Dataset, load_dataset
-from imagelab.pictures import (
+from imagelab.data.datasets import Dataset, load_dataset
+from imagelab.data.pictures import (
     fit_to_frame,
     open_picture,
     read_grey,
@@ -22,7 +21,8 @@ from imagelab.pictures import (
     write_picture,
     write_png,
 )
-from imagelab.runtime import UserError
+from imagelab.setup.runtime import UserError
+from imagelab.techniques.classifier import predict, trained_classifier
 
 
 def noise(*shape: int) -> np.ndarray:

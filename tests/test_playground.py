@@ -16,14 +16,15 @@ from torch import nn
 
 import mlp_diffusion
 from gan_mnist import Generator
-from imagelab import playground, report
-from imagelab.checkpoints import save_checkpoint
-from imagelab.classifier import DigitCNN
-from imagelab.datasets import EMBEDDED, Dataset
-from imagelab.diffusion import cosine_schedule, linear_schedule, trailing_steps
-from imagelab.pictures import write_gif, write_png
-from imagelab.results import Result
-from imagelab.unet import UNet
+from imagelab.data.datasets import EMBEDDED, Dataset
+from imagelab.data.pictures import write_gif, write_png
+from imagelab.report import page as report
+from imagelab.report import playground
+from imagelab.report.results import Result
+from imagelab.techniques.classifier import DigitCNN
+from imagelab.techniques.diffusion import cosine_schedule, linear_schedule, trailing_steps
+from imagelab.techniques.unet import UNet
+from imagelab.training.checkpoints import save_checkpoint
 from studies.vae import VAE
 
 FACTS = {"date": "2030-01-02 03:04", "seed": 7, "dataset": EMBEDDED, "quick": False,

@@ -21,10 +21,11 @@ from conftest import ROOT, once
 from PIL import Image
 
 import mlp_diffusion
-from imagelab import attacks, diffusion, playground
-from imagelab.classifier import checkpoint_path, load_checkpoint, new_classifier
-from imagelab.datasets import load_dataset, unit
-from imagelab.metrics import psnr
+from imagelab.data.datasets import load_dataset, unit
+from imagelab.data.quality import psnr
+from imagelab.report import playground
+from imagelab.techniques import attacks, diffusion
+from imagelab.techniques.classifier import checkpoint_path, load_checkpoint, new_classifier
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), "")

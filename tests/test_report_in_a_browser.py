@@ -6,11 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
-from test_report import FACTS
+from test_page import FACTS
 
-from imagelab.report import write_report
-from imagelab.results import Result
-from imagelab.video import write_video
+from imagelab.data.video import write_video
+from imagelab.report.page import write_report
+from imagelab.report.results import Result
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), "")

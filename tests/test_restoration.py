@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from imagelab.metrics import psnr
-from imagelab.photographs import photograph
-from imagelab.restoration import (
+from imagelab.data.photographs import photograph
+from imagelab.data.quality import psnr
+from imagelab.techniques.restoration import (
     CLASSICAL,
     add_noise,
     best_blur,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from imagelab.results import (
+from imagelab.report.results import (
     Result,
     metric_text,
     number,
@@ -18,7 +18,7 @@ from imagelab.results import (
     wilson,
     write_json,
 )
-from imagelab.settings import Settings
+from imagelab.setup.settings import Settings
 
 
 def result(folder: Path) -> Result:

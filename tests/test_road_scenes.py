@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from imagelab import road_scenes
+from imagelab.data import road_scenes
 
 
 def scene(seed: int, height: int = 96, width: int = 144):

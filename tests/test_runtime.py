@@ -11,7 +11,7 @@ from conftest import ROOT
 from torch import nn
 
 import mlp_diffusion
-from imagelab.runtime import (
+from imagelab.setup.runtime import (
     UserError,
     explain,
     generator,
@@ -19,7 +19,7 @@ from imagelab.runtime import (
     machine,
     pick_device,
 )
-from imagelab.unet import UNet
+from imagelab.techniques.unet import UNet
 from studies import dcgan
 
 CPU = torch.device("cpu")
@@ -86,7 +86,9 @@ def test_bfloat16_answers_nearly_the_same_in_float32(monkeypatch, name):
     }[name]
     answers = []
     for fast in (False, True):
-        monkeypatch.setattr("imagelab.runtime.has_fast_bfloat16", lambda _device, fast=fast: fast)
+        monkeypatch.setattr(
+            "imagelab.setup.runtime.has_fast_bfloat16", lambda _device, fast=fast: fast
+        )
         with torch.no_grad():
             answers.append(network())
     exact, fast = answers
@@ -119,9 +121,9 @@ def test_errors_of_ours_point_to_debug(text):
 SCRIPT = """
 import os, signal, sys, time
 from types import SimpleNamespace
-from imagelab.command import command_line
-from imagelab.runtime import UserError
-from imagelab.settings import Settings
+from imagelab.setup.command import command_line
+from imagelab.setup.runtime import UserError
+from imagelab.setup.settings import Settings
 
 def fail(error):
     raise error

@@ -8,13 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from imagelab import figures
-from imagelab.classifier import digest, trained_classifier
-from imagelab.datasets import Dataset, random_subset
-from imagelab.metrics import Judge
-from imagelab.pictures import read_png
-from imagelab.results import Result
-from imagelab.samples import (
+from imagelab.data.datasets import Dataset, random_subset
+from imagelab.data.pictures import read_png
+from imagelab.report import figures
+from imagelab.report.evaluator import Judge
+from imagelab.report.results import Result
+from imagelab.report.samples import (
     draw_comparison,
     draw_tracked,
     draw_trajectory,
@@ -24,7 +23,8 @@ from imagelab.samples import (
     write_grid,
     write_samples,
 )
-from imagelab.training import Training
+from imagelab.techniques.classifier import digest, trained_classifier
+from imagelab.training.loop import Training
 
 
 def images(n: int, channels: int = 1) -> torch.Tensor:

@@ -11,8 +11,8 @@ from conftest import complaint, run_here, untaught
 from PIL import Image
 from test_masks import write_pair
 
-from imagelab.masks import IGNORE
-from imagelab.runtime import generator
+from imagelab.data.masks import IGNORE
+from imagelab.setup.runtime import generator
 from studies import segmentation
 
 

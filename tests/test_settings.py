@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from imagelab.runtime import UserError
-from imagelab.settings import Count, Rate, SamplingSettings, plain
+from imagelab.setup.runtime import UserError
+from imagelab.setup.settings import Count, Rate, SamplingSettings, plain
 from studies import adversarial_training
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import complaint, run_here, untaught
 
-from imagelab.datasets import load_dataset
+from imagelab.data.datasets import load_dataset
 from studies.text_diffusion import (
     Captioner,
     caption,

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from imagelab.runtime import UserError
-from imagelab.unet import Attention, PixelNorm, UNet
+from imagelab.setup.runtime import UserError
+from imagelab.techniques.unet import Attention, PixelNorm, UNet
 
 
 def awake(model: UNet) -> UNet:

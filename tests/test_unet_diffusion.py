@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import complaint, run_here, untaught
 
-from imagelab.runtime import Interrupted, prepare
+from imagelab.setup.runtime import Interrupted, prepare
 from studies import unet_diffusion
 from studies.unet_diffusion import Config, asked_classes, build, make_schedule, sample, train
 

@@ -9,8 +9,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from imagelab.runtime import UserError
-from imagelab.video import _untrue_line_left_out, change, open_video, write_video
+from imagelab.data.video import _untrue_line_left_out, change, open_video, write_video
+from imagelab.setup.runtime import UserError
 
 
 def frames(count: int):
@@ -53,7 +53,7 @@ def test_a_film_that_does_not_fit_leaves_the_old_one(tmp_path, suffix):
     before = path.read_bytes()
     code = (
         "import resource, signal, sys; import numpy as np; from pathlib import Path\n"
-        "from imagelab.video import write_video\n"
+        "from imagelab.data.video import write_video\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "noise = np.random.default_rng(0).integers(0, 256, (20, 96, 96, 3), np.uint8)\n"

@@ -1,0 +1,1 @@
+"""What is trained on and measured: data sets, picture files, scenes."""

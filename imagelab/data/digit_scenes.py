@@ -1,0 +1,141 @@
+"""Photographs with MNIST digits strewn over them, and the box of each: seeded, unlimited.
+
+The same digits wander over a photograph in a film.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from imagelab.data.photographs import HELD_OUT, TRAINING, photograph
+
+LETTERS = {"clock", "page", "text"}  # photographs of signs that could be taken for digits
+BACKGROUNDS = tuple(name for name in TRAINING if name not in LETTERS)
+MAX_OVERLAP = 0.15  # IoU of two boxes, at most
+MOST = 6  # digits in a scene
+
+
+def draw_scenes(
+    digits: torch.Tensor, labels: torch.Tensor, count: int, seed: int, size: int = 256,
+    photographs: tuple[str, ...] = BACKGROUNDS, most: int = MOST,
+) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:  # fmt: skip
+    """`count` scenes with one to `most` of `digits` (N, 1, 28, 28) uint8 each.
+
+    The digits are 24 to 90 pixels large (of 256), turned by up to 30°, dark on light or light on dark,
+    over pieces of `photographs`, mirrored, turned and with their colours exchanged. Returns images
+    (count, 3, size, size) uint8, of each the boxes (n, 4) x1 y1 x2 y2 in pixels around the ink, and the
+    labels (n,).
+    """
+    from tqdm import tqdm
+
+    rng = np.random.default_rng(seed)
+    pictures = _photographs(photographs)
+    digits, labels = digits[:, 0].cpu().numpy(), labels.cpu()
+    images = np.empty((count, size, size, 3), np.uint8)
+    all_boxes, all_labels = [], []
+    for image in tqdm(images, desc="drawing scenes", unit="scene", mininterval=0.5):
+        scene = _varied(_background(pictures, rng, size), rng)
+        boxes, chosen = [], []
+        for _ in range(rng.integers(1, most + 1)):
+            k = int(rng.integers(len(digits)))
+            ink = turned(digits[k], rng.uniform(24, 90) * size / 256, rng.uniform(-30, 30))
+            height, width = ink.shape
+            x, y = rng.integers(0, max(size - width, 1)), rng.integers(0, max(size - height, 1))
+            box = np.array([x, y, x + width, y + height], np.float32)
+            if any(iou(box, other) > MAX_OVERLAP for other in boxes):
+                continue
+            under = scene[y : y + height, x : x + width].mean(axis=2)
+            lay(scene, ink, x, y, _colour(rng, np.average(under, weights=ink)), rng.uniform(0.8, 1))
+            boxes.append(box)
+            chosen.append(int(labels[k]))
+        scene += rng.uniform(0, 8) * rng.standard_normal(scene.shape, dtype=np.float32)
+        image[:] = scene.clip(0, 255).round()
+        all_boxes.append(torch.from_numpy(np.array(boxes, np.float32)).reshape(-1, 4))
+        all_labels.append(torch.tensor(chosen, dtype=torch.long))
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), all_boxes, all_labels
+
+
+def moving_scene(
+    digits: torch.Tensor, frames: int, seed: int, size: int = 256
+) -> Iterator[np.ndarray]:
+    """Frames (size, size, 3) uint8 of five `digits` that wander over a held-out photograph."""
+    rng = np.random.default_rng(seed)
+    still = _background(_photographs(HELD_OUT), rng, size)
+    chosen = digits[rng.integers(len(digits), size=5), 0].cpu().numpy()
+    sizes, colours = (
+        rng.uniform(36, 72, 5) * size / 256,
+        [_colour(rng, still.mean()) for _ in chosen],
+    )
+    middle, reach = rng.uniform(0.3, 0.7, (5, 2)) * size, rng.uniform(0.15, 0.3, (5, 2)) * size
+    speed, start = rng.uniform(0.02, 0.06, (5, 2)), rng.uniform(0, 2 * np.pi, (5, 2))
+    for t in range(frames):
+        scene = still.copy()
+        for k, digit in enumerate(chosen):
+            ink = turned(digit, sizes[k], 25 * np.sin(speed[k, 0] * t))
+            centre = middle[k] + reach[k] * np.sin(speed[k] * t + start[k])
+            x, y = (centre - np.array(ink.shape[::-1]) / 2).round().astype(int).clip(0)
+            lay(scene, ink, x, y, colours[k], 0.95)
+        yield scene.clip(0, 255).round().astype(np.uint8)
+
+
+def turned(digit: np.ndarray, size: float, angle: float) -> np.ndarray:
+    """A digit (28, 28), its middle 20 made `size` pixels, turned by `angle` degrees, cut to its ink."""
+    import cv2
+
+    scale = size / 20
+    larger = max(scale, 1)  # a smaller one is averaged: thin strokes would fall between the pixels
+    side = int(28 * larger * 1.5)
+    matrix = cv2.getRotationMatrix2D((13.5, 13.5), angle, larger)
+    matrix[:, 2] += side / 2 - 13.5
+    ink = cv2.warpAffine(digit, matrix, (side, side), flags=cv2.INTER_CUBIC)
+    if scale < 1:
+        ink = cv2.resize(ink, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    rows, columns = np.nonzero(ink > 0.4 * ink.max())
+    return ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+
+
+def lay(
+    scene: np.ndarray, ink: np.ndarray, x: int, y: int, colour: np.ndarray, opacity: float
+) -> None:
+    """Paint a digit's ink (h, w) into the scene (H, W, 3) with its upper left corner at x, y."""
+    under = scene[y : y + ink.shape[0], x : x + ink.shape[1]]
+    alpha = (ink / 255 * opacity)[: under.shape[0], : under.shape[1], None]
+    under[:] = (1 - alpha) * under + alpha * colour
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two boxes x1 y1 x2 y2."""
+    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
+    common = np.prod((high - low).clip(0))
+    return common / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - common)
+
+
+def _photographs(names: tuple[str, ...]) -> list[np.ndarray]:
+    from PIL import Image
+
+    return [np.asarray(Image.fromarray(photograph(name)).convert("RGB")) for name in names]
+
+
+def _background(pictures: list[np.ndarray], rng: np.random.Generator, size: int) -> np.ndarray:
+    """A random square of a random photograph, (size, size, 3) float32 from 0 to 255."""
+    import cv2
+
+    picture = pictures[rng.integers(len(pictures))]
+    side = int(rng.uniform(0.3, 1) * min(picture.shape[:2]))
+    top, left = (rng.integers(n - side + 1) for n in picture.shape[:2])
+    piece = picture[top : top + side, left : left + side]
+    return cv2.resize(piece, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
+
+
+def _varied(scene: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mirrored, turned by right angles, colours exchanged, perhaps a negative: many from few."""
+    scene = np.rot90(scene[:, :: rng.choice([-1, 1])], rng.integers(4))[..., rng.permutation(3)]
+    return np.ascontiguousarray(255 - scene if rng.random() < 0.3 else scene)
+
+
+def _colour(rng: np.random.Generator, bright: float) -> np.ndarray:
+    """Dark on what is bright, light on what is dark."""
+    return rng.uniform(0, 70, 3) if bright > 128 else rng.uniform(185, 255, 3)

@@ -1,0 +1,197 @@
+"""Frames of a video file or a camera, one at a time, and writing them (by OpenCV).
+
+`change` takes a picture, a folder, a video or a camera, and writes what a function makes of each picture.
+Videos have even sides: of an odd one the last row or column is lost in writing.
+"""
+
+from __future__ import annotations
+
+from imagelab.setup.command import heard
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from imagelab.data.datasets import PICTURE_SUFFIXES, pictures_in
+from imagelab.data.pictures import open_picture, picture_format, write_picture
+from imagelab.setup.files import atomic_path
+from imagelab.setup.runtime import UserError
+
+# VP8 in WebM plays in every browser, mp4v in none.
+SUFFIXES = {".webm": "VP80", ".mp4": "mp4v", ".avi": "MJPG", ".mov": "mp4v", ".mkv": "mp4v"}
+FRAMES_PER_SECOND = 25.0  # where the source does not say
+
+
+@dataclass
+class Video:
+    """`frames` yields (H, W, 3) uint8 RGB; `length` is how many, 0 if that is not known."""
+
+    frames: Iterator[np.ndarray]
+    rate: float
+    length: int
+
+
+@contextlib.contextmanager
+def open_video(source: Path | int) -> Iterator[Video]:
+    """A video file, or the camera of that number. Raises UserError where it cannot be opened."""
+    import cv2
+
+    is_camera = isinstance(source, int)
+    if not is_camera and not Path(source).is_file():
+        raise UserError(f"There is no video {source}.")
+    capture = cv2.VideoCapture(source if is_camera else str(source))
+    try:
+        first = capture.read()[1] if capture.isOpened() else None
+        if first is None:
+            what = f"Camera {source}" if is_camera else f"{source}"
+            raise UserError(f"{what} cannot be read as a video.")
+
+        def frames() -> Iterator[np.ndarray]:
+            frame = first
+            while frame is not None:
+                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                frame = capture.read()[1]
+
+        length = int(max(capture.get(cv2.CAP_PROP_FRAME_COUNT), 0))
+        yield Video(frames(), capture.get(cv2.CAP_PROP_FPS) or FRAMES_PER_SECOND, length)
+    finally:
+        capture.release()
+
+
+def is_video(path: Path) -> bool:
+    return Path(path).suffix.lower() in SUFFIXES
+
+
+def _may_be_video(path: Path) -> bool:
+    """OpenCV reads more kinds than it writes here."""
+    return path.is_file() and path.suffix.lower() not in PICTURE_SUFFIXES
+
+
+def check_video_name(path: Path) -> None:
+    """UserError if videos cannot be written under this name."""
+    if not is_video(path):
+        raise UserError(f"{path} must end in {', '.join(SUFFIXES)}.")
+
+
+def write_video(path: Path, frames: Iterable[np.ndarray], rate: float = FRAMES_PER_SECOND) -> int:
+    """Write frames (H, W, 3) uint8, all of one size; how many there were.
+
+    A Ctrl-C ends the video where it is: what was written is kept.
+    """
+    import cv2
+
+    path = Path(path)
+    check_video_name(path)
+    count, writer = 0, None
+    with atomic_path(path) as temporary:
+        try:
+            for frame in frames:
+                if writer is None:
+                    kind = cv2.VideoWriter_fourcc(*SUFFIXES[path.suffix.lower()])
+                    size = frame.shape[1], frame.shape[0]
+                    with _untrue_line_left_out():
+                        writer = cv2.VideoWriter(str(temporary), kind, rate, size)
+                    if not writer.isOpened():
+                        raise UserError(f"{path}: OpenCV cannot write this kind of video here.")
+                writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+                count += 1
+        except KeyboardInterrupt:
+            if count == 0:
+                raise
+            heard()
+        finally:
+            if writer is not None:
+                writer.release()
+        if _length(temporary) < count:  # of a full disk OpenCV says nothing
+            raise UserError(f"{path} could not be written as a whole: the disk may be full.")
+    return count
+
+
+@contextlib.contextmanager
+def _untrue_line_left_out() -> Iterator[None]:
+    """OpenCV says of every WebM that its tag is not supported, and writes it; all else it says is heard.
+
+    It writes to the file descriptor of stderr itself.
+    """
+    try:
+        stderr = os.dup(2)
+    except OSError:  # a process without one
+        yield
+        return
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            said.seek(0)
+            for line in said:
+                if not (b"'VP80' is not supported" in line and b"WebM" in line):
+                    os.write(2, line)
+
+
+def _length(path: Path) -> int:
+    """How many frames can be read; what the file itself says is no measure of that."""
+    import cv2
+
+    capture = cv2.VideoCapture(str(path))
+    try:
+        return sum(1 for _ in iter(capture.grab, False))
+    finally:
+        capture.release()
+
+
+Change = Callable[[np.ndarray], np.ndarray]  # a picture (H, W, 3) uint8 to another of its size
+
+
+def change(source: str | Path, output: Path, by: Callable[[], Change]) -> str:
+    """Write each picture of `source` changed; in words, how many there were and how fast it went.
+
+    `source` is a picture, a folder of pictures, a video, or a camera's number; `output` a picture, a
+    folder, or a video. `by` makes the function that changes pictures, once the two are known to be fit.
+    """
+    source, output = str(source), Path(output)
+    path = Path(source)
+    if path.exists() and output.exists() and path.samefile(output):
+        raise UserError(f"{output} is what is to be looked at: choose another --output.")
+    if source.isdecimal() or is_video(path) or (is_video(output) and _may_be_video(path)):
+        if not source.isdecimal() and not path.is_file():
+            raise UserError(f"There is no video {source}.")
+        check_video_name(output)
+        return _change_video(int(source) if source.isdecimal() else path, output, by())
+    if path.is_dir():
+        pictures = pictures_in(path)
+        if not pictures:
+            raise UserError(f"There are no pictures in {path}.")
+        alike = len({p.stem for p in pictures}) < len(pictures)
+        outputs = [output / f"{p.name if alike else p.stem}.png" for p in pictures]
+    else:
+        picture_format(output)
+        open_picture(path)
+        pictures, outputs = [path], [output]
+    look, seconds = by(), 0.0
+    for picture, to in zip(pictures, outputs, strict=True):
+        image = np.asarray(open_picture(picture).convert("RGB"))
+        started = time.perf_counter()
+        changed = look(image)
+        seconds += time.perf_counter() - started
+        write_picture(to, changed)
+    return f"{len(pictures)} pictures, {len(pictures) / seconds:.1f} a second. Written: {output}"
+
+
+def _change_video(source: Path | int, output: Path, look: Change) -> str:
+    from tqdm import tqdm
+
+    started = time.perf_counter()
+    with open_video(source) as video:
+        frames = tqdm(video.frames, total=video.length or None, unit="frame", desc=str(output))
+        count = write_video(output, map(look, frames), video.rate)
+    rate = count / (time.perf_counter() - started)
+    return f"{count:,} frames, {rate:.1f} a second with reading and writing. Written: {output}"

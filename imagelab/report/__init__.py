@@ -1,0 +1,1 @@
+"""What a run leaves behind: figures, results, scores of samples, the page."""

@@ -1,0 +1,222 @@
+"""One look for all figures: sample grids, pictures side by side, curves, bars.
+
+Figures are drawn without a display and without pyplot's global state. The palette is Okabe and
+Ito's (2008), which colour-blind readers can tell apart; lines differ in marker as well.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from imagelab.setup.files import atomic_path
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+CLASS_COLOURS = (*PALETTE, "#F0E442", "#999999", "#882255")  # ten, named in the picture as well
+MARKERS = "osD^vPX"
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "image.interpolation": "nearest",
+}
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **more: Any):
+    """A figure of `width` × `height` inches and its axes, as (rows, columns) array."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update(STYLE)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, **more)
+
+
+def save_figure(figure, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(
+            temporary,
+            dpi=110,
+            format="png",
+            bbox_inches="tight",
+            pad_inches=0.08,
+            metadata={"Software": None},
+        )
+
+
+def grid(images: torch.Tensor, columns: int, scale: int = 2, gap: int = 2) -> np.ndarray:
+    """Images (N, C, H, W) uint8, row by row, enlarged `scale` times, with `gap` pixels between.
+
+    Returns (rows, width) or (rows, width, 3) uint8; a last incomplete row is filled with white.
+    """
+    n, c, h, w = images.shape
+    rows = -(-n // columns)
+    cells = torch.full((rows * columns, c, h + gap, w + gap), 255, dtype=torch.uint8)
+    cells[:n, :, :h, :w] = images.cpu()
+    cells[:n, :, h:, :], cells[:n, :, :, w:] = 160, 160
+    sheet = cells.reshape(rows, columns, c, h + gap, w + gap).permute(0, 3, 1, 4, 2)
+    sheet = sheet.reshape(rows * (h + gap), columns * (w + gap), c)[: -gap or None, : -gap or None]
+    sheet = sheet.repeat_interleave(scale, 0).repeat_interleave(scale, 1).numpy()
+    return sheet[:, :, 0] if c == 1 else sheet
+
+
+def rgb(colour: str) -> tuple[int, int, int]:
+    """'#0072B2' as red, green and blue from 0 to 255."""
+    return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
+
+
+def as_picture(image: torch.Tensor) -> np.ndarray:
+    """(C, H, W) in [0, 1] to (H, W) or (H, W, 3), for show_image."""
+    image = image.clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    return image[..., 0] if image.shape[2] == 1 else image
+
+
+def show_image(axis, image: np.ndarray, title: str = "") -> None:
+    """A picture with a title and no axes. Greys are shown from 0 to 1 (or to 255), unstretched."""
+    high = 255 if image.dtype == np.uint8 else 1
+    axis.imshow(image, cmap="gray", vmin=0, vmax=high)
+    axis.set_axis_off()
+    if title:
+        axis.set_title(title)
+
+
+def name_rows(axes: np.ndarray, names: Sequence[str]) -> None:
+    """Names to the left of rows of pictures that have no axes: upwards, or in lines where one is long."""
+    upwards = max(map(len, names)) <= 25  # longer ones would meet the next row's
+    for axis, name in zip(axes[:, 0], names, strict=True):
+        axis.annotate(
+            textwrap.fill(name, 14 if upwards else 16), (0, 0.5), (-8, 0), "axes fraction",
+            "offset points", rotation=90 if upwards else 0, va="center", ha="right",
+            multialignment="center",
+        )  # fmt: skip
+
+
+def named_rows(path: Path, rows: Mapping[str, torch.Tensor]) -> None:
+    """Rows of equally many pictures (N, C, H, W) uint8, each row with its name at the left."""
+    width = max(len(pictures) for pictures in rows.values())
+    figure, axes = new_figure(0.9 * width, 0.98 * len(rows), len(rows))
+    for axis, pictures in zip(axes[:, 0], rows.values(), strict=True):
+        show_image(axis, grid(pictures, columns=width))
+    name_rows(axes, list(rows))
+    save_figure(figure, path)
+
+
+def side_by_side(
+    path: Path,
+    pictures: Mapping[str, np.ndarray],
+    rows: int = 1,
+    height: float = 3.0,
+) -> None:
+    """Pictures (H, W[, 3]) under their titles, in `rows` rows."""
+    columns = -(-len(pictures) // rows)
+    first = next(iter(pictures.values()))
+    width = max(height * 0.82 * first.shape[1] / first.shape[0], 0.75)
+    figure, axes = new_figure(width * columns, height * rows, rows, columns)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, (name, picture) in zip(axes.flat, pictures.items(), strict=False):
+        show_image(axis, picture, name)
+    save_figure(figure, path)
+
+
+def draw_lines(
+    axis,
+    x: Sequence[float],
+    lines: Mapping[str, Sequence[float]],
+    xlabel: str,
+    ylabel: str,
+    markers: bool = True,
+) -> None:
+    """Named lines over `x` with a legend."""
+    for k, (name, y) in enumerate(lines.items()):
+        axis.plot(
+            x,
+            y,
+            label=name,
+            color=PALETTE[k % len(PALETTE)],
+            linewidth=1.6,
+            marker=MARKERS[k % len(MARKERS)] if markers else None,
+            markersize=4.5,
+        )
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+    if len(lines) > 1:
+        axis.legend()
+
+
+def log_scale(axis) -> None:
+    """A logarithmic y axis with plain numbers at 1, 2 and 5 times the powers of ten, and at more where
+    what was drawn reaches over less than one of them."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    subs = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 5, 7)
+    axis.yaxis.set_major_locator(LogLocator(subs=subs))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def class_histogram(axis, shares: Mapping[str, Sequence[float]], classes: Sequence[str]) -> None:
+    """Shares of the predicted classes as bars, one colour per set of samples."""
+    positions = np.arange(len(classes))
+    width = 0.8 / len(shares)
+    for k, (name, values) in enumerate(shares.items()):
+        axis.bar(
+            positions + (k - (len(shares) - 1) / 2) * width,
+            values,
+            width,
+            label=name,
+            color=PALETTE[k],
+        )
+    axis.set_xticks(positions, classes)
+    if max(map(len, classes)) > 2:
+        axis.tick_params(axis="x", labelrotation=60)
+    axis.set_xlabel("class that the classifier reads")
+    axis.set_ylabel("share of the samples")
+    axis.grid(axis="x", visible=False)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(shares))
+
+
+def draw_classes(axis, points: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]) -> None:
+    """Points (N, 2) coloured by their class, whose name stands at their median."""
+    for label in labels.unique().tolist():
+        own = points[labels == label]
+        colour = CLASS_COLOURS[label % len(CLASS_COLOURS)]
+        axis.scatter(*own.numpy().T, s=4, color=colour, linewidths=0)
+        x, y = own.median(dim=0).values.tolist()
+        box = {"facecolor": "white", "edgecolor": colour, "boxstyle": "round,pad=0.15"}
+        axis.text(x, y, classes[label], ha="center", va="center", weight="bold", bbox=box)
+
+
+def show(paths: Sequence[Path]) -> None:
+    """Open pictures in windows and wait until they are closed; a sentence where there is no display."""
+    from matplotlib import pyplot
+
+    if pyplot.get_backend().lower() == "agg":
+        print(
+            "--show: there is no display here; the pictures are in the files above.",
+            file=sys.stderr,
+        )
+        return
+    with pyplot.rc_context({"figure.max_open_warning": 0}):  # a main job has more than 20
+        for path in (p for p in paths if p.suffix == ".png"):
+            pyplot.figure(path.name, layout="constrained")
+            pyplot.imshow(pyplot.imread(path), cmap="gray")
+            pyplot.axis("off")
+    pyplot.show()

@@ -1,0 +1,299 @@
+"""`report.html`: one self-contained page made from the `results.json` files of the demos."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imagelab.data.pictures import data_url, webp
+from imagelab.report import playground
+from imagelab.report.results import metric_text, number
+from imagelab.setup.files import atomic_path
+
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
+MAX_BYTES = 8_600_000  # of pictures and playground, as base64, for every four demos
+THUMBNAIL = (480, 270)  # pixels of a card's picture
+# The picture of a demo's card, where it is not the first one.
+BEST = {
+    "fgsm": "gallery.png", "mlp_diffusion": "recipes.png", "adversarial_training": "gradients.png",
+    "vae": "plane.png", "detection": "detections.png", "segmentation": "overlays.png",
+}  # fmt: skip
+# The figure of a demo's card in plain words; {value} and {floor} are filled in.
+DISTANCE = (
+    "The samples lie at a distance of {value} from real pictures, held-out real ones at {floor}."
+)
+WORDS = {
+    "fgsm": "After one gradient step of ε = 0.3, {value} are still read rightly.",
+    "diffusion_demo": "A blur brings the noisiest picture back to {value}.",
+    "gan_mnist": DISTANCE,
+    "mlp_diffusion": DISTANCE,
+    "dcgan": DISTANCE,
+    "vae": DISTANCE,
+    "model_comparison": "The best known of the models, DCGAN, ends at a distance of {value}.",
+    "adversarial_training": "Trained on attacks, a network still reads {value} rightly after forty "
+    "steps of one.",
+    "denoising_autoencoder": "An autoencoder brings noisy pictures to {value}.",
+    "denoising_gan": "A GAN brings noisy pictures to {value}.",
+    "cnn_classifier": "It reads {value} of the held-out pictures rightly.",
+    "segmentation": "What it marks and what is there overlap by {value}.",
+    "detection": "Its boxes reach a mean average precision of {value}.",
+    "unet_diffusion": "{value} of its pictures are read as the class that was asked for.",
+    "inpainting": "With a half drawn anew, {value} keep their class.",
+    "diffusion_restoration": "Four times as large, its pictures gain {value} over bicubic.",
+    "text_diffusion": "{value} of the pictures hold all that a prompt of unseen words asked for.",
+}
+# Figures between 0 and 1 that are shares of something, by their names; those of tables by their columns.
+SHARES = re.compile(
+    r"^(?!.* less ).*(accuracy|coverage|rarest class|surely read|: clean$|FGSM|PGD-|random sign|same L2"
+    r"|Gaussian noise|read (as|right)|class (kept|found|read)|share|left out|all four|never seen"
+    r"|weight of the image)",
+    re.IGNORECASE,
+)
+SHARES_ALL = re.compile(r"^(accuracy|how often)", re.IGNORECASE)  # tables of nothing but shares
+NO_SHARES = ("ε", "seconds", "seed", "restarts", "epochs")
+
+
+def write_report(path: Path, root: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Write the page. `rows` are the driver's table: name, status, seconds, error, folder, figure, n.
+
+    A demo without results is shown with its error only. Pictures are embedded, large ones as WebP, in
+    the order of the demos; those that no longer fit into the limit are named with their path.
+    """
+    import jinja2
+
+    demos = [_demo(root, row) for row in rows]
+    done = {demo["name"]: (demo["source"], demo["result"]) for demo in demos if demo["result"]}
+    play = playground.collect(root, done)
+    room = int(MAX_BYTES * max(len(rows) / 4, 1))
+    if play:  # of its networks the U-Net comes on top: the page may grow for it
+        room -= play.size() - len(play.networks.get("unet", ""))
+    for demo in (demo for demo in demos if demo["result"]):
+        demo["card"] = card(demo)
+        for entry in demo["result"]["files"]:
+            if entry["featured"]:
+                entry.update(_embed(demo["source"] / entry["path"], room))
+                room -= len(entry["data"])
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.filters.update(
+        number=number, metric=named_metric, cell=cell, short=short, lines=lines, headline=headline
+    )
+    page = environment.get_template(TEMPLATE.name).render(
+        demos=demos, facts=facts, models=model_rows(demos), play=play,
+        plays={panel.demo: panel.name for panel in play.panels} if play else {},
+        script=_text(playground.SCRIPT), style=_text(playground.STYLE),
+    )  # fmt: skip
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def _demo(root: Path, row: dict[str, Any]) -> dict[str, Any]:
+    """The driver's row with the demo's record, where there is one, and the folder that it lies in."""
+    demo = {**row, "anchor": row["name"].replace("_", "-"), "result": None, "card": None,
+            "source": root / (row["folder"] or "")}  # fmt: skip
+    record = demo["source"] / "results.json"
+    if row["folder"] and row["status"] == "done" and record.is_file():
+        demo["result"] = json.loads(record.read_text(encoding="utf-8"))
+    return demo
+
+
+@functools.cache
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+MODEL_COLUMNS = ("Fréchet distance", "coverage", "rarest class", "milliseconds per sample")
+
+
+def model_rows(demos: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every demo that draws samples: its anchor and title, and its figures of MODEL_COLUMNS.
+
+    Only demos of one and the same judge are put together: other distances are not comparable.
+    """
+    judged = [demo for demo in demos if demo["result"] and demo["result"]["judge"]]
+    judged = [demo for demo in judged if MODEL_COLUMNS[0] in demo["result"]["metrics"]]
+    return [
+        {"anchor": demo["anchor"], "title": demo["result"]["title"].split(":")[0],
+         "judge": demo["result"]["judge"],
+         "n": demo["result"]["metrics"][MODEL_COLUMNS[0]]["n"],
+         "figures": {name: demo["result"]["metrics"].get(name) for name in MODEL_COLUMNS}}
+        for demo in judged if demo["result"]["judge"] == judged[0]["result"]["judge"]
+    ]  # fmt: skip
+
+
+# --- figures as text ------------------------------------------------------------------------------
+
+
+def named_metric(entry: dict[str, Any], name: str) -> str:
+    """A metric as text, a share in percent: '4.1 % (95 %: 2.0 to 6.9, higher is better)'."""
+    return metric_text(in_percent(entry) if is_share(entry, name) else entry)
+
+
+def short(entry: dict[str, Any], name: str) -> str:
+    """A metric's value and unit alone."""
+    bare = dict.fromkeys(("floor", "memoriser", "better", "interval"))
+    return named_metric({**entry, **bare}, name)
+
+
+def lines(entry: dict[str, Any], name: str) -> str:
+    """A metric's floor and memoriser, written as its value is: 'floor 14.3, memoriser 11.8'."""
+    found = [(line, entry.get(line)) for line in ("floor", "memoriser")]
+    return ", ".join(f"{line} {short({**entry, 'value': value}, name)}"
+                     for line, value in found if value is not None)  # fmt: skip
+
+
+def headline(demo: dict[str, Any]) -> str:
+    """The driver's one figure of the demo, with its name."""
+    name, entry = _headline(demo)
+    return f"{name}: {named_metric(entry, name)}" if name else demo["figure"]
+
+
+def _headline(demo: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and metric of the figure that the driver's row names; empty where the record lacks it."""
+    metrics = demo["result"]["metrics"] if demo["result"] else {}
+    named = [name for name in metrics if demo["figure"].startswith(f"{name}: ")]
+    name = max(named, key=len, default="")
+    return name, metrics.get(name, {})
+
+
+def is_share(entry: dict[str, Any], name: str) -> bool:
+    value = entry["value"]
+    return value is not None and not entry["unit"] and 0 <= value <= 1 and bool(SHARES.search(name))
+
+
+def in_percent(entry: dict[str, Any]) -> dict[str, Any]:
+    """The metric of a share with its value, its lines and its interval in percent, as text."""
+    interval = entry.get("interval")
+    found = {line: entry.get(line) for line in ("floor", "memoriser")}
+    return {
+        **entry, "value": percent(entry["value"]), "unit": "%",
+        **{line: None if value is None else f"{percent(value)} %" for line, value in found.items()},
+        "interval": interval and [percent(edge) for edge in interval],
+    }  # fmt: skip
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def cell(value: Any, table: dict[str, Any], column: int) -> str:
+    """A table's cell as text, in percent where its column holds shares and nothing else."""
+    name = table["columns"][column]
+    shares = SHARES.search(name) or (SHARES_ALL.search(table["caption"]) and name not in NO_SHARES)
+    floats = [row[column] for row in table["rows"] if isinstance(row[column], float)]
+    if not shares or not all(0 <= v <= 1 for v in floats):
+        return number(value)
+    if isinstance(value, float):
+        return f"{percent(value)} %"
+    # '0.885 (0.833 to 0.922)': a share of few, with its interval
+    text = re.sub(r"\d\.\d+", lambda found: percent(float(found[0])), str(value))
+    return re.sub(r"^([\d.]+) \(", r"\1 % (", text) if text != str(value) else number(value)
+
+
+# --- cards ----------------------------------------------------------------------------------------
+
+
+def card(demo: dict[str, Any]) -> dict[str, Any]:
+    """A demo on the first screen: its best picture, small, and its figure in plain words."""
+    pictures = [entry for entry in demo["result"]["files"] if entry["featured"]]
+    wanted = BEST.get(demo["name"], "")
+    best = next((entry for entry in pictures if entry["path"] == wanted), (pictures or [None])[0])
+    return {
+        "thumbnail": best and thumbnail(demo["source"] / best["path"]),
+        "alt": best["caption"] if best else "",
+        "figure": in_words(demo),
+    }
+
+
+def in_words(demo: dict[str, Any]) -> str:
+    """The driver's one figure of the demo with its n, as a sentence where WORDS has one."""
+    name, entry = _headline(demo)
+    if not name or entry["value"] is None:
+        return demo["figure"]
+    words = WORDS.get(demo["name"], "")
+    if not words or ("{floor}" in words and entry["floor"] is None):
+        words = f"{name}: {{value}}."
+    shown = in_percent(entry) if is_share(entry, name) else entry
+    value = f"{number(shown['value'])} {shown['unit']}".strip()
+    floor = number(shown["floor"]) if shown["floor"] is not None else ""
+    text = words.replace("{value}", value).replace("{floor}", floor)
+    return f"{text.rstrip('.')} (n\u00a0=\u00a0{number(entry['n'])})."
+
+
+def thumbnail(path: Path) -> str:
+    """A picture for a card as a data URL; of one that is higher than a card, the upper part."""
+    from PIL import Image, ImageOps
+
+    if not path.is_file() or path.suffix in VIDEOS:
+        return ""
+    with Image.open(path) as picture:
+        picture = picture.convert("RGB")
+        width, height = picture.size
+        most = width * THUMBNAIL[1] // THUMBNAIL[0]
+        picture = picture.crop((0, 0, width, min(height, max(most, 1))))
+        picture = ImageOps.contain(picture, THUMBNAIL, Image.Resampling.LANCZOS)
+    return data_url(webp([np.asarray(picture)], quality=75), "image/webp")
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+VIDEOS = {".webm": "video/webm", ".mp4": "video/mp4"}
+
+
+def _embed(path: Path, room: int) -> dict[str, Any]:
+    """A picture as a data URL with its size in pixels; an empty URL where it is gone or too large.
+
+    Where that takes fewer bytes it becomes WebP: without loss and at one pixel a pixel where it is
+    enlarged, as grids of samples are (then it is to be shown `pixelated`), else with a loss not seen.
+    """
+    from PIL import Image
+
+    shown = {"data": "", "width": 0, "height": 0, "video": False, "pixelated": False}
+    if not path.is_file():
+        return shown
+    raw, kind = path.read_bytes(), f"image/{path.suffix[1:]}"
+    if path.suffix in VIDEOS:
+        kind, shown["video"] = VIDEOS[path.suffix], True
+    else:
+        with Image.open(path) as picture:
+            shown["width"], shown["height"] = picture.size
+            if path.suffix in (".png", ".gif") and len(raw) > 40_000:
+                smaller, enlarged = _smaller(picture)
+                if len(smaller) < len(raw):
+                    raw, kind, shown["pixelated"] = smaller, "image/webp", enlarged
+    data = data_url(raw, kind)
+    return {**shown, "data": data if len(data) <= room else ""}
+
+
+def _smaller(picture) -> tuple[bytes, bool]:
+    """A picture or an animation as WebP, and whether it was brought back to one pixel a pixel."""
+    frames, durations = [], []
+    for k in range(getattr(picture, "n_frames", 1)):
+        picture.seek(k)
+        frames.append(np.asarray(picture.convert("RGB")))
+        durations.append(picture.info.get("duration", 100))
+    times = min(map(enlargement, frames))
+    how = {"lossless": True} if times > 1 else {"quality": 84 if len(frames) == 1 else 60}
+    if len(frames) > 1:
+        how |= {"duration": durations, "loop": 0}
+    return webp([frame[::times, ::times] for frame in frames], **how), times > 1
+
+
+def enlargement(picture: np.ndarray) -> int:
+    """How many times (1 to 4) each pixel of (H, W, 3) was repeated downwards and to the right."""
+    for times in (4, 3, 2):
+        height, width = picture.shape[:2]
+        small = picture[::times, ::times]
+        if (
+            height % times == width % times == 0
+            and (small.repeat(times, axis=0).repeat(times, axis=1) == picture).all()
+        ):
+            return times
+    return 1

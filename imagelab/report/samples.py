@@ -1,0 +1,210 @@
+"""What every generator does with its samples: grids, the .npz file, the scores and their figures."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from imagelab.data.datasets import Dataset, random_subset, varied_as_trained_on
+from imagelab.data.pictures import write_gif, write_png
+from imagelab.report import figures
+from imagelab.report.evaluator import (
+    MIN_SAMPLES,
+    Judge,
+    Scores,
+    density_and_coverage,
+    features,
+    frechet_distance,
+    nearest,
+)
+from imagelab.report.results import Result, start_result
+from imagelab.setup.files import atomic_path
+from imagelab.setup.runtime import Stopwatch
+from imagelab.techniques.classifier import trained_classifier
+from imagelab.training.loop import Training
+
+GRID = 100  # images in a grid, ten by ten
+TRACKED = 2000  # samples, at most, that are scored along a training
+
+
+@contextlib.contextmanager
+def clocked(result: Result, n: int) -> Iterator[None]:
+    """How long each of the `n` samples took that are drawn inside the block, as a metric."""
+    with Stopwatch() as watch:
+        yield
+    result.add_metric(
+        "milliseconds per sample", 1000 * watch.seconds / n, n, unit="ms", better="lower"
+    )
+
+
+def write_grid(path: Path, images: torch.Tensor) -> None:
+    """The first hundred of `images` (N, C, H, W) uint8, ten by ten."""
+    write_png(path, figures.grid(images[:GRID], columns=10))
+
+
+def samples_to_draw(config, data: Dataset) -> int:
+    """--num-samples for --samples-file; without it, as many as can be scored and drawn."""
+    if config.samples_file is not None:
+        return config.num_samples
+    return min(config.num_samples, max(len(data.test_images), GRID))
+
+
+def judge_for(config, data: Dataset, n: int, known: Judge | None = None) -> Judge | None:
+    """The judge of `n` samples; None, with a sentence, where the data cannot carry one.
+
+    That is: one class, too few held-out images, or too few samples. A `known` judge of as many samples
+    is taken as it is.
+    """
+    n = min(n, len(data.test_images))
+    if known is not None and known.n == n:
+        return known
+    if n < MIN_SAMPLES or len(data.classes) < 2:
+        print(f"The samples are not scored: that takes two classes and {MIN_SAMPLES} held-out images "
+              f"and samples; here are {len(data.classes)} and {n}.")  # fmt: skip
+        return None
+    return Judge(trained_classifier(data, config.output_dir, config.seed, config.quick), data, n)
+
+
+def track(run: Training, judge: Judge, images: torch.Tensor) -> None:
+    """Note the Fréchet distance and the coverage of `images` in the history of the run."""
+    seen = features(judge.classifier, images[: judge.n])
+    run.log(
+        tracked_epoch=torch.tensor(run.steps_done / run.steps_per_epoch),
+        tracked_distance=torch.tensor(frechet_distance(seen, judge.real)),
+        tracked_coverage=torch.tensor(density_and_coverage(seen, judge.real)[1]),
+    )
+
+
+def draw_tracked(result: Result, run: Training, judge: Judge | None) -> None:
+    """The curve of quality over the epochs, beside floor and memoriser."""
+    if judge is None:
+        return
+    figure, axes = figures.new_figure(9, 3.2, columns=2)
+    epochs = run.curve("tracked_epoch")
+    for axis, name, key, what in (
+        (axes[0, 0], "tracked_distance", "frechet", "Fréchet distance"),
+        (axes[0, 1], "tracked_coverage", "coverage", "coverage"),
+    ):
+        figures.draw_lines(axis, epochs, {"samples": run.curve(name)}, "epoch", what)
+        for scores, label, style in (
+            (judge.floor, "held-out real images (floor)", "--"),
+            (judge.memoriser, "training images (memoriser)", ":"),
+        ):
+            if scores is not None:
+                axis.axhline(getattr(scores, key), color="#666666", linewidth=1.2,
+                             linestyle=style, label=label)  # fmt: skip
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[0, 1].legend(loc="lower right")
+    figures.log_scale(axes[0, 0])
+    axes[0, 1].set_ylim(0, 1)
+    caption = f"Quality along the training: distance and coverage of {judge.n:,} samples."
+    figures.save_figure(figure, result.add_file("quality.png", caption))
+
+
+def draw_loss(path: Path, run: Training, ylabel: str) -> None:
+    """The loss of a training over its epochs, in 150 means."""
+    figure, axes = figures.new_figure(5, 3)
+    epochs, loss = run.smoothed("loss", max(run.steps_done // 150, 1))
+    figures.draw_lines(axes[0, 0], epochs, {"loss": loss}, "epoch", ylabel, markers=False)
+    axes[0, 0].set_yscale("log")
+    figures.save_figure(figure, path)
+
+
+def report_samples(
+    result: Result, samples: torch.Tensor, judge: Judge | None, data: Dataset
+) -> Scores | None:
+    """Enter a model's samples into its result: grid, scores, class histogram, nearest neighbours."""
+    write_grid(result.add_file("samples.png", "Samples of the trained model, not picked."), samples)
+    real = result.add_file("real.png", "Training images, to compare with.")
+    rows = random_subset(len(data.images), GRID, "real grid").to(data.images.device)
+    write_grid(real, data.images[rows])
+    if judge is None:
+        return None
+    scores = judge.scores(samples)
+    judge.add_to(result, scores)
+    figure, axes = figures.new_figure(7, 3)
+    shares = {
+        f"samples (n = {scores.n:,})": scores.class_shares,
+        f"held-out real images (n = {scores.n:,})": judge.floor.class_shares,
+    }
+    figures.class_histogram(axes[0, 0], shares, data.classes)
+    path = result.add_file("classes.png", "What the classifier reads in the samples: a collapse "
+                           "would empty some classes.")  # fmt: skip
+    figures.save_figure(figure, path)
+    few = samples[:500].to(data.images.device)
+    index, distance = nearest(few, data.images)
+    rows = random_subset(len(data.test_images), len(few), "nearest").to(data.images.device)
+    _, usual = nearest(varied_as_trained_on(data, data.test_images[rows]), data.images)
+    result.add_metric("distance to the nearest training image", distance.median(), len(few),
+                      floor=usual.median().item())  # fmt: skip
+    pairs = torch.cat([few[:10], data.images[index[:10]]])
+    path = result.add_file("neighbours.png", "Samples above, each one's nearest training image below:"
+                           " equal pairs would be learnt by heart.")  # fmt: skip
+    write_png(path, figures.grid(pairs, columns=10))
+    return scores
+
+
+def draw_comparison(
+    path: Path, samples: dict[str, torch.Tensor], scores: dict[str, Scores]
+) -> None:
+    """36 samples of each model side by side, under its name and, where scored, its distance."""
+    pictures = {}
+    for name, images in samples.items():
+        distance = f"\ndistance {scores[name].frechet:,.0f}" if name in scores else ""
+        pictures[name + distance] = figures.grid(images[:36], columns=6)
+    figures.side_by_side(path, pictures, height=3.6)
+
+
+States = list[tuple[int, torch.Tensor]]  # t and images (N, C, H, W) uint8
+
+
+def draw_trajectory(
+    result: Result, reverse: States, forward: States | None = None, shown: int = 9
+) -> None:
+    """Samples on their way from noise to image, below the `forward` process of the same images, if given.
+
+    A strip of `shown` columns, a row per sample, and all states as an animation.
+    """
+    processes = {"forward process": forward} if forward else {}
+    processes["reverse process"] = reverse
+    n = len(reverse[0][1])
+    figure, axes = figures.new_figure(1.1 * shown, 1.05 * n * len(processes), len(processes), shown)
+    for line, states in zip(axes, processes.values(), strict=True):
+        chosen = [states[round(i)] for i in np.linspace(0, len(states) - 1, shown)]
+        for axis, (t, images) in zip(line, chosen, strict=True):
+            figures.show_image(axis, figures.grid(images, columns=1), f"t = {t}")
+    figures.name_rows(axes, list(processes))
+    caption = f"The reverse process: {n} samples from pure noise (left) to the image (right)."
+    if forward:
+        caption = (
+            f"Above, the forward process: {n} drawn digits drown in noise. Below, the reverse process "
+            "that drew them: from pure noise (left) to the digit (right)."
+        )
+    figures.save_figure(figure, result.add_file("reverse_process.png", caption))
+    frames = [figures.grid(images, columns=n, scale=3) for _, images in (forward or []) + reverse]
+    caption = "The same, step by step" + (": forward, then reverse." if forward else ".")
+    write_gif(result.add_file("reverse_process.gif", caption), frames, seconds_per_frame=0.08)
+
+
+def draw_only(
+    script: str, title: str, folder: str, config, device, samples: torch.Tensor
+) -> Result:
+    """The result of --sample-only: a grid `drawn.png`; the trained run's results.json stays."""
+    result = start_result(script, title, "", config, folder, device)
+    write_grid(result.add_file("drawn.png", "Drawn from the checkpoint, not picked."), samples)
+    write_samples(config.samples_file, samples)
+    return result
+
+
+def write_samples(path: Path | None, images: torch.Tensor) -> None:
+    """Samples (N, C, H, W) uint8 into the .npz of --samples-file: `images`, N×H×W or N×H×W×3."""
+    if path is None:
+        return
+    array = images.cpu().permute(0, 2, 3, 1).numpy()
+    with atomic_path(path) as temporary:
+        np.savez_compressed(temporary, images=array[..., 0] if array.shape[3] == 1 else array)
+    print(f"{len(array):,} samples are in {path}.")

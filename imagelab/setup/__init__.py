@@ -1,0 +1,1 @@
+"""How a script starts and ends: its command line, settings, device, files."""

@@ -1,0 +1,156 @@
+"""The settings that scripts share, and the limits of a setting written beside its type.
+
+A script's `Config` is a frozen dataclass that inherits from one of the classes here; tyro turns
+its fields and the line below each of them into `--help`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Self, get_args, get_type_hints
+
+from imagelab.setup.runtime import UserError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A number's inclusive limits. NaN and infinity are never inside."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+    def sentence(self) -> str:
+        if self.high == math.inf:
+            return f"must be at least {self.low:g}"
+        return f"must lie between {self.low:g} and {self.high:g}"
+
+
+Count = Annotated[int, Limits(1)]
+Fraction = Annotated[float, Limits(0, 1)]
+Rate = Annotated[float, Limits(1e-12, 1e3)]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Settings that refuse, in a sentence, values outside the limits beside their types."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self), include_extras=True)
+        for name, default in ((f.name, f.default) for f in fields(self)):
+            given = getattr(self, name)
+            if given == () and default != ():
+                raise UserError(f"{option(name)} must be followed by a value.")
+            for value in given if isinstance(given, tuple) else (given,):
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise UserError(f"{option(name)} must be a finite number, not {value}.")
+                for limits in _limits(hints[name]) if value is not None else ():
+                    if not limits.low <= value <= limits.high:
+                        raise UserError(f"{option(name)} {limits.sentence()}, not {value}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common(Checked):
+    """What every command understands, also those for one picture."""
+
+    device: str = "auto"
+    """auto (the accelerator if there is one, else the CPU), cpu, cuda, cuda:1, ..."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class RunSettings(Common):
+    """What every run of something as a whole understands."""
+
+    output_dir: Path = Path(".")
+    """The folder under which the fixed folders for pictures and checkpoints are made."""
+    seed: Annotated[int, Limits(0, 2**31 - 1)] = 0
+    """Seed of every random draw: the same seed gives the same pictures on one processor with as many
+    threads (GPUs add up in an order of their own)."""
+    quick: bool = False
+    """A run of seconds that still does every step, with smaller numbers in place of the defaults; its
+    pictures are no measure of the method."""
+
+    def quickened(self, **changes) -> Self:
+        """These settings, with `changes` in place of what is at its default, where --quick was asked
+        for."""
+        if not self.quick:
+            return self
+        defaults = {f.name: f.default for f in fields(self)}
+        untouched = {k: v for k, v in changes.items() if getattr(self, k) == defaults[k]}
+        return replace(self, **untouched)
+
+
+@dataclass(frozen=True)
+class Settings(RunSettings):
+    """What every script understands."""
+
+    show: bool = False
+    """Open the pictures in windows at the end, where there is a display."""
+
+
+@dataclass(frozen=True)
+class DataSettings(Settings):
+    """What every script that takes a data set understands besides."""
+
+    dataset: str = "auto"
+    """auto (MNIST if it is under --data-dir, else the embedded part of it), mnist-5k, textures, mnist,
+    fashion-mnist, cifar10, or folder:PATH for your own pictures."""
+    data_dir: Path = Path("data")
+    """Where downloaded data sets lie."""
+
+
+@dataclass(frozen=True)
+class ResumableSettings(Settings):
+    """What every training understands besides."""
+
+    resume: bool = False
+    """Go on from the checkpoint of a run that was stopped."""
+    time_limit: Annotated[float, Limits(1e-3)] | None = None
+    """End the training after so many seconds, and go on with what was learnt by then."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings(ResumableSettings, DataSettings):
+    """What every script that trains on a data set and makes images understands besides."""
+
+    sample_only: bool = False
+    """Load the checkpoint and make the images; train nothing."""
+    samples_file: Path | None = None
+    """Also write the images into this .npz file (array 'images', uint8, N×H×W or N×H×W×3)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resume and self.sample_only:
+            raise UserError("--resume trains and --sample-only does not: choose one of them.")
+        if self.samples_file is not None and self.samples_file.suffix != ".npz":
+            raise UserError(f"--samples-file must end in .npz, not {self.samples_file.name!r}.")
+
+
+@dataclass(frozen=True)
+class SamplingSettings(TrainingSettings):
+    """What every script that draws as many images as one likes understands besides."""
+
+    num_samples: Annotated[int, Limits(1, 1_000_000)] = 10_000
+    """How many samples to draw for --samples-file and to score; as many are scored as there are
+    held-out images to compare them with."""
+
+
+def _limits(hint) -> list[Limits]:
+    """The limits in a type's annotations, also in those of `Count | None` and `tuple[Count, ...]`."""
+    if hasattr(hint, "__metadata__"):
+        return [limits for limits in hint.__metadata__ if isinstance(limits, Limits)]
+    return [limits for part in get_args(hint) for limits in _limits(part)]
+
+
+def option(name: str) -> str:
+    """The command-line spelling of a field: 'batch_size' is '--batch-size'."""
+    return "--" + name.replace("_", "-")
+
+
+def plain(config: Settings) -> dict:
+    """A config as plain types, for checkpoints and results.json."""
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}

@@ -1,0 +1,1 @@
+"""What two or more scripts teach with: networks, attacks, schedules."""

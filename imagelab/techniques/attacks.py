@@ -1,0 +1,218 @@
+"""Adversarial attacks and the random noise to compare them with.
+
+All are pure functions of images (N, C, H, W) in [0, 1] and labels (N,); they return images in [0, 1],
+attacks and random signs within ε of the given ones, work in portions so that any N fits, and leave the
+model's mode and its parameters' gradients as they found them. With `targeted`, `labels` are the classes
+to reach and the loss is lowered instead of raised.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from imagelab.setup.runtime import autocast, in_eval_mode
+
+PORTION = 250  # images at a time: what fits a processor's cache
+FOOLED = 1e6  # added to the score of an attack that succeeds: more than any loss
+Norm = Literal["linf", "l2"]
+
+
+def fgsm(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    epsilon: float,
+    targeted: bool = False,
+) -> torch.Tensor:
+    """The fast gradient sign method: x + ε·sign(∇ₓL) (Goodfellow et al. 2015, section 4)."""
+    direction = -1 if targeted else 1
+    return (images + direction * epsilon * input_gradient(model, images, labels).sign()).clamp(0, 1)
+
+
+def pgd(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    epsilon: float,
+    rng: torch.Generator,
+    steps: int = 40,
+    step_size: float | None = None,
+    norm: Norm = "linf",
+    restarts: int = 1,
+    start: torch.Tensor | None = None,
+    targeted: bool = False,
+) -> torch.Tensor:
+    """Projected gradient descent on the ball of radius ε around each image (Madry et al. 2017).
+
+    `step_size` is 2.5·ε/`steps` unless told. It starts at images drawn from the ball, or at those of
+    `start`. Images that are fooled are left out of further restarts; the others keep the one with
+    the loss furthest in the attack's direction.
+    """
+    if epsilon == 0:
+        return images.clone()
+    alpha = 2.5 * epsilon / steps if step_size is None else step_size
+    direction = -1 if targeted else 1
+    starts = images if start is None else start
+    done = []
+    with in_eval_mode(model):
+        for x0, y, at in zip(*(t.split(PORTION) for t in (images, labels, starts)), strict=True):
+            worst, score = x0.clone(), torch.full((len(x0),), -torch.inf, device=x0.device)
+            rows = torch.arange(len(x0), device=x0.device)
+            for _ in range(restarts):
+                centre, label = x0[rows], y[rows]
+                x = at[rows] if start is not None else centre
+                if start is None:
+                    x = x + random_in_ball(x, epsilon, norm, rng)
+                x = project(x, centre, epsilon, norm)
+                for _ in range(steps):
+                    gradient = direction * _gradient(model, x, label)
+                    x = project(x + alpha * steepest(gradient, norm), centre, epsilon, norm)
+                reached = attack_score(model, x, label, targeted)
+                better = reached > score[rows]
+                worst[rows[better]], score[rows[better]] = x[better], reached[better]
+                rows = rows[score[rows] < FOOLED / 2]
+                if not len(rows):
+                    break
+            done.append(worst)
+    return torch.cat(done)
+
+
+def pgd_accuracies(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    epsilons: list[float],
+    rng: torch.Generator,
+    target: int | None = None,
+    **attack: Any,
+) -> list[float]:
+    """The accuracy under PGD (`attack`: its settings) at each of the rising `epsilons`.
+
+    An image that is fooled within ε is fooled within any larger ball, so only those that still
+    stand are attacked again. With a `target` class, they are driven there; the accuracy is that of
+    reading the right label all the same.
+    """
+    aim = labels if target is None else torch.full_like(labels, target)
+    stands, accuracies = torch.ones_like(labels, dtype=torch.bool), []
+    for epsilon in epsilons:
+        rows = stands.nonzero().flatten()
+        changed = pgd(
+            model, images[rows], aim[rows], epsilon, rng, targeted=target is not None, **attack
+        )
+        with torch.no_grad(), in_eval_mode(model):
+            for part, x in zip(rows.split(PORTION), changed.split(PORTION), strict=True):
+                stands[part] = model(x).argmax(dim=1) == labels[part]
+        accuracies.append(stands.float().mean().item())
+    return accuracies
+
+
+def sign_noise(images: torch.Tensor, epsilon: float, rng: torch.Generator) -> torch.Tensor:
+    """±ε at random in every pixel: as large as FGSM in every norm, without its direction."""
+    signs = torch.randint(0, 2, images.shape, generator=rng, device=rng.device) * 2 - 1
+    return (images + epsilon * signs.to(images.device)).clamp(0, 1)
+
+
+def gaussian_noise(images: torch.Tensor, epsilon: float, rng: torch.Generator) -> torch.Tensor:
+    """Gaussian noise with σ = ε: as large as FGSM in the Euclidean norm, on average.
+
+    It leaves the ball of radius ε in the maximum norm.
+    """
+    noise = torch.randn(images.shape, generator=rng, device=rng.device).to(images.device)
+    return (images + epsilon * noise).clamp(0, 1)
+
+
+def gaussian_noise_like(
+    changed: torch.Tensor, images: torch.Tensor, rng: torch.Generator
+) -> torch.Tensor:
+    """Gaussian noise that changes each image by as much, in the Euclidean norm, as `changed` does.
+
+    After clipping to [0, 1], which takes its share of noise and attack alike; its σ is found by
+    bisection.
+    """
+    noise = torch.randn(images.shape, generator=rng, device=rng.device).to(images.device)
+    target = (changed - images).flatten(1).norm(dim=1)
+    low, high = torch.zeros_like(target), torch.full_like(target, 10.0)
+    for _ in range(25):
+        sigma = (low + high) / 2
+        noisy = (images + sigma[:, None, None, None] * noise).clamp(0, 1)
+        short = (noisy - images).flatten(1).norm(dim=1) < target
+        low, high = torch.where(short, sigma, low), torch.where(short, high, sigma)
+    return (images + low[:, None, None, None] * noise).clamp(0, 1)
+
+
+# --- the parts ------------------------------------------------------------------------------------
+
+
+def input_gradient(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """∇ₓ of each image's cross-entropy, like `images`, with the model in eval mode."""
+    with in_eval_mode(model):
+        portions = zip(images.split(PORTION), labels.split(PORTION), strict=True)
+        return torch.cat([_gradient(model, x, y) for x, y in portions])
+
+
+def _gradient(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    x = x.detach().clone(memory_format=torch.channels_last).requires_grad_(True)
+    with torch.enable_grad(), autocast(x.device):
+        loss = F.cross_entropy(model(x), y, reduction="sum")
+    return torch.autograd.grad(loss, x)[0]
+
+
+def steepest(gradient: torch.Tensor, norm: Norm) -> torch.Tensor:
+    """The step of unit length in `norm` along which the loss grows fastest."""
+    if norm == "linf":
+        return gradient.sign()
+    # Scaled first: the squares of a confident network's gradients are too small for float32.
+    largest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-38)
+    gradient = gradient / largest
+    return gradient / gradient.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
+
+
+def project(x: torch.Tensor, x0: torch.Tensor, epsilon: float, norm: Norm) -> torch.Tensor:
+    """The point nearest to `x`, in the Euclidean sense, of those in the ball around `x0` and in [0, 1].
+
+    For "l2" it is clip(x0 + s·(x − x0)) with the largest s ≤ 1 that leaves it in the ball: pixels that
+    reach the end of the range stop there, and leave the others more of ε.
+    """
+    if norm == "linf":
+        return torch.minimum(torch.maximum(x, x0 - epsilon), x0 + epsilon).clamp(0, 1)
+    change = (x - x0).flatten(1)
+    room = torch.where(change > 0, 1 - x0.flatten(1), x0.flatten(1))  # how far each pixel can go
+    stopped = torch.zeros_like(change, dtype=torch.bool)
+    while True:  # s grows from round to round, for there are fewer pixels to share ε
+        spent = (room * stopped).square().sum(dim=1)
+        shared = (change * ~stopped).square().sum(dim=1)
+        s = ((epsilon**2 - spent).clamp(min=0) / shared.clamp(min=1e-24)).sqrt().clamp(max=1)
+        stopping = (s[:, None] * change.abs() > room) & ~stopped
+        if not stopping.any():
+            return (x0 + (s[:, None] * change).view_as(x0)).clamp(0, 1)
+        stopped |= stopping
+
+
+def random_in_ball(
+    x0: torch.Tensor, epsilon: float, norm: Norm, rng: torch.Generator
+) -> torch.Tensor:
+    """A point drawn uniformly from the ball of radius ε around zero, like `x0`."""
+    if norm == "linf":
+        return (
+            torch.rand(x0.shape, generator=rng, device=rng.device).to(x0.device) * 2 - 1
+        ) * epsilon
+    direction = torch.randn(x0.shape, generator=rng, device=rng.device)
+    radius = torch.rand(len(x0), generator=rng, device=rng.device) ** (1 / x0[0].numel())
+    radius = epsilon * radius / direction.flatten(1).norm(dim=1)
+    return (direction * radius[:, None, None, None]).to(x0.device)
+
+
+@torch.no_grad()
+def attack_score(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, targeted: bool
+) -> torch.Tensor:
+    """How well an attack does, (N,): its loss in the attack's direction, a success above all."""
+    logits = model(x)
+    loss = F.cross_entropy(logits, y, reduction="none")
+    hit = logits.argmax(dim=1) == y
+    fooled, loss = (hit, -loss) if targeted else (~hit, loss)
+    return torch.where(fooled, FOOLED + loss, loss)

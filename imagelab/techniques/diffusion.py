@@ -1,0 +1,349 @@
+"""Gaussian diffusion: schedules, the forward process, its posterior, and the ways back.
+
+Tables are float64. Papers: Ho et al. 2020 (DDPM), Nichol and Dhariwal 2021 (cosine schedule, rescaled
+betas), Song et al. 2020 (DDIM), Lu et al. 2022 (DPM-Solver++), Lin et al. 2023 (zero terminal SNR).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from imagelab.setup.runtime import UserError
+
+Estimate = Callable[[torch.Tensor, int], torch.Tensor]  # x_t (B, ...) and t to x̂₀ (B, ...)
+Noise = Callable[[], torch.Tensor]  # standard normal numbers, shaped like x
+States = Iterator[tuple[int, torch.Tensor]]  # (steps of noise that are left, x)
+Prediction = Literal["eps", "x0", "v"]
+Sampler = Literal["ddpm", "ddim", "dpm-solver"]
+ScheduleName = Literal["cosine", "linear", "zero-terminal-snr"]
+
+
+class Schedule:
+    """A noise schedule: tables over t = 0 … T−1, float64, all (T,).
+
+    `beta` is the variance added by step t, `alpha` = 1 − β, `alpha_bar` = Π α up to and with t,
+    `alpha_bar_prev` the same before step t (1 at t = 0), `snr` = ᾱ/(1 − ᾱ). The last β alone may be
+    1: then x_T is noise and nothing else.
+    """
+
+    def __init__(self, beta: torch.Tensor) -> None:
+        if not (beta > 0).all() or not (beta[:-1] < 1).all() or beta[-1] > 1:
+            raise UserError(
+                f"Every β must lie between 0 and 1; these reach from {beta.min():.3g} to "
+                f"{beta.max():.3g}."
+            )
+        self.beta = beta.double()
+        self.alpha = 1 - self.beta
+        self.alpha_bar = self.alpha.cumprod(0)
+        self.alpha_bar_prev = F.pad(self.alpha_bar[:-1], (1, 0), value=1.0)
+        self.snr = self.alpha_bar / (1 - self.alpha_bar)
+
+    def __len__(self) -> int:
+        return len(self.beta)
+
+    def until(self, sigma: float) -> Schedule:
+        """The first steps, up to where the noise on an image is nearest to `sigma`.
+
+        √((1 − ᾱ)/ᾱ) is the σ of x_t/√ᾱ: so an image with noise of a known σ enters the way back.
+        """
+        level = ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
+        t = int((level.log() - math.log(sigma)).abs().argmin())
+        return Schedule(self.beta[: t + 1])
+
+    def amounts(self, t: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """√ᾱ_t and √(1 − ᾱ_t) for t (B,), float32, shaped to multiply `like` (B, ...)."""
+        alpha_bar = self.alpha_bar.to(t.device)[t].reshape(-1, *[1] * (like.dim() - 1))
+        return alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
+
+    def q_sample(self, x0: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+        """x_t = √ᾱ_t·x₀ + √(1 − ᾱ_t)·ε (eq. 4), for x0 and eps (B, ...) and t (B,)."""
+        image, noise = self.amounts(t, x0)
+        return image * x0 + noise * eps
+
+    def posterior(self, x0: torch.Tensor, x_t: torch.Tensor, t: int) -> tuple[torch.Tensor, float]:
+        """Mean (like x_t) and variance of q(x_{t−1} | x_t, x₀) (eq. 6 and 7); variance 0 at t = 0."""
+        beta, alpha, alpha_bar, prev = (
+            table[t].item()
+            for table in (self.beta, self.alpha, self.alpha_bar, self.alpha_bar_prev)
+        )
+        from_x0 = math.sqrt(prev) * beta / (1 - alpha_bar)
+        from_x_t = math.sqrt(alpha) * (1 - prev) / (1 - alpha_bar)
+        return from_x0 * x0 + from_x_t * x_t, beta * (1 - prev) / (1 - alpha_bar)
+
+
+def linear_schedule(
+    T: int, beta_start: float = 1e-4, beta_end: float = 0.02, rescaled: bool = False
+) -> Schedule:
+    """β on a line. `rescaled` multiplies it by 1000/T, which keeps ᾱ_T of T = 1000 with few steps
+    (Nichol and Dhariwal 2021, improved-diffusion); raises UserError if a β then reaches 1."""
+    beta = torch.linspace(beta_start, beta_end, T, dtype=torch.float64)
+    beta = beta * (1000 / T) if rescaled else beta
+    if beta.max() >= 1:
+        raise UserError(
+            f"Every β must lie between 0 and 1; with T = {T} they reach {beta.max():.3g}."
+        )
+    return Schedule(beta)
+
+
+def cosine_schedule(T: int, s: float = 0.008, max_beta: float = 0.999) -> Schedule:
+    """ᾱ_t = cos²((t/T + s)/(1 + s)·π/2) (Nichol and Dhariwal 2021, eq. 17), β at most `max_beta`."""
+    t = torch.arange(T + 1, dtype=torch.float64) / T
+    alpha_bar = ((t + s) / (1 + s) * math.pi / 2).cos().square()
+    return Schedule((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta))
+
+
+def zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """`schedule` with √ᾱ shifted and scaled so that its last one is 0 (Lin et al. 2023, alg. 1).
+
+    Sampling from it needs a network that predicts x₀ or v: at t = T−1 ε says nothing about x₀.
+    """
+    a = schedule.alpha_bar.sqrt()
+    alpha_bar = ((a - a[-1]) * a[0] / (a[0] - a[-1])).square()
+    return Schedule(1 - alpha_bar / F.pad(alpha_bar[:-1], (1, 0), value=1.0))
+
+
+def make_schedule(kind: ScheduleName, T: int) -> Schedule:
+    """The schedule of that name; the linear one's betas are those of T = 1000, scaled to this T."""
+    if kind == "cosine":
+        return cosine_schedule(T)
+    linear = linear_schedule(T, rescaled=True)
+    return linear if kind == "linear" else zero_terminal_snr(linear)
+
+
+# --- what a network may predict -------------------------------------------------------------------
+
+
+def target(
+    schedule: Schedule, kind: Prediction, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor
+) -> torch.Tensor:
+    """What the network is asked for: ε, x₀, or v = √ᾱ·ε − √(1 − ᾱ)·x₀ (Salimans and Ho 2022)."""
+    if kind == "eps":
+        return eps
+    if kind == "x0":
+        return x0
+    image, noise = schedule.amounts(t, x0)
+    return image * eps - noise * x0
+
+
+def to_x0(
+    schedule: Schedule, kind: Prediction, out: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor
+) -> torch.Tensor:
+    """x̂₀ from what the network said about x_t."""
+    if kind == "x0":
+        return out
+    image, noise = schedule.amounts(t, x_t)
+    if kind == "v":
+        return image * x_t - noise * out
+    return (x_t - noise * out) / image
+
+
+def guided(
+    conditional: torch.Tensor, unconditional: torch.Tensor, scale: float, rescale: float = 0.0
+) -> torch.Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022), of ε̂, x̂₀ or v̂ alike, (B, ...).
+
+    The convention: unconditional + scale·(conditional − unconditional); 0 ignores the class, 1 is the
+    conditional model, above 1 exaggerates. (Their w is scale − 1.) `rescale` from 0 to 1 draws the
+    result's standard deviation, image by image, towards the conditional one's (Lin et al. 2023).
+    """
+    result = unconditional + scale * (conditional - unconditional)
+    if rescale == 0:
+        return result
+    dimensions = tuple(range(1, result.dim()))
+    shrunk = (
+        result * conditional.std(dimensions, keepdim=True) / result.std(dimensions, keepdim=True)
+    )
+    return rescale * shrunk + (1 - rescale) * result
+
+
+def noisy_pair(
+    schedule: Schedule, kind: Prediction, x0: torch.Tensor, rng: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One training step's x_t, t (B,) and target for images x0 (B, ...): each at its own random t."""
+    t = torch.randint(0, len(schedule), (len(x0),), generator=rng, device=x0.device)
+    eps = torch.randn(x0.shape, generator=rng, device=x0.device)
+    return schedule.q_sample(x0, t, eps), t, target(schedule, kind, x0, eps, t)
+
+
+def estimator(
+    network: Callable,
+    schedule: Schedule,
+    kind: Prediction,
+    asked: dict[str, torch.Tensor],
+    nothing: dict[str, torch.Tensor] | None = None,
+    scale: float = 1.0,
+    rescale: float = 0.0,
+) -> Estimate:
+    """x̂₀ as a function of x_t and t, clipped to [-1, 1], by `network(x_t, t/T, **asked)`.
+
+    `nothing` is what the network is told when nothing is asked for; with it and a `scale` other than
+    1 the answers to both, out of one doubled batch, are `guided`.
+    """
+
+    @torch.no_grad()
+    def estimate(x: torch.Tensor, t: int) -> torch.Tensor:
+        times = torch.full((len(x),), t, device=x.device)
+        if nothing is None or scale == 1:
+            out = network(x, times / len(schedule), **asked)
+        else:
+            both = {name: torch.cat([asked[name], nothing[name]]) for name in asked}
+            out = network(torch.cat([x, x]), torch.cat([times, times]) / len(schedule), **both)
+            out = guided(*out.chunk(2), scale, rescale)
+        return to_x0(schedule, kind, out, x, times).clamp(-1, 1)
+
+    return estimate
+
+
+# --- the ways back --------------------------------------------------------------------------------
+
+
+def trailing_steps(T: int, steps: int) -> list[int]:
+    """The values of t for `steps` network calls, from T−1 downwards, evenly spaced (Lin et al. 2023)."""
+    if not 1 <= steps <= T:
+        raise UserError(
+            f"The number of sampling steps must lie between 1 and T = {T}, not {steps}."
+        )
+    return [round(T - k * T / steps) - 1 for k in range(steps)]
+
+
+def ddim(
+    schedule: Schedule, estimate: Estimate, x: torch.Tensor, steps: int, eta: float, noise: Noise
+) -> States:
+    """DDIM (Song et al. 2020, eq. 12 and 16) from x_T (B, ...): η = 0 adds no noise on the way.
+
+    With η = 1 it is DDPM's ancestral sampling with the posterior's variance. Yields first (T, x_T),
+    at last (0, x̂₀); `noise` is only called where noise is added, which the last step never does.
+    """
+    yield len(schedule), x
+    times = trailing_steps(len(schedule), steps)
+    for t, s in zip(times, [*times[1:], -1], strict=True):
+        now, then = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item() if s >= 0 else 1.0
+        x = _ddim_step(estimate(x, t), x, now, then, eta, noise)
+        yield s + 1, x
+
+
+def _ddim_step(
+    x0: torch.Tensor, x: torch.Tensor, now: float, then: float, eta: float, noise: Noise
+) -> torch.Tensor:
+    """From ᾱ = `now` to the larger ᾱ = `then`."""
+    eps = (x - math.sqrt(now) * x0) / math.sqrt(1 - now)
+    sigma = eta * math.sqrt((1 - then) / (1 - now) * (1 - now / then))
+    x = math.sqrt(then) * x0 + math.sqrt(max(1 - then - sigma**2, 0)) * eps
+    return x + sigma * noise() if sigma > 0 else x
+
+
+def dpm_solver(schedule: Schedule, estimate: Estimate, x: torch.Tensor, steps: int) -> States:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) from x_T (B, ...), without noise on the way.
+
+    Its first and last steps are of first order, which is DDIM. Yields like `ddim`.
+    """
+    yield len(schedule), x
+    times = trailing_steps(len(schedule), steps)
+    before, h_before = None, 0.0
+    for t, s in zip(times, [*times[1:], -1], strict=True):
+        now, then = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item() if s >= 0 else 1.0
+        x0 = estimate(x, t)
+        if s < 0:
+            x = x0
+        else:
+            h = _half_log_snr(then) - _half_log_snr(now)
+            slope = h / (2 * h_before) if before is not None else 0.0  # 1/(2r), r = h_before/h
+            data = (1 + slope) * x0 - slope * before if slope else x0
+            x = math.sqrt((1 - then) / (1 - now)) * x - math.sqrt(then) * math.expm1(-h) * data
+            before, h_before = x0, h
+        yield s + 1, x
+
+
+def _half_log_snr(alpha_bar: float) -> float:
+    """λ = log(√ᾱ/√(1 − ᾱ)), −∞ where nothing of the image is left."""
+    return 0.5 * math.log(alpha_bar / (1 - alpha_bar)) if alpha_bar > 0 else -math.inf
+
+
+def way_back(
+    sampler: Sampler,
+    schedule: Schedule,
+    estimate: Estimate,
+    steps: int,
+    eta: float,
+    noise: Noise,
+    x: torch.Tensor | None = None,
+) -> States:
+    """The sampler of that name, from `x` or else from noise: "ddpm" is DDIM with η = 1."""
+    x = noise() if x is None else x
+    if sampler == "dpm-solver":
+        return dpm_solver(schedule, estimate, x, steps)
+    return ddim(schedule, estimate, x, steps, 1.0 if sampler == "ddpm" else eta, noise)
+
+
+def repaint(
+    schedule: Schedule,
+    estimate: Estimate,
+    known: torch.Tensor,
+    hole: torch.Tensor,
+    noise: Noise,
+    steps: int = 50,
+    jump: int = 5,
+    repeats: int = 5,
+) -> torch.Tensor:
+    """`known` (B, ...) with its `hole` (broadcastable, bool) drawn by the model (Lugmayr et al. 2022).
+
+    Around the hole each state is the known image with as much noise as belongs there; going `jump`
+    steps back up `repeats` - 1 times lets the inside agree with it. Known pixels come out unchanged.
+    """
+    times = trailing_steps(len(schedule), steps)[::-1]  # level k has k steps to go, from times[k-1]
+    alpha_bar = [1.0] + [schedule.alpha_bar[t].item() for t in times]
+    x = noise()
+    levels = repaint_levels(steps, jump, repeats)
+    for level, following in pairwise(levels):
+        now, then = alpha_bar[level], alpha_bar[following]
+        if following > level:
+            x = math.sqrt(then / now) * x + math.sqrt(1 - then / now) * noise()
+            continue
+        x = _ddim_step(estimate(x, times[level - 1]), x, now, then, 1.0, noise)
+        seen = math.sqrt(then) * known
+        seen = seen + math.sqrt(1 - then) * noise() if following else seen
+        x = torch.where(hole, x, seen)
+    return x
+
+
+def repaint_levels(steps: int, jump: int, repeats: int) -> list[int]:
+    """The steps still to go, from `steps` to 0: `jump` of them up again `repeats` - 1 times wherever
+    a multiple of `jump` is reached. (250, 10, 10) calls the network 2,410 times, (50, 5, 5) 230."""
+    level, levels = steps, [steps]
+    left = {k: repeats - 1 for k in range(jump, steps - jump + 1, jump)}
+    while level > 0:
+        level -= 1
+        levels.append(level)
+        if left.get(level, 0) > 0:
+            left[level] -= 1
+            levels += range(level + 1, level + jump + 1)
+            level += jump
+    return levels
+
+
+def last(states: States) -> torch.Tensor:
+    """The image at the end of a way back."""
+    _, x = deque(states, maxlen=1).pop()
+    return x
+
+
+def image_noise(
+    seed: int,
+    first: int,
+    count: int,
+    shape: tuple[int, ...],
+    device: torch.device | str = "cpu",
+) -> Noise:
+    """Noise (count, *shape) of which image k has a generator of its own, of (seed, first + k).
+
+    So an image does not depend on the others that are drawn with it.
+    """
+    generators = [torch.Generator().manual_seed(seed * 1_000_003 + first + k) for k in range(count)]
+    return lambda: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)

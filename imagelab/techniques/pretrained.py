@@ -1,0 +1,90 @@
+"""torchvision's trained networks, their weights from a file, torch's cache, or a download."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from imagelab.setup.runtime import UserError
+
+
+class Normalised(nn.Module):
+    """A network that takes images (B, 3, H, W) in [0, 1] and normalises them itself."""
+
+    def __init__(self, network: nn.Module, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network((x - self.mean) / self.std)
+
+
+def imagenet_resnet18(
+    weights: Path | None, device: torch.device, trained_weights: bool = True
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """ResNet-18 in eval mode on `device`, for images in [0, 1], and its 1,000 class names.
+
+    Without `trained_weights` it is random. Raises UserError as `trained` does.
+    """
+    from torchvision.models import ResNet18_Weights, resnet18
+
+    source = ResNet18_Weights.IMAGENET1K_V1
+    network = resnet18()
+    if trained_weights:
+        trained(network, "resnet18", source, weights)
+    model = Normalised(network, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    return model.eval().requires_grad_(False).to(device), tuple(source.meta["categories"])
+
+
+def coco_ssdlite(weights: Path | None, device: torch.device) -> tuple[nn.Module, tuple[str, ...]]:
+    """SSDlite320 in eval mode on `device` and the names of COCO's classes.
+
+    It takes a list of images (3, H, W) in [0, 1] of any size and gives, for each, boxes (n, 4) x1 y1
+    x2 y2 in pixels, labels and scores. Raises UserError as `trained` does.
+    """
+    from torchvision.models.detection import (
+        SSDLite320_MobileNet_V3_Large_Weights,
+        ssdlite320_mobilenet_v3_large,
+    )
+
+    source = SSDLite320_MobileNet_V3_Large_Weights.COCO_V1
+    network = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
+    network = trained(network, "SSDlite", source, weights)
+    return network.eval().requires_grad_(False).to(device), tuple(source.meta["categories"])
+
+
+def trained(network: nn.Module, name: str, source, weights: Path | None) -> nn.Module:
+    """`network` with the weights of the file `weights`, or of torchvision's `source`.
+
+    Raises UserError, saying how to get the weights, when they are neither in the file nor in torch's
+    cache nor to be downloaded.
+    """
+    how = f"get {source.url} on a machine that can, and give the file as --weights FILE"
+    try:
+        if weights is None:
+            state = source.get_state_dict(progress=True, check_hash=True)
+        else:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+        network.load_state_dict(state)
+    except FileNotFoundError as error:
+        raise UserError(f"There is no weights file {weights}: {how}.") from error
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        TypeError,
+        AttributeError,
+        pickle.UnpicklingError,
+    ) as error:
+        problem = (
+            f"{weights} does not hold the weights of {name}"
+            if weights
+            else f"The weights of {name} are not in torch's cache and could not be downloaded"
+        )
+        raise UserError(f"{problem}: {how}.") from error
+    return network

@@ -1,0 +1,191 @@
+"""Ways to take Gaussian noise out of a picture, each set by the noise's σ, and their comparison.
+
+Pictures are (H, W) or (H, W, 3), float in [0, 1]; σ is in the same units. OpenCV and scikit-image do
+the work; what stands here is which parameter follows from σ, and how.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from imagelab.data.quality import psnr, ssim
+from imagelab.techniques.denoiser import restore, trained_denoiser
+
+Restore = Callable[[np.ndarray, float], np.ndarray]
+
+
+def estimated_sigma(picture: np.ndarray) -> float:
+    """σ of the noise, from the finest wavelet coefficients (Donoho and Johnstone 1994).
+
+    For uint8 as well, σ in units of [0, 1]. Too low where clipping to [0, 1] has cut the noise; 0
+    in a flat picture. A large one is measured in nine places, of which the median counts.
+    """
+    from skimage.restoration import estimate_sigma
+
+    side = 512
+    tops, lefts = (
+        sorted({round(k * max(length - side, 0) / 2) for k in range(3)})
+        for length in picture.shape[:2]
+    )
+    found = []
+    for top, left in itertools.product(tops, lefts):
+        part = picture[top : top + side, left : left + side]
+        part = part / 255 if picture.dtype == np.uint8 else part
+        axis = 2 if picture.ndim == 3 else None
+        with warnings.catch_warnings():  # the median of no coefficients, where all of them are 0
+            warnings.simplefilter("ignore", RuntimeWarning)
+            sigmas = estimate_sigma(part, channel_axis=axis)
+        found.append(np.nan_to_num(sigmas).mean())
+    return float(np.median(found))
+
+
+def gaussian_blur(picture: np.ndarray, sigma: float) -> np.ndarray:
+    """A wider blur for more noise: 0.4 pixels and 7 more per unit of σ, 2.2 pixels at σ = 0.25."""
+    import cv2
+
+    return cv2.GaussianBlur(picture, (0, 0), 0.4 + 7 * sigma) if sigma > 0 else picture
+
+
+def median(picture: np.ndarray, sigma: float) -> np.ndarray:
+    """The median of 3×3 pixels, of 5×5 from σ = 0.1 on, in 256 grey levels."""
+    import cv2
+
+    grey_levels = np.round(picture.clip(0, 1) * 255).astype(np.uint8)
+    return cv2.medianBlur(grey_levels, 3 if sigma < 0.1 else 5) / 255
+
+
+def bilateral(picture: np.ndarray, sigma: float) -> np.ndarray:
+    """Neighbours within 3σ in value count (Tomasi and Manduchi 1998); 2 pixels wide in space."""
+    import cv2
+
+    return cv2.bilateralFilter(picture.astype(np.float32), 0, max(3 * sigma, 1e-6), 2).astype(float)
+
+
+def non_local_means(picture: np.ndarray, sigma: float) -> np.ndarray:
+    """Similar 5×5 patches of the surroundings are averaged (Buades et al. 2005), h = 0.8·σ."""
+    from skimage.restoration import denoise_nl_means
+
+    axis = 2 if picture.ndim == 3 else None
+    return denoise_nl_means(
+        picture, patch_size=5, patch_distance=6, h=max(0.8 * sigma, 1e-6), sigma=sigma,
+        fast_mode=True, channel_axis=axis,
+    )  # fmt: skip
+
+
+def total_variation(picture: np.ndarray, sigma: float) -> np.ndarray:
+    """Few and sharp edges (Rudin et al. 1992, by Chambolle's algorithm), weight 0.9·σ."""
+    from skimage.restoration import denoise_tv_chambolle
+
+    axis = 2 if picture.ndim == 3 else None
+    return denoise_tv_chambolle(picture, weight=max(0.9 * sigma, 1e-6), channel_axis=axis)
+
+
+def wavelet_shrinkage(picture: np.ndarray, sigma: float) -> np.ndarray:
+    """BayesShrink (Chang et al. 2000), averaged over nine shifts, against blocks."""
+    from skimage.restoration import denoise_wavelet
+
+    if sigma == 0:
+        return picture
+    axis = 2 if picture.ndim == 3 else None
+    restored = np.zeros_like(picture)
+    for y, x in itertools.product((0, 3, 6), repeat=2):
+        shifted = np.roll(picture, (y, x), axis=(0, 1))
+        shifted = denoise_wavelet(shifted, sigma, method="BayesShrink", channel_axis=axis)
+        restored += np.roll(shifted, (-y, -x), axis=(0, 1)) / 9
+    return restored
+
+
+CLASSICAL: dict[str, Restore] = {
+    "Gaussian blur": gaussian_blur,
+    "median": median,
+    "bilateral": bilateral,
+    "non-local means": non_local_means,
+    "total variation": total_variation,
+    "wavelet shrinkage": wavelet_shrinkage,
+}
+
+
+@dataclass
+class Restored:
+    """What one method made of a noisy picture, against the clean one."""
+
+    picture: np.ndarray
+    psnr: float
+    ssim: float
+    seconds: float
+
+
+def methods(device: torch.device | str = "cpu") -> dict[str, Restore]:
+    """The classical methods, and the learned one with the weights that come with the project."""
+    return CLASSICAL | {"learned": partial(restore, trained_denoiser(device))}
+
+
+def compare(
+    clean: np.ndarray, noisy: np.ndarray, sigma: float, by: Mapping[str, Restore]
+) -> dict[str, Restored]:
+    """What each of the methods `by` makes of `noisy`, the picture unrestored first."""
+    restored = {"noisy": Restored(noisy, psnr(clean, noisy), ssim(clean, noisy), 0.0)}
+    for name, method in by.items():
+        started = time.perf_counter()
+        picture = method(noisy, sigma).clip(0, 1)
+        seconds = time.perf_counter() - started
+        restored[name] = Restored(picture, psnr(clean, picture), ssim(clean, picture), seconds)
+    return restored
+
+
+# --- many small images ----------------------------------------------------------------------------
+
+
+def add_noise(
+    images: torch.Tensor, sigma: float, rng: torch.Generator, low: float = 0.0
+) -> torch.Tensor:
+    """Gaussian noise of `sigma` on images in [low, 1], clipped to [low, 1] as a file would hold it."""
+    noise = torch.randn(images.shape, generator=rng, device=images.device)
+    return (images + sigma * noise).clamp_(low, 1)
+
+
+def by_filters(
+    noisy: torch.Tensor, sigma: float, training: torch.Tensor, rng: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Noisy images (N, C, H, W) in [0, 1] as they are, blurred, and by non-local means, by name.
+
+    The blur is as wide as is best for images of the `training` part under noise of the same σ.
+    """
+    width = best_blur(add_noise(training, sigma, rng), training)
+    return {
+        "noisy": noisy,
+        f"Gaussian blur, {width:.1f} px": blur_images(noisy, width),
+        "non-local means": restore_images(non_local_means, noisy, sigma).to(noisy.device),
+    }
+
+
+def restore_images(method: Restore, images: torch.Tensor, sigma: float) -> torch.Tensor:
+    """A method of this file on each of small images (N, C, H, W) in [0, 1], one after the other."""
+    pictures = images.permute(0, 2, 3, 1).cpu().double().numpy()
+    pictures = pictures[..., 0] if images.shape[1] == 1 else pictures
+    restored = np.stack([method(picture, sigma) for picture in pictures])
+    restored = restored[..., None] if images.shape[1] == 1 else restored
+    return torch.from_numpy(restored).float().permute(0, 3, 1, 2).clamp(0, 1)
+
+
+def blur_images(images: torch.Tensor, width: float) -> torch.Tensor:
+    """Images (N, C, H, W) under a Gaussian blur of standard deviation `width` in pixels."""
+    from torchvision.transforms.v2.functional import gaussian_blur
+
+    return gaussian_blur(images, [2 * math.ceil(3 * width) + 1] * 2, [width] * 2)
+
+
+def best_blur(noisy: torch.Tensor, clean: torch.Tensor) -> float:
+    """The width in pixels, of 0.3, 0.4, … 3.0, whose blur brings `noisy` closest to `clean` (MSE)."""
+    widths = [k / 10 for k in range(3, 31)]
+    return min(widths, key=lambda width: F.mse_loss(blur_images(noisy, width), clean).item())

@@ -1,0 +1,122 @@
+"""Checkpoints that describe themselves: tensors and plain types, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imagelab.setup.files import atomic_path
+from imagelab.setup.runtime import UserError
+from imagelab.setup.settings import option, plain
+
+FORMAT = 1
+FIELDS = {
+    "format": int,
+    "script": str,
+    "config": dict,
+    "dataset": dict,
+    "epoch": int,
+    "step": int,
+    "model": dict,
+    "ema": dict,
+    "optimizer": dict,
+    "rng": dict,
+    "history": dict,
+    "extra": dict,
+}
+
+
+def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
+    """Write a checkpoint with the keys of FIELDS (`format` is added here), atomically."""
+    buffer = io.BytesIO()  # torch.save onto a full disk would not raise an OSError
+    torch.save({"format": FORMAT, **contents}, buffer)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def load_checkpoint(path: Path, script: str, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read the checkpoint that `script` wrote.
+
+    Nothing in the file is executed (`weights_only=True`). Raises UserError when it is missing, cut
+    short, not a checkpoint, of another script, or of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"There is no checkpoint {path}: let {script} train first, without --resume and "
+            "--sample-only, or name the place where an earlier run left it."
+        )
+    raw = io.BytesIO(path.read_bytes())  # what the disk or the user's rights refuse is no damage
+    try:
+        contents = torch.load(raw, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is not a checkpoint of this project, or it holds more than tensors "
+            "and plain values; it was not loaded."
+        ) from error
+    except (MemoryError, torch.OutOfMemoryError):  # nor is this
+        raise
+    except Exception as error:  # whatever torch makes of bytes that are no checkpoint
+        raise UserError(
+            f"{path} is damaged or cut short and cannot be read as a checkpoint; "
+            "move it away and train again."
+        ) from error
+    if not isinstance(contents, dict) or "format" not in contents:
+        raise UserError(f"{path} is not a checkpoint of this project.")
+    if contents["format"] != FORMAT:
+        raise UserError(
+            f"{path} has checkpoint format {contents['format']!r}; this version reads "
+            f"format {FORMAT}."
+        )
+    if contents.get("script") != script:
+        raise UserError(f"{path} was written by {contents.get('script')!r}, not by {script!r}.")
+    wrong = [k for k, kind in FIELDS.items() if not isinstance(contents.get(k), kind)]
+    if wrong:
+        raise UserError(f"{path} lacks {', '.join(wrong)}, which a checkpoint must hold.")
+    return contents
+
+
+@contextlib.contextmanager
+def as_described(path: Path) -> Iterator[None]:
+    """Around what is built from what the checkpoint `path` says of itself.
+
+    Raises UserError where it does not say enough, or nothing that anything could be built from.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path} does not say how its network was built.") from error
+
+
+def check_trained_for(saved: dict[str, Any], path: Path, data, config, *names: str) -> None:
+    """Raises UserError unless a checkpoint's training had `data` and the settings `names` of `config`."""
+    if saved["dataset"].get("name") != data.name:
+        raise UserError(
+            f"{path} was trained with --dataset {saved['dataset'].get('name')}, not {data.name}."
+        )
+    check_settings(saved, str(path), plain(config), names)
+
+
+def check_settings(saved: dict[str, Any], what: str, config: dict, names: Iterable[str]) -> None:
+    """Raises UserError, which begins with `what`, where one of the settings `names` was another."""
+    for name in names:
+        then, now = saved["config"].get(name), config[name]
+        if then != now:
+            raise UserError(f"{what} was trained with {option(name)} {then}, not {now}.")
+
+
+def load_weights(module: torch.nn.Module, weights: dict, path: Path) -> None:
+    """`module.load_state_dict` with one sentence when the weights are those of another network."""
+    try:
+        module.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"The weights in {path} do not fit the network "
+            f"{type(module).__name__} with these settings."
+        ) from error

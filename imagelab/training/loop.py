@@ -1,0 +1,423 @@
+"""The epochs of a resumable run, around a loop that the script itself writes:
+
+    with Training(path, "gan_mnist", config, data, networks, optimizers, ema="generator") as run:
+        for epoch in run.epochs():
+            for indices in run.batches():
+                ...                       # one step; random draws from run.rng
+                run.log(loss=loss)
+
+After every epoch, and when Ctrl-C or SIGTERM asks for an end, the state goes into the checkpoint;
+with `config.resume` the loop goes on where it stopped and ends at the same weights, bit for bit on
+one machine with as many threads.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from imagelab.data.datasets import Dataset, batch_indices
+from imagelab.setup.runtime import Interrupted, UserError, generator
+from imagelab.setup.settings import plain
+from imagelab.training import distributed
+from imagelab.training.checkpoints import (
+    check_settings,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
+
+# What may differ between a run and its continuation without changing the weights it ends at.
+FREE_SETTINGS = {
+    "output_dir",
+    "data_dir",
+    "resume",
+    "sample_only",
+    "num_samples",
+    "samples_file",
+    "time_limit",
+    "show",
+    "debug",
+    "device",
+    "epochs",
+}
+
+
+def rise_and_fall(progress: float, rise: float, fall: float) -> float:
+    """The learning rate's factor at `progress` (0 to 1) through a training.
+
+    It climbs to 1 over the part `rise`, stays there, and falls to 0 from the part `fall` on (1: never).
+    """
+    up = progress / rise if rise > 0 else 1.0
+    down = (1 - progress) / (1 - fall) if fall < 1 else 1.0
+    return min(up, 1.0, down)
+
+
+def one_cycle(progress: float) -> float:
+    """Up over the first quarter of the steps, then down to 0 (after Smith 2018)."""
+    return rise_and_fall(progress, 0.25, 0.25)
+
+
+def global_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """Of torch's own generators, which dropout draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def set_global_states(device: torch.device, states: dict[str, torch.Tensor]) -> None:
+    """Put them back, as far as a checkpoint has them."""
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"].cpu())
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"].cpu(), device)
+
+
+@functools.cache
+def tell_once(sentence: str) -> None:
+    """On stderr, without breaking a progress bar, the first time it is said."""
+    tqdm.write(sentence, file=sys.stderr)
+
+
+def goes_on(config, path: Path, first: bool = False) -> bool:
+    """Whether one of several trainings of a run goes on with --resume: if it has a checkpoint.
+
+    A run that was stopped in its `first` training has none of the later ones; without the first's
+    there is nothing to go on with, which loading it says.
+    """
+    return config.resume and (first or Path(path).is_file())
+
+
+class Training:
+    """See the module's docstring. `networks` and `optimizers` map names to objects.
+
+    `rng` is the run's random generator, on the data's device. `ema` names the network of which an
+    exponential moving average is kept (`averaged`); its decay is min(decay, (1 + n)/(10 + n)) after
+    n steps, because without the ramp a short run would average in its first random weights.
+    `free` names settings that may change on --resume besides those of FREE_SETTINGS; `go_on` tells
+    whoever stopped the run how it goes on.
+    A `shared` training is that of all processes of torchrun
+    (imagelab/training/distributed.py): they stop after the same step, and one of them writes.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        script: str,
+        config,
+        data: Dataset,
+        networks: dict[str, nn.Module],
+        optimizers: dict[str, torch.optim.Optimizer],
+        ema: str | None = None,
+        ema_decay: float = 0.999,
+        free: tuple[str, ...] = (),
+        label: str = "",
+        go_on: str = "--resume goes on",
+        shared: bool = False,
+    ) -> None:
+        self.path, self.script, self.config, self.data = Path(path), script, config, data
+        self.networks, self.optimizers = networks, optimizers
+        self.rng = generator(config.seed, f"{script} training", data.images.device)
+        self.averaged = copy.deepcopy(networks[ema]).requires_grad_(False) if ema else None
+        self.ema, self.ema_decay = ema, ema_decay
+        self.extra: dict[str, torch.Tensor] = {}  # saved besides: what sampling or resuming needs
+        self.epoch = self.step = 0  # epochs done; steps of the current one, with the running step
+        self.history: dict[str, list[torch.Tensor]] = {}
+        self.time_limit = getattr(config, "time_limit", None)
+        self._seconds_before = 0.0
+        self._started: float | None = None
+        self.go_on, self.shared = go_on, shared and distributed.world() > 1
+        self.free, self.label = FREE_SETTINGS | set(free), label or script
+        self._stop: int | None = None
+        self._asked = 0.0  # when
+        self._handlers: dict = {}
+        self._bar: tqdm | None = None
+        if self.shared and self.time_limit is not None:
+            raise UserError("--time-limit needs a single process: their clocks would not agree.")
+        if config.resume:
+            self._load()
+        elif getattr(config, "quick", False):
+            self._spare_a_whole_run()
+
+    # --- the loop ---------------------------------------------------------------------------------
+
+    def __enter__(self) -> Training:
+        self._started = time.perf_counter()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._ask_to_stop)
+        return self
+
+    def __exit__(self, _kind, error: BaseException | None, _traceback) -> None:
+        self._seconds_before, self._started = self.seconds, None
+        if self._bar is not None:
+            self._bar.close()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if error is None and self._stop is not None:  # asked for in the last step, or after it
+            raise self._stopped("after the training")
+        if self.shared and isinstance(error, RuntimeError):  # torch.distributed's, as a rule
+            raise UserError(
+                f"the training ended because another of its {distributed.world()} processes did "
+                f"(or: {str(error).splitlines()[0]}); {self.path} holds the last epoch done, if "
+                f"there is one, and {self.go_on}."
+            ) from error
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(len(self.data.images) // self.config.batch_size, 1)
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.config.epochs
+
+    @property
+    def steps_done(self) -> int:
+        """Steps since the start, the one under way included."""
+        return self.epoch * self.steps_per_epoch + self.step
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch under way, or the last one done."""
+        return self.epoch + (self.step > 0)
+
+    @property
+    def progress(self) -> float:
+        """The part of the training that is done, the step under way included: above 0, below 1.
+
+        Of its steps, or of its time where that ends it sooner.
+        """
+        time_used = self.seconds / self.time_limit if self.time_limit else 0
+        return min(max(self.steps_done / (self.total_steps + 1), time_used), 1 - 1e-6)
+
+    @property
+    def seconds(self) -> float:
+        """How long the loop has been running, with the time before a --resume."""
+        running = 0.0 if self._started is None else time.perf_counter() - self._started
+        return self._seconds_before + running
+
+    @property
+    def time_is_up(self) -> bool:
+        """Whether --time-limit is reached; the first step is always done."""
+        limit = self.time_limit
+        return limit is not None and self.steps_done > 0 and self.seconds >= limit
+
+    def epochs(self) -> Iterator[int]:
+        """The epochs still to do, counted from 1. The state is saved after each."""
+        self._bar = tqdm(
+            total=None if self.time_limit else self.total_steps,
+            initial=self.steps_done,
+            desc=self.label,
+            unit="step",
+            mininterval=0.5,
+            file=sys.stderr,
+            dynamic_ncols=True,
+            disable=self.shared and not distributed.writes(),
+        )
+        while self.epoch < self.config.epochs and not self.time_is_up:
+            yield self.epoch + 1
+            if self.step >= self.steps_per_epoch:  # else the time was up within the epoch
+                self.epoch, self.step = self.epoch + 1, 0
+            self.save()
+            self._leave_if_asked()
+        self._bar.close()
+
+    def batches(self) -> Iterator[torch.Tensor]:
+        """Index tensors of the batches still to do in this epoch."""
+        seed, n = self.config.seed, len(self.data.images)
+        order = batch_indices(n, self.config.batch_size, seed, self.epoch + 1)
+        for indices in order[self.step :]:
+            self.step += 1
+            yield indices.to(self.data.images.device)
+            self._update_average()
+            self._show_progress()
+            if self._asked_to_stop() and self.step < len(order):
+                self.save()
+                self._leave_if_asked()
+            if self.time_is_up:
+                break
+
+    def is_last(self, epoch: int) -> bool:
+        """Whether `epoch` is the last one, also because the time is up."""
+        return epoch == self.config.epochs or self.time_is_up
+
+    def log(self, **values: torch.Tensor) -> None:
+        """Note 0-dimensional tensors of this step; they become numbers only when they are shown."""
+        for name, value in values.items():
+            self.history.setdefault(name, []).append(value.detach().reshape(1))
+
+    def curve(self, name: str) -> torch.Tensor:
+        """Everything logged under `name`, one value per step, (steps,) float32 on the CPU."""
+        parts = [part.to("cpu", torch.float32) for part in self.history.get(name, [])]
+        return torch.cat(parts) if parts else torch.zeros(0)
+
+    def smoothed(self, name: str, window: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Epochs and means of `window` steps each of what was logged under `name`, for a figure."""
+        values = smooth(self.curve(name), window)
+        return (torch.arange(len(values)) + 1) * window / self.steps_per_epoch, values
+
+    def recent(self, name: str, steps: int) -> float:
+        """The mean of the last `steps` values logged under `name`."""
+        return self.curve(name)[-steps:].mean().item()
+
+    def announce(self, text: str) -> None:
+        """Print a line without breaking the progress bar."""
+        tqdm.write(text, file=sys.stderr)
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if self.averaged is None:
+            return
+        n = self.steps_done
+        decay = min(self.ema_decay, (1 + n) / (10 + n))
+        averaged, current = self.averaged, self.networks[self.ema]
+        torch._foreach_lerp_(list(averaged.parameters()), list(current.parameters()), 1 - decay)
+        for mean, value in zip(averaged.buffers(), current.buffers(), strict=True):
+            mean.copy_(value)
+
+    def _show_progress(self) -> None:
+        bar = self._bar
+        if bar.disable:
+            return
+        bar.update(1)
+        if bar.n == bar.last_print_n:  # it has just been redrawn: the next redraw shows this
+            losses = {k: f"{v[-1].item():.3f}" for k, v in self.history.items() if "loss" in k}
+            bar.set_postfix(losses, refresh=False)
+
+    def _ask_to_stop(self, number: int, _frame) -> None:
+        # Asked twice: do not wait for the end of the step. torchrun hands on the Ctrl-C that the
+        # processes have had already, which does not count.
+        if self._stop is not None and not (self.shared and time.perf_counter() - self._asked < 10):
+            raise KeyboardInterrupt("stopped at once; the checkpoint of the last epoch stands.")
+        self._stop, self._asked = number, time.perf_counter()
+
+    def _asked_to_stop(self) -> bool:
+        if self.shared and distributed.any_of(self._stop is not None, self.data.images.device):
+            self._stop = self._stop or signal.SIGINT
+        return self._stop is not None
+
+    def _leave_if_asked(self) -> None:
+        if self._stop is None or self.epoch >= self.config.epochs:
+            return
+        raise self._stopped(f"after {self.steps_done:,} of {self.total_steps:,} steps")
+
+    def _stopped(self, when: str) -> Interrupted:
+        stop = Interrupted(f"stopped {when} and saved in {self.path}; {self.go_on}.")
+        stop.terminated = self._stop == signal.SIGTERM
+        return stop
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        if self.shared and not distributed.writes():
+            return
+        average = self.averaged.state_dict() if self.averaged is not None else {}
+        self.history = {name: [self.curve(name)] for name in self.history}
+        save_checkpoint(
+            self.path,
+            {
+                "script": self.script,
+                "config": plain(self.config),
+                "dataset": self.data.describe(),
+                "epoch": self.epoch,
+                "step": self.step,
+                "model": {name: network.state_dict() for name, network in self.networks.items()},
+                "ema": average,
+                "optimizer": {name: o.state_dict() for name, o in self.optimizers.items()},
+                "rng": {"training": self.rng.get_state(), **global_states(self.rng.device)},
+                "history": {name: parts[0] for name, parts in self.history.items()},
+                "extra": self.extra,
+                "seconds": self.seconds,
+                "threads": torch.get_num_threads(),
+            },
+        )
+
+    def _spare_a_whole_run(self) -> None:
+        """A quick run does not take the place of a training of minutes or hours, or of what it cannot
+        read."""
+        if not self.path.is_file():
+            return
+        if not load_checkpoint(self.path, self.script)["config"].get("quick", True):
+            raise UserError(
+                f"{self.path} is that of a whole training, which --quick would overwrite: choose "
+                "another --output-dir, or move it away."
+            )
+
+    def _refuse_more_than_asked(self, saved: dict) -> None:
+        """A longer training is not taken for the shorter one that is asked for now."""
+        limit, then = self.time_limit, saved["config"].get("time_limit")
+        if saved["epoch"] > self.config.epochs:
+            done, asked = f"{saved['epoch']} epochs", f"--epochs {self.config.epochs}"
+        elif limit and then and then > limit and saved.get("seconds", 0) > limit:
+            done, asked = f"{then:g} seconds", f"{limit:g}"
+        else:
+            return
+        raise UserError(
+            f"--resume: {self.path} has been trained for {done} already, more than {asked}."
+        )
+
+    def _mention_other_threads(self, saved: dict) -> None:
+        """Sums over more or fewer threads are added in another order, and round to other last bits."""
+        here = torch.get_num_threads()
+        then = saved.get("threads", here)  # older checkpoints do not say
+        on_cpu = self.data.images.device.type == "cpu"
+        if then != here and on_cpu and not (self.shared and not distributed.writes()):
+            tell_once(
+                f"Threads until here {then}, from here on {here}: the weights may differ in their last "
+                "bits from those of a run that was never stopped."
+            )
+
+    def _load(self) -> None:
+        saved = load_checkpoint(self.path, self.script, self.data.images.device)
+        config = plain(self.config)
+        fixed = saved["config"].keys() & config.keys() - self.free - {"dataset"}
+        check_settings(saved, f"--resume: {self.path}", config, sorted(fixed))
+        then, now = saved["dataset"], self.data.describe()
+        if then != {**now, "source": then.get("source")}:
+            alike = all(then.get(name) == now[name] for name in ("name", "train"))
+            raise UserError(
+                f"--resume: {self.path} was trained on "
+                + ("other pictures" if alike else f"{then.get('train')} images")
+                + f" of {then.get('name')}, not on "
+                + ("these." if alike else f"{now['train']} of {now['name']}.")
+            )
+        self._refuse_more_than_asked(saved)
+        self._mention_other_threads(saved)
+        try:
+            self.epoch, self.step = saved["epoch"], saved["step"]
+            for name, network in self.networks.items():
+                load_weights(network, saved["model"][name], self.path)
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(saved["optimizer"][name])
+            if self.averaged is not None:
+                load_weights(self.averaged, saved["ema"], self.path)
+            state = saved["rng"]["training"].cpu()
+            if len(state) != len(self.rng.get_state()):
+                raise UserError(
+                    f"--resume: {self.path} was trained on another kind of device than "
+                    f"{self.data.images.device}; --device chooses it."
+                )
+            self.rng.set_state(state)
+            set_global_states(self.rng.device, saved["rng"])
+            self.history = {k: [v] for k, v in saved["history"].items()}
+            self.extra = saved["extra"]
+            self._seconds_before = float(saved.get("seconds", 0.0))
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise UserError(f"{self.path} cannot be continued with these settings.") from error
+
+
+def smooth(values: torch.Tensor, window: int) -> torch.Tensor:
+    """Means over consecutive windows, (N,) to (N // window,): a long loss curve made readable."""
+    window = max(min(window, len(values)), 1)
+    return values[: len(values) // window * window].reshape(-1, window).mean(dim=1)

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import itertools
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from imagelab.setup.runtime import Interrupted, UserError
+from imagelab.setup.settings import TrainingSettings
+from imagelab.training import loop as training
+from imagelab.training.loop import Training, goes_on, one_cycle, smooth
+
+
+@dataclass(frozen=True)
+class Config(TrainingSettings):
+    epochs: int = 3
+    batch_size: int = 64
+    lr: float = 1e-2
+
+
+def fit(config: Config, data, path: Path, stop_at: int | None = None, number=signal.SIGINT, **more):
+    """Train a small network on noisy inputs; ask for an end during step `stop_at`."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 2))
+    adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    networks, optimizers = {"net": model}, {"adam": adam}
+    with Training(path, "test", config, data, networks, optimizers, ema="net", **more) as run:
+        for _ in run.epochs():
+            for batch in run.batches():
+                x = data.images[batch].float() / 255
+                x = x + 0.1 * torch.randn(x.shape, generator=run.rng)
+                loss = nn.functional.cross_entropy(model(x), data.labels[batch])
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+                run.log(loss=loss, progress=torch.tensor(run.progress))
+                run.extra["sum"] = run.extra.get("sum", 0) + x.sum()
+                if run.steps_done == stop_at:
+                    signal.raise_signal(number)
+    return run
+
+
+def weights(run: Training) -> list[torch.Tensor]:
+    return [*run.networks["net"].parameters(), *run.averaged.parameters()]
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 5, 6, 11, 15])  # five steps an epoch
+def test_stopped_and_resumed_ends_at_the_same_weights(stripes, tmp_path, stop_at):
+    whole = fit(Config(), stripes, tmp_path / "whole.pth")
+    path = tmp_path / "stopped.pth"
+    when = "after the training" if stop_at == whole.total_steps else f"after {stop_at} of 15 steps"
+    with pytest.raises(Interrupted, match=f"{when}.*--resume"):
+        fit(Config(), stripes, path, stop_at)
+    resumed = fit(Config(resume=True), stripes, path)
+    for a, b in zip(weights(whole), weights(resumed), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(whole.curve("loss"), resumed.curve("loss"))
+    assert torch.equal(whole.extra["sum"], resumed.extra["sum"])
+    progress = torch.arange(1, 16) / 16  # inside (0, 1), whether interrupted or not
+    assert torch.allclose(resumed.curve("progress"), progress)
+
+
+def test_with_other_threads_it_goes_on_and_says_so_once(stripes, tmp_path, monkeypatch, capfd):
+    """Their sums round otherwise, and the checkpoint names how many there were."""
+    training.tell_once.cache_clear()
+    path, here = tmp_path / "a.pth", torch.get_num_threads()
+
+    def said(**more) -> str:
+        capfd.readouterr()
+        fit(Config(resume=True, **more), stripes, path)
+        return capfd.readouterr().err
+
+    fit(Config(epochs=1), stripes, path)
+    assert torch.load(path, weights_only=True)["threads"] == here
+    assert "Threads" not in said(epochs=1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: here + 3)
+    sentence = f"Threads until here {here}, from here on {here + 3}: the weights may differ"
+    assert said(epochs=1).count(sentence) == 1
+    fit(Config(epochs=2), stripes, path)  # anew: nothing to say
+    assert torch.load(path, weights_only=True)["threads"] == here + 3
+    monkeypatch.undo()
+    assert said(epochs=2).count("Threads until here") == 1  # another sentence
+    monkeypatch.setattr(torch, "get_num_threads", lambda: here + 3)
+    assert "Threads" not in said(epochs=3)  # said before, of another training of the same run
+
+    saved = torch.load(path, weights_only=True)
+    del saved["threads"]  # as older checkpoints are
+    torch.save(saved, path)
+    training.tell_once.cache_clear()
+    assert "Threads" not in said(epochs=4)
+
+
+def test_sigterm_saves_and_says_so(stripes, tmp_path):
+    with pytest.raises(Interrupted) as stop:
+        fit(Config(), stripes, tmp_path / "a.pth", stop_at=3, number=signal.SIGTERM)
+    assert stop.value.terminated
+    assert torch.load(tmp_path / "a.pth", weights_only=True)["step"] == 3
+
+
+def test_handlers_are_restored(stripes, tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    fit(Config(epochs=1), stripes, tmp_path / "a.pth")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_another_seed_or_shuffle_ends_elsewhere(stripes, tmp_path):
+    a = fit(Config(seed=0), stripes, tmp_path / "a.pth")
+    b = fit(Config(seed=1), stripes, tmp_path / "b.pth")
+    assert not torch.equal(weights(a)[0], weights(b)[0])
+
+
+def test_resume_refuses_other_settings_and_other_data(stripes, tmp_path):
+    path = tmp_path / "a.pth"
+    fit(Config(epochs=1), stripes, path)
+    with pytest.raises(UserError, match=r"--lr 0\.01, not 0\.02"):
+        fit(Config(lr=0.02, resume=True), stripes, path)
+    with pytest.raises(UserError, match="320 images of stripes, not on 320 of other"):
+        fit(Config(resume=True), replace(stripes, name="other"), path)
+    longer = fit(Config(epochs=2, resume=True), stripes, path)  # more epochs are welcome
+    assert longer.steps_done == 10
+    with pytest.raises(UserError, match="trained for 2 epochs already, more than --epochs 1"):
+        fit(Config(epochs=1, resume=True), stripes, path)
+
+
+def test_average_follows_its_ramp(stripes, tmp_path, monkeypatch):
+    """After n steps the mean keeps (1 + n)/(10 + n) of what it was."""
+    seen, update = [], Training._update_average
+
+    def watched(run: Training) -> None:
+        seen.append(
+            [run.averaged[1].weight.clone(), run.networks["net"][1].weight.detach().clone()]
+        )
+        update(run)
+        seen[-1].append(run.averaged[1].weight.clone())
+
+    monkeypatch.setattr(Training, "_update_average", watched)
+    fit(Config(epochs=1), stripes, tmp_path / "a.pth")
+    assert len(seen) == 5
+    for n, (before, current, after) in enumerate(seen, start=1):
+        kept = (1 + n) / (10 + n)
+        assert torch.allclose(after, kept * before + (1 - kept) * current, atol=1e-7)
+        assert not torch.equal(before, current)
+
+
+def test_a_quick_run_spares_a_whole_one(stripes, tmp_path):
+    path = tmp_path / "a.pth"
+    fit(Config(epochs=2, quick=True), stripes, path)
+    fit(Config(epochs=2, quick=True), stripes, path)  # one of its own kind may go
+    fit(Config(epochs=2), stripes, path)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="--quick would overwrite"):
+        fit(Config(epochs=1, quick=True), stripes, path)
+    assert path.read_bytes() == before
+    path.write_bytes(before[:-100])
+    with pytest.raises(UserError, match="damaged or cut short"):  # who knows what it was
+        fit(Config(epochs=1, quick=True), stripes, path)
+
+
+def test_one_cycle_climbs_for_a_quarter_and_then_falls():
+    assert one_cycle(0) == one_cycle(1) == 0 and one_cycle(0.25) == 1
+    rates = torch.tensor([one_cycle(k / 16) for k in range(17)])
+    assert torch.allclose(rates[:5].diff(), torch.tensor(1 / 4))
+    assert torch.allclose(rates[4:].diff(), torch.tensor(-1 / 12))
+
+
+def test_the_time_limit_ends_a_run_and_more_time_goes_on(stripes, tmp_path, monkeypatch):
+    """A clock that is a second later at each look: the limit is reached within an epoch."""
+    now = itertools.count()
+    monkeypatch.setattr(training.time, "perf_counter", lambda: float(next(now)))
+    path = tmp_path / "a.pth"
+    short = fit(Config(epochs=1000, time_limit=40.0), stripes, path)
+    assert 0 < short.steps_done < 40 and short.is_last(short.last_epoch)
+    assert short.curve("progress").max() < 1  # of the time, and rising with it
+    assert short.curve("progress").diff().min() > 0
+    assert len(short.curve("loss")) == short.steps_done
+
+    over = fit(Config(epochs=1000, time_limit=40.0, resume=True), stripes, path)
+    assert over.steps_done == short.steps_done  # the time before counts
+    longer = fit(Config(epochs=1000, time_limit=200.0, resume=True), stripes, path)
+    assert longer.steps_done > 2 * short.steps_done
+
+    least = fit(Config(epochs=9, time_limit=0.1), stripes, tmp_path / "c.pth")
+    assert least.steps_done == 1 and (tmp_path / "c.pth").is_file()
+
+
+def test_other_pictures_under_the_same_name_are_not_gone_on_with(stripes, tmp_path):
+    """Of one's own folder the name and the counts may stay when a picture changes its class."""
+    own = replace(stripes, name="folder:mine")
+    fit(Config(epochs=1), own, tmp_path / "a.pth")
+    fit(Config(epochs=2, resume=True), own, tmp_path / "a.pth")
+    labels = own.labels.clone()
+    labels[0] = 1 - labels[0]
+    with pytest.raises(UserError, match="other pictures of folder:mine"):
+        fit(Config(epochs=3, resume=True), replace(own, labels=labels), tmp_path / "a.pth")
+
+
+def test_of_several_trainings_those_go_on_that_have_begun(tmp_path):
+    resumed, fresh = Config(resume=True), Config()
+    (tmp_path / "there.pth").touch()
+    assert goes_on(resumed, tmp_path / "there.pth") and not goes_on(resumed, tmp_path / "none.pth")
+    assert goes_on(resumed, tmp_path / "none.pth", first=True)  # it will say what is missing
+    assert not goes_on(fresh, tmp_path / "there.pth") and not goes_on(fresh, tmp_path, first=True)
+
+
+def test_means_over_windows():
+    values = torch.arange(7.0)
+    assert smooth(values, 2).tolist() == [0.5, 2.5, 4.5]
+    assert smooth(values, 1).tolist() == values.tolist()
+    assert smooth(values, 100).tolist() == [3.0]
+    assert smooth(torch.zeros(0), 5).tolist() == []
