@@ -271,7 +271,7 @@ def test_pgd_stays_in_the_ball_and_raises_the_loss_more_than_fgsm(sums, nets, fl
     assert ((way[-1:] - expected).abs() < 1e-4).float().mean() > 0.98
 
 
-def test_the_generator(sums, nets):
+def test_the_generator(sums, nets, float32):
     z = torch.randn(1, 100, generator=torch.Generator().manual_seed(1))
     found = compute(sums, """return p.generate(await p.network("generator"), f(z))""", z=z)
     expected = (nets["generator"](z).detach().flatten() + 1) / 2
