@@ -21,7 +21,7 @@ from imagelab.setup.files import atomic_path, claim
 from imagelab.setup.runtime import machine, versions
 from imagelab.setup.settings import Settings, plain
 from imagelab.setup.terminal import columns as terminal_columns
-from imagelab.setup.terminal import wrapped
+from imagelab.setup.terminal import tell_if_silent, wrapped
 from imagelab.training import distributed
 
 FEW = 500  # a share of fewer than these is shown with its interval
@@ -82,6 +82,7 @@ class Result:
 
         Files that are not `featured` stay out of the report: single frames, raw grids.
         """
+        tell_if_silent(f"Making {name}.")
         self.files.append({"path": name, "caption": caption, "featured": featured})
         return self.folder / name
 

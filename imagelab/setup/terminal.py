@@ -53,9 +53,7 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"
-    return (f"{minutes} min " if minutes else "") + (
-        f"{rest} s" if rest or not minutes else ""
-    ).strip()
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def tell(text: str) -> None:
@@ -67,6 +65,12 @@ def tell(text: str) -> None:
         tqdm.write(wrapped(text), file=sys.stderr)
     else:
         print(text, file=sys.stderr, flush=True)
+
+
+def tell_if_silent(text: str) -> None:
+    """The same where nothing has been shown for a second (in a file: for five): what takes its time now."""
+    if time.monotonic() - _last_word >= (PATIENCE if sys.stderr.isatty() else LINES_EVERY):
+        tell(text)
 
 
 tell_once = functools.cache(tell)  # the first time it is said
@@ -82,8 +86,7 @@ def bar(
 ):
     """How far a job is, on stderr: `update(n)`, true where that was shown, `set_postfix` and `close`.
 
-    A context manager.
-    One that is not worth to `keep` vanishes at its end, and shows itself only when nothing else has been
+    It is a context manager. One that is not worth to `keep` vanishes at its end, and shows itself only when nothing else has been
     said for a second (in a file: for five).
     """
     if not sys.stderr.isatty():
