@@ -36,6 +36,7 @@ from imagelab.report import figures
 from imagelab.report.results import Result, share_cell, start_result
 from imagelab.setup.runtime import UserError, generator, prepare
 from imagelab.setup.settings import Count, DataSettings, InputFile, Limits
+from imagelab.setup.terminal import progress
 from imagelab.techniques.attacks import fgsm, gaussian_noise, pgd, pgd_accuracies, sign_noise
 from imagelab.techniques.classifier import accuracy, predict, trained_classifier
 from imagelab.techniques.pretrained import imagenet_resnet18
@@ -137,7 +138,7 @@ def accuracy_curves(
     """Accuracy at each of EPSILONS under random signs, Gaussian noise and FGSM."""
     aim = labels if targeted is None else torch.full_like(labels, targeted)
     curves = {"random sign noise": [], "Gaussian noise": [], "FGSM": []}
-    for epsilon in EPSILONS:
+    for epsilon in progress(EPSILONS, "noise and FGSM", "ε"):
         rng = generator(seed, "noise of the curve")
         shown = (
             sign_noise(images, epsilon, rng),

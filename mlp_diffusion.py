@@ -363,7 +363,7 @@ def x0_errors(model: Denoiser, images: torch.Tensor, seed: int) -> torch.Tensor:
     rng = generator(seed, "errors of x0")
     x0 = signed(images).flatten(1)
     errors = []
-    for t in range(len(model.schedule)):
+    for t in progress(range(len(model.schedule)), "errors", "step"):
         eps = torch.randn(x0.shape, generator=rng).to(x0.device)
         at = torch.full((len(x0),), t, device=x0.device)
         x0_hat, _ = model.x0_and_eps(model.schedule.q_sample(x0, at, eps), at)

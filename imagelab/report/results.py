@@ -21,7 +21,7 @@ from imagelab.setup.files import atomic_path, claim
 from imagelab.setup.runtime import machine, versions
 from imagelab.setup.settings import Settings, plain
 from imagelab.setup.terminal import columns as terminal_columns
-from imagelab.setup.terminal import tell_if_silent, wrapped
+from imagelab.setup.terminal import is_terminal, tell_if_silent, wrapped
 from imagelab.training import distributed
 
 FEW = 500  # a share of fewer than these is shown with its interval
@@ -218,7 +218,7 @@ def text_table(columns: list[str], rows: list[list[Any]]) -> str:
         max(len(word) for row in cells for word in [*row[i].split(), ""])
         for i in range(len(columns))
     ]
-    room = terminal_columns() - 2 * (len(columns) - 1) if sys.stdout.isatty() else math.inf
+    room = terminal_columns() - 2 * (len(columns) - 1) if is_terminal(sys.stdout) else math.inf
     while sum(widths) > room and widths != words:
         widest = max(range(len(widths)), key=lambda i: (widths[i] > words[i], widths[i]))
         widths[widest] -= 1

@@ -134,9 +134,9 @@ def command_line(
 
 def _complain(sentence: str, start: str = "") -> None:
     """On stderr; one line where that is no terminal."""
-    from imagelab.setup.terminal import wrapped
+    from imagelab.setup.terminal import is_terminal, wrapped
 
-    print(start + (wrapped(sentence) if sys.stderr.isatty() else sentence), file=sys.stderr)
+    print(start + (wrapped(sentence) if is_terminal(sys.stderr) else sentence), file=sys.stderr)
 
 
 # --- the arguments --------------------------------------------------------------------------------

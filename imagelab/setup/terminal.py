@@ -6,15 +6,27 @@ Where there is no terminal (a pipe, a log file, a notebook) there are plain line
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import sys
 import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sized
+from typing import TextIO
 
 LINES_EVERY = 5.0  # seconds, where there is no terminal
 PATIENCE = 1.0  # seconds without a word after which a bar that was not worth one appears
-_last_word = 0.0  # when something was shown last
+_last_word = time.monotonic()  # when something was shown last
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal in which a line can be drawn over; one without a width is none."""
+    if not stream.isatty() or os.environ.get("TERM") == "dumb":
+        return False
+    try:
+        return os.get_terminal_size(stream.fileno()).columns > 0
+    except (OSError, ValueError):  # Windows' NUL says that it is a terminal
+        return False
 
 
 def columns() -> int:
@@ -59,7 +71,7 @@ def duration(seconds: float) -> str:
 def tell(text: str) -> None:
     """A line on stderr, without breaking a bar."""
     _note()
-    if sys.stderr.isatty():
+    if is_terminal(sys.stderr):
         from tqdm import tqdm
 
         tqdm.write(wrapped(text), file=sys.stderr)
@@ -68,8 +80,8 @@ def tell(text: str) -> None:
 
 
 def tell_if_silent(text: str) -> None:
-    """The same where nothing has been shown for a second (in a file: for five): what takes its time now."""
-    if time.monotonic() - _last_word >= (PATIENCE if sys.stderr.isatty() else LINES_EVERY):
+    """What takes its time now, where nothing has been shown for a second (in a file: for five)."""
+    if time.monotonic() - _last_word >= (PATIENCE if is_terminal(sys.stderr) else LINES_EVERY):
         tell(text)
 
 
@@ -86,10 +98,10 @@ def bar(
 ):
     """How far a job is, on stderr: `update(n)`, true where that was shown, `set_postfix` and `close`.
 
-    It is a context manager. One that is not worth to `keep` vanishes at its end, and shows itself only when nothing else has been
-    said for a second (in a file: for five).
+    It is a context manager. One that is not worth to `keep` vanishes at its end, and shows itself only
+    when nothing else has been said for a second (in a file: for five).
     """
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         return _Lines(label, unit, total, initial, keep, hidden)
     # `delay` counts from now: the patience that is left.
     delay = 0 if keep else max(PATIENCE - (time.monotonic() - _last_word), 0)
@@ -145,7 +157,8 @@ class _Lines:
 
     def update(self, n: int = 1) -> bool:
         self.n += n
-        due = not self.hidden and time.monotonic() - max(_last_word, self.started) >= LINES_EVERY
+        since = max(_last_word, self.started) if self.keep else _last_word
+        due = not self.hidden and time.monotonic() - since >= LINES_EVERY
         if due:
             tell(self.line())
         return due
