@@ -62,6 +62,7 @@ from imagelab.report.samples import (
 )
 from imagelab.setup.runtime import autocast, generator, prepare
 from imagelab.setup.settings import Count, Fraction, Limits, Rate, SamplingSettings, plain
+from imagelab.setup.terminal import progress
 from imagelab.techniques.diffusion import Schedule, last, linear_schedule
 from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
 from imagelab.training.loop import Training, goes_on, rise_and_fall
@@ -316,7 +317,8 @@ def sample(model: Denoiser, n: int, shape: tuple[int, int, int], seed: int) -> t
     """`n` images (n, C, H, W) uint8 from N(0, I), drawn in portions of 1,000."""
     rng = generator(seed, "samples")
     parts = []
-    for size in [1000] * (n // 1000) + [n % 1000] * (n % 1000 > 0):
+    sizes = [1000] * (n // 1000) + [n % 1000] * (n % 1000 > 0)
+    for size in progress(sizes, "sampling", "portion"):
         x_T = torch.randn(size, math.prod(shape), generator=rng).to(model.a.device)
         parts.append(to_uint8(last(reverse_process(model, x_T, rng)).reshape(-1, *shape)))
     return torch.cat(parts)
@@ -361,7 +363,7 @@ def x0_errors(model: Denoiser, images: torch.Tensor, seed: int) -> torch.Tensor:
     rng = generator(seed, "errors of x0")
     x0 = signed(images).flatten(1)
     errors = []
-    for t in range(len(model.schedule)):
+    for t in progress(range(len(model.schedule)), "errors", "step"):
         eps = torch.randn(x0.shape, generator=rng).to(x0.device)
         at = torch.full((len(x0),), t, device=x0.device)
         x0_hat, _ = model.x0_and_eps(model.schedule.q_sample(x0, at, eps), at)

@@ -35,7 +35,7 @@ from imagelab.report import figures
 from imagelab.report.results import Result, start_result
 from imagelab.report.samples import draw_loss
 from imagelab.setup.runtime import UserError, prepare
-from imagelab.setup.settings import Count, DataSettings, Limits, Rate, ResumableSettings
+from imagelab.setup.settings import Count, DataSettings, InputFile, Limits, Rate, ResumableSettings
 from imagelab.techniques.classifier import (
     DigitCNN,
     accuracy,
@@ -68,7 +68,7 @@ class Config(ResumableSettings, DataSettings):
 
     backbone: Literal["cnn", "resnet18"] = "cnn"
     """The network: this project's small one, or torchvision's ResNet-18 with a new last layer."""
-    weights: Path | None = None
+    weights: InputFile | None = None
     """Weights file of the backbone; default: torchvision's cache, else its download, else none."""
     fast: bool = False
     """The shortest honest way to 99 % on MNIST: fewer, larger filters and one epoch at a high rate."""

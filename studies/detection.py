@@ -40,6 +40,7 @@ from imagelab.report.results import Result, start_result
 from imagelab.report.samples import draw_loss
 from imagelab.setup.runtime import UserError, autocast, prepare
 from imagelab.setup.settings import Common, Count, Fraction, Limits, Rate, ResumableSettings
+from imagelab.setup.terminal import progress
 from imagelab.techniques.pretrained import coco_ssdlite
 from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
 from imagelab.training.loop import Training, one_cycle
@@ -306,7 +307,7 @@ def average_precision(
     """torchmetrics' mean average precision on pictures (N, 3, S, S) uint8, second guesses included."""
     from torchmetrics.detection import MeanAveragePrecision
 
-    found = [one for part in images.split(32)
+    found = [one for part in progress(images.split(32), "looking", "batch")
              for one in detect(model, unit(part), 0.01, doubts=True)]  # fmt: skip
     truth = [{"boxes": own, "labels": kinds} for own, kinds in zip(boxes, labels, strict=True)]
     metric = MeanAveragePrecision(class_metrics=True, sync_on_compute=False)

@@ -37,6 +37,7 @@ from imagelab.report.results import Result, start_result
 from imagelab.report.samples import draw_loss
 from imagelab.setup.runtime import UserError, autocast, generator, in_eval_mode, prepare
 from imagelab.setup.settings import Common, Count, Limits, Rate, ResumableSettings
+from imagelab.setup.terminal import progress
 from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
 from imagelab.training.loop import Training, one_cycle
 
@@ -265,7 +266,8 @@ def train(config: Config, data: MaskedPictures) -> Training:
 def predict(model: UNet, images: torch.Tensor) -> torch.Tensor:
     """The class of every pixel, (N, H, W) uint8, for pictures (N, 3, H, W) uint8."""
     with in_eval_mode(model):
-        parts = [model(unit(part)).argmax(dim=1).to(torch.uint8) for part in images.split(8)]
+        parts = [model(unit(part)).argmax(dim=1).to(torch.uint8)
+                 for part in progress(images.split(8), "seeing", "batch")]  # fmt: skip
     return torch.cat(parts)
 
 

@@ -186,6 +186,24 @@ def test_the_summary_names_figures_and_featured_files(tmp_path, capsys):
     assert str(tmp_path / "a.png") in out and "b.png" not in out
 
 
+def test_a_table_fits_into_the_terminal(monkeypatch):
+    columns = ["recipe", "Fréchet distance", "coverage"]
+    rows = [["1 + 2: the noise passes beside, min-SNR weights", 212.4, 0.37], ["", 9999.0, 0.0]]
+    whole = text_table(columns, rows)  # stdout is no terminal here
+    assert len(whole.splitlines()) == 3
+    monkeypatch.setattr("imagelab.report.results.is_terminal", lambda _stream: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = text_table(columns, rows).splitlines()
+    assert max(map(len, lines)) <= 40 and len(lines) > 3
+    assert sorted(" ".join(lines).split()) == sorted(whole.split())  # no word is broken or lost
+    assert lines[0].split()[0] == "recipe"
+    numbers = [line for line in lines if "212" in line]
+    assert len(numbers) == 1 and numbers[0].endswith("0.370")
+    monkeypatch.setenv("COLUMNS", "5")  # narrower than its words: as narrow as they allow
+    assert max(map(len, text_table(columns, rows).splitlines())) == 7 + 2 + 8 + 2 + 8
+    assert text_table(["a", ""], [["", ""]]).splitlines()[0] == "a"
+
+
 def test_lessons_are_filled_with_figures(tmp_path):
     run = result(tmp_path / "pictures")
     run.add_metric("accuracy, FGSM, ε = 0.3", 0.0376, 100)

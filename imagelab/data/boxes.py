@@ -14,6 +14,7 @@ from imagelab.data.datasets import EMBEDDED, Described, load_dataset, pictures_i
 from imagelab.data.pictures import open_picture
 from imagelab.report import figures
 from imagelab.setup.runtime import UserError
+from imagelab.setup.settings import unknown
 
 Boxes = list[torch.Tensor]
 
@@ -60,9 +61,8 @@ def load_boxed(name: str, count: int, test: int, size: int) -> BoxedPictures:
         if len(images) == 1 or images.endswith(":"):  # the colon was that of a Windows drive
             raise UserError(f"--dataset {name}: write coco:IMAGES:FILE.json with a relative path.")
         return _split(f"coco:{Path(file).stem}", *_coco(Path(images), Path(file)), size)
-    raise UserError(
-        f"Unknown --dataset {name!r}: choose digit-scenes, yolo:FOLDER or coco:IMAGES:FILE.json."
-    )
+    others = "yolo:FOLDER", "coco:IMAGES:FILE.json"
+    raise unknown("--dataset", name, ("digit-scenes",), *others)
 
 
 def _drawn(count: int, test: int, size: int) -> BoxedPictures:

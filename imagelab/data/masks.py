@@ -17,6 +17,8 @@ from imagelab.data import road_scenes
 from imagelab.data.datasets import Described, pictures_in
 from imagelab.data.pictures import open_picture
 from imagelab.setup.runtime import UserError
+from imagelab.setup.settings import unknown
+from imagelab.setup.terminal import progress
 
 NAMES = ("scenes", "camvid", "cityscapes")
 IGNORE = 255  # a pixel of no class: neither learnt nor counted
@@ -70,21 +72,18 @@ def load_masked(
     folders = re.fullmatch(r"folder:((?:[A-Za-z]:)?[^:]+):((?:[A-Za-z]:)?[^:]+)", name)
     if folders:
         return _folder(*map(Path, folders.groups()), height or 128)
-    raise UserError(
-        f"Unknown --dataset {name!r}: choose one of {', '.join(NAMES)}, folder:IMAGES:MASKS."
-    )
+    raise unknown("--dataset", name, NAMES, "folder:IMAGES:MASKS")
 
 
 def _drawn(count: int, test: int, height: int) -> MaskedPictures:
     """Road scenes: those that are held out come from another seed, which no training uses."""
-    from tqdm import tqdm
 
     def draw(n: int, seed: int, label: str) -> tuple[torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng([seed, height])
         width = height * 3 // 2
         pictures = np.empty((n, height, width, 3), np.uint8)
         masks = np.empty((n, height, width), np.uint8)
-        for k in tqdm(range(n), desc=label, unit="scene", mininterval=0.5):
+        for k in progress(range(n), label, "scene", keep=True):
             pictures[k], masks[k] = road_scenes.draw_scene(rng, height, width)
         return _stacked(pictures, masks)
 

@@ -22,6 +22,7 @@ from imagelab.data.datasets import PICTURE_SUFFIXES, pictures_in
 from imagelab.data.pictures import open_picture, picture_format, write_picture
 from imagelab.setup.files import atomic_path
 from imagelab.setup.runtime import UserError
+from imagelab.setup.terminal import progress
 
 # VP8 in WebM plays in every browser, mp4v in none.
 SUFFIXES = {".webm": "VP80", ".mp4": "mp4v", ".avi": "MJPG", ".mov": "mp4v", ".mkv": "mp4v"}
@@ -187,11 +188,9 @@ def change(source: str | Path, output: Path, by: Callable[[], Change]) -> str:
 
 
 def _change_video(source: Path | int, output: Path, look: Change) -> str:
-    from tqdm import tqdm
-
     started = time.perf_counter()
     with open_video(source) as video:
-        frames = tqdm(video.frames, total=video.length or None, unit="frame", desc=str(output))
+        frames = progress(video.frames, str(output), "frame", video.length or None, keep=True)
         count = write_video(output, map(look, frames), video.rate)
     rate = count / (time.perf_counter() - started)
     return f"{count:,} frames, {rate:.1f} a second with reading and writing. Written: {output}"

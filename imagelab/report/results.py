@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
+import sys
 import textwrap
 import time
 from dataclasses import asdict, dataclass, field
@@ -18,6 +20,8 @@ from imagelab.report import figures
 from imagelab.setup.files import atomic_path, claim
 from imagelab.setup.runtime import machine, versions
 from imagelab.setup.settings import Settings, plain
+from imagelab.setup.terminal import columns as terminal_columns
+from imagelab.setup.terminal import is_terminal, tell_if_silent, wrapped
 from imagelab.training import distributed
 
 FEW = 500  # a share of fewer than these is shown with its interval
@@ -78,6 +82,7 @@ class Result:
 
         Files that are not `featured` stay out of the report: single frames, raw grids.
         """
+        tell_if_silent(f"Making {name}.")
         self.files.append({"path": name, "caption": caption, "featured": featured})
         return self.folder / name
 
@@ -120,19 +125,21 @@ class Result:
 
     def print_summary(self) -> None:
         for table in self.tables:
-            print("\n" + table["caption"])
+            print("\n" + wrapped(table["caption"]))
             print(text_table(table["columns"], table["rows"]))
         if self.metrics:
             print()
             rows = [[name, metric_text(asdict(m)), m.n] for name, m in self.metrics.items()]
             print(text_table(["figure", "value", "n"], rows))
         if self.learned:
-            print("\n" + textwrap.fill(self.learned, 100))
+            print("\n" + wrapped(self.learned))
         took = f"{self.seconds:.0f} s, " if self.seconds else ""  # 0: nothing was measured
         print(f"\n{took}seed {self.seed}, {self.device}. Look at:")
         for entry in self.files:
             if entry["featured"]:
-                print(f"  {self.folder / entry['path']}  {entry['caption']}")
+                print(
+                    wrapped(f"  {self.folder / entry['path']}  {entry['caption']}", indent=" " * 6)
+                )
 
 
 def start_result(
@@ -201,17 +208,34 @@ def number(value: Any) -> str:
 
 
 def text_table(columns: list[str], rows: list[list[Any]]) -> str:
-    """Columns aligned for a terminal: the first to the left, numbers to the right."""
+    """Columns aligned for a terminal: the first to the left, numbers to the right.
+
+    What is too wide for the terminal breaks at words, within its column.
+    """
     cells = [[str(c) for c in columns]] + [[number(c) for c in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    words = [
+        max(len(word) for row in cells for word in [*row[i].split(), ""])
+        for i in range(len(columns))
+    ]
+    room = terminal_columns() - 2 * (len(columns) - 1) if is_terminal(sys.stdout) else math.inf
+    while sum(widths) > room and widths != words:
+        widest = max(range(len(widths)), key=lambda i: (widths[i] > words[i], widths[i]))
+        widths[widest] -= 1
     numeric = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(columns))]
-    return "\n".join(
-        "  ".join(
-            c.rjust(w) if right else c.ljust(w)
-            for c, w, right in zip(row, widths, numeric, strict=True)
-        ).rstrip()
-        for row in cells
-    )
+    lines = []
+    for row in cells:
+        parts = [
+            textwrap.wrap(c, max(w, 1), break_on_hyphens=False)
+            for c, w in zip(row, widths, strict=True)
+        ]
+        for line in itertools.zip_longest(*parts, fillvalue=""):
+            aligned = (
+                c.rjust(w) if right else c.ljust(w)
+                for c, w, right in zip(line, widths, numeric, strict=True)
+            )
+            lines.append("  ".join(aligned).rstrip())
+    return "\n".join(lines)
 
 
 def write_json(path: Path, contents: Any) -> None:

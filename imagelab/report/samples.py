@@ -24,6 +24,7 @@ from imagelab.report.evaluator import (
 from imagelab.report.results import Result, start_result
 from imagelab.setup.files import atomic_path
 from imagelab.setup.runtime import Stopwatch
+from imagelab.setup.terminal import tell_if_silent
 from imagelab.techniques.classifier import trained_classifier
 from imagelab.training.loop import Training
 
@@ -34,6 +35,7 @@ TRACKED = 2000  # samples, at most, that are scored along a training
 @contextlib.contextmanager
 def clocked(result: Result, n: int) -> Iterator[None]:
     """How long each of the `n` samples took that are drawn inside the block, as a metric."""
+    tell_if_silent(f"Drawing {n:,} samples.")
     with Stopwatch() as watch:
         yield
     result.add_metric(

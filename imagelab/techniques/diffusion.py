@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from imagelab.setup.runtime import UserError
+from imagelab.setup.terminal import progress
 
 Estimate = Callable[[torch.Tensor, int], torch.Tensor]  # x_t (B, ...) and t to x̂₀ (B, ...)
 Noise = Callable[[], torch.Tensor]  # standard normal numbers, shaped like x
@@ -223,7 +224,8 @@ def ddim(
     """
     yield len(schedule), x
     times = trailing_steps(len(schedule), steps)
-    for t, s in zip(times, [*times[1:], -1], strict=True):
+    ways = list(zip(times, [*times[1:], -1], strict=True))
+    for t, s in progress(ways, "sampling", "step"):
         now, then = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item() if s >= 0 else 1.0
         x = _ddim_step(estimate(x, t), x, now, then, eta, noise)
         yield s + 1, x
@@ -247,7 +249,8 @@ def dpm_solver(schedule: Schedule, estimate: Estimate, x: torch.Tensor, steps: i
     yield len(schedule), x
     times = trailing_steps(len(schedule), steps)
     before, h_before = None, 0.0
-    for t, s in zip(times, [*times[1:], -1], strict=True):
+    ways = list(zip(times, [*times[1:], -1], strict=True))
+    for t, s in progress(ways, "sampling", "step"):
         now, then = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item() if s >= 0 else 1.0
         x0 = estimate(x, t)
         if s < 0:
@@ -301,7 +304,7 @@ def repaint(
     alpha_bar = [1.0] + [schedule.alpha_bar[t].item() for t in times]
     x = noise()
     levels = repaint_levels(steps, jump, repeats)
-    for level, following in pairwise(levels):
+    for level, following in progress(list(pairwise(levels)), "filling", "step"):
         now, then = alpha_bar[level], alpha_bar[following]
         if following > level:
             x = math.sqrt(then / now) * x + math.sqrt(1 - then / now) * noise()

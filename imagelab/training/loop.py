@@ -14,9 +14,7 @@ one machine with as many threads.
 from __future__ import annotations
 
 import copy
-import functools
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,11 +22,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from imagelab.data.datasets import Dataset, batch_indices
 from imagelab.setup.runtime import Interrupted, UserError, generator
 from imagelab.setup.settings import plain
+from imagelab.setup.terminal import bar, tell, tell_once
 from imagelab.training import distributed
 from imagelab.training.checkpoints import (
     check_settings,
@@ -80,12 +78,6 @@ def set_global_states(device: torch.device, states: dict[str, torch.Tensor]) -> 
         torch.set_rng_state(states["cpu"].cpu())
     if "cuda" in states and device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"].cpu(), device)
-
-
-@functools.cache
-def tell_once(sentence: str) -> None:
-    """On stderr, without breaking a progress bar, the first time it is said."""
-    tqdm.write(sentence, file=sys.stderr)
 
 
 def goes_on(config, path: Path, first: bool = False) -> bool:
@@ -140,7 +132,7 @@ class Training:
         self._stop: int | None = None
         self._asked = 0.0  # when
         self._handlers: dict = {}
-        self._bar: tqdm | None = None
+        self._bar = None
         if self.shared and self.time_limit is not None:
             raise UserError("--time-limit needs a single process: their clocks would not agree.")
         if config.resume:
@@ -213,16 +205,9 @@ class Training:
 
     def epochs(self) -> Iterator[int]:
         """The epochs still to do, counted from 1. The state is saved after each."""
-        self._bar = tqdm(
-            total=None if self.time_limit else self.total_steps,
-            initial=self.steps_done,
-            desc=self.label,
-            unit="step",
-            mininterval=0.5,
-            file=sys.stderr,
-            dynamic_ncols=True,
-            disable=self.shared and not distributed.writes(),
-        )
+        total = None if self.time_limit else self.total_steps
+        self._hidden = self.shared and not distributed.writes()
+        self._bar = bar(self.label, "step", total, self.steps_done, keep=True, hidden=self._hidden)
         while self.epoch < self.config.epochs and not self.time_is_up:
             yield self.epoch + 1
             if self.step >= self.steps_per_epoch:  # else the time was up within the epoch
@@ -271,7 +256,7 @@ class Training:
 
     def announce(self, text: str) -> None:
         """Print a line without breaking the progress bar."""
-        tqdm.write(text, file=sys.stderr)
+        tell(text)
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -287,13 +272,9 @@ class Training:
             mean.copy_(value)
 
     def _show_progress(self) -> None:
-        bar = self._bar
-        if bar.disable:
-            return
-        bar.update(1)
-        if bar.n == bar.last_print_n:  # it has just been redrawn: the next redraw shows this
+        if self._bar.update(1) and not self._hidden:  # shown just now; the next time it shows this
             losses = {k: f"{v[-1].item():.3f}" for k, v in self.history.items() if "loss" in k}
-            bar.set_postfix(losses, refresh=False)
+            self._bar.set_postfix(losses, refresh=False)
 
     def _ask_to_stop(self, number: int, _frame) -> None:
         # Asked twice: do not wait for the end of the step. torchrun hands on the Ctrl-C that the
