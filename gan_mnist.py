@@ -53,7 +53,8 @@ from imagelab.report.samples import (
     write_samples,
 )
 from imagelab.setup.runtime import autocast, generator, in_eval_mode, prepare
-from imagelab.setup.settings import Count, Fraction, Limits, Rate, SamplingSettings
+from imagelab.setup.settings import Count, ExportSettings, Fraction, Limits, Rate, SamplingSettings
+from imagelab.techniques.export import export_network
 from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
 from imagelab.training.loop import Training, goes_on, rise_and_fall
 
@@ -74,7 +75,7 @@ LESSONS = (
 
 
 @dataclass(frozen=True)
-class Game(SamplingSettings):
+class Game(ExportSettings, SamplingSettings):
     """Settings of the game, whatever the two networks are."""
 
     epochs: Count = 28
@@ -291,7 +292,7 @@ def train(
                 track(run, judge, sample(drawing, judge.n, config.seed))
             every = config.grid_every
             if every and (epoch % every == 0 or run.is_last(epoch)):
-                write_grid(epoch_grid(result, epoch), draw(drawing, fixed.to(device)))
+                write_grid(epoch_grid(result, epoch), draw(drawing, fixed.to(device)), run)
     return run
 
 
@@ -329,7 +330,10 @@ def sample(G: nn.Module, n: int, seed: int) -> torch.Tensor:
 
 
 def load_generator(
-    path: Path, device: torch.device, script: str = SCRIPT, kind: type[nn.Module] = Generator
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    script: str = SCRIPT,
+    kind: type[nn.Module] = Generator,
 ) -> nn.Module:
     """The generator, of that `kind`, of the checkpoint that `script` wrote."""
     saved = load_checkpoint(path, script, device)
@@ -337,6 +341,11 @@ def load_generator(
         G = kind(saved["config"]["latent_size"], tuple(saved["dataset"]["shape"])).to(device)
     load_weights(G, saved["ema"] or saved["model"].get("generator"), path)
     return G.eval()
+
+
+def export_generator(path: Path | str | None, G: nn.Module) -> None:
+    """The generator as a file: latents (N, latent_size) to images (N, C, H, W) in [-1, 1]."""
+    export_network(path, G, {"latents": torch.randn(2, G.latent_size)}, "images")
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -453,6 +462,7 @@ def run(config: Config) -> Result:
     config = config.quickened(epochs=2, compare_epochs=1, num_samples=500, log_every=50)
     if config.sample_only:
         G = load_generator(checkpoint_path(config), device)
+        export_generator(config.export, G)
         samples = sample(G, config.num_samples, config.seed)
         return draw_only(SCRIPT, TITLE, PICTURES, config, device, samples)
     data = load_for(config, device)
@@ -463,6 +473,7 @@ def run(config: Config) -> Result:
     compared = train_compared(config, data, result) if config.compare else None
     samples = evaluate(config, data, training, watch, result, compared)
     write_samples(config.samples_file, samples)
+    export_generator(config.export, drawing_network(training))
     return result.save(*LESSONS)
 
 

@@ -285,7 +285,7 @@ def train(
                 run.log(loss=loss)
             if folder is not None:
                 images = sample(run.averaged, GRID, data.shape, config.seed)
-                write_grid(folder / f"epoch_{epoch:03d}.png", images)
+                write_grid(folder / f"epoch_{epoch:03d}.png", images, run)
             if judge is not None and (epoch % SCORE_EVERY == 0 or run.is_last(epoch)):
                 track(run, judge, sample(run.averaged, judge.n, data.shape, config.seed))
     return run
@@ -328,15 +328,16 @@ def checkpoint_path(config: Config) -> Path:
     return config.output_dir / MODELS / "fast_mlp_diffusion.pth"
 
 
-def sample_from_checkpoint(config: Config, device: torch.device) -> torch.Tensor:
-    """Samples of the checkpoint under --output-dir, whatever settings it was trained with."""
-    path = checkpoint_path(config)
+def load_denoiser(
+    path: Path | str, device: torch.device | str = "cpu"
+) -> tuple[Denoiser, tuple[int, int, int]]:
+    """The averaged network of a checkpoint, with any settings, and the shape (C, H, W) of its images."""
     saved = load_checkpoint(path, SCRIPT, device)
     with as_described(path):
         shape = tuple(saved["dataset"]["shape"])
         model = build(saved["config"], shape).to(device)
     load_weights(model, saved["ema"], path)
-    return sample(model, config.num_samples, shape, config.seed)
+    return model.eval(), shape
 
 
 # === the lesson ends here; below: measured, plotted, reported =====================================
@@ -482,7 +483,8 @@ def run(config: Config) -> Result:
     device = prepare(config.seed, config.device)
     config = config.quickened(epochs=2, compare_epochs=1, num_samples=500)
     if config.sample_only:
-        samples = sample_from_checkpoint(config, device)
+        model, shape = load_denoiser(checkpoint_path(config), device)
+        samples = sample(model, config.num_samples, shape, config.seed)
         return draw_only(SCRIPT, TITLE, PICTURES, config, device, samples)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)

@@ -33,7 +33,7 @@ from imagelab.data.datasets import EMBEDDED, Dataset, load_for, random_subset, u
 from imagelab.report import figures
 from imagelab.report.results import Result, share_cell, start_result
 from imagelab.setup.runtime import autocast, generator, prepare
-from imagelab.setup.settings import Count, DataSettings, Limits, Rate
+from imagelab.setup.settings import BoardSettings, Count, DataSettings, Limits, Rate
 from imagelab.techniques.attacks import (
     fgsm,
     gaussian_noise_like,
@@ -73,7 +73,7 @@ SET_ASIDE = 500
 
 
 @dataclass(frozen=True)
-class Config(DataSettings):
+class Config(BoardSettings, DataSettings):
     """Settings of the three trainings and of the attacks on their results."""
 
     resume: bool = False
@@ -121,6 +121,7 @@ class Recipe:
     seed: int
     resume: bool
     quick: bool = False
+    tensorboard: bool = False
 
 
 def recipe(config: Config, method: str) -> Recipe:
@@ -134,6 +135,7 @@ def recipe(config: Config, method: str) -> Recipe:
         seed=config.seed,
         resume=goes_on(config, checkpoint_path(config, method), first=method == METHODS[0]),
         quick=config.quick,
+        tensorboard=config.tensorboard,
     )
 
 

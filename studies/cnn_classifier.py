@@ -35,7 +35,15 @@ from imagelab.report import figures
 from imagelab.report.results import Result, start_result
 from imagelab.report.samples import draw_loss
 from imagelab.setup.runtime import UserError, prepare
-from imagelab.setup.settings import Count, DataSettings, InputFile, Limits, Rate, ResumableSettings
+from imagelab.setup.settings import (
+    Count,
+    DataSettings,
+    ExportSettings,
+    InputFile,
+    Limits,
+    Rate,
+    ResumableSettings,
+)
 from imagelab.techniques.classifier import (
     DigitCNN,
     accuracy,
@@ -44,6 +52,7 @@ from imagelab.techniques.classifier import (
     train_classifier,
     usual_epochs,
 )
+from imagelab.techniques.export import export_network
 from imagelab.techniques.pretrained import imagenet_resnet18
 from imagelab.training.loop import goes_on
 
@@ -63,7 +72,7 @@ LESSONS = (
 
 
 @dataclass(frozen=True)
-class Config(ResumableSettings, DataSettings):
+class Config(ExportSettings, ResumableSettings, DataSettings):
     """Settings of the classifier."""
 
     backbone: Literal["cnn", "resnet18"] = "cnn"
@@ -366,6 +375,8 @@ def run(config: Config) -> Result:
     evaluate(data, first, result)
     read_mnist(config, data, first, result)
     draw_loss(result.add_file("loss.png", "The loss."), first_training, "cross-entropy")
+    export_network(config.export, first, {"images": torch.rand(2, *data.shape)}, "logits",
+                   classes=data.classes)  # fmt: skip
     return result.save(*LESSONS)
 
 

@@ -171,6 +171,7 @@ def run(config: Config) -> Result:
     config = config.quickened(time_limit=6.0, num_samples=500, log_every=20)
     if config.sample_only:
         G = gan_mnist.load_generator(checkpoint_path(config), device, SCRIPT, Generator)
+        gan_mnist.export_generator(config.export, G)
         G.to(memory_format=torch.channels_last)
         samples = gan_mnist.sample(G, config.num_samples, config.seed)
         return draw_only(SCRIPT, TITLE, PICTURES, config, device, samples)
@@ -181,6 +182,7 @@ def run(config: Config) -> Result:
     training = gan_mnist.train(config, data, G, D, checkpoint_path(config), result, watch)
     samples = gan_mnist.evaluate(config, data, training, watch, result)
     write_samples(config.samples_file, samples)
+    gan_mnist.export_generator(config.export, gan_mnist.drawing_network(training))
     return result.save(*LESSONS)
 
 

@@ -39,8 +39,17 @@ from imagelab.report import figures
 from imagelab.report.results import Result, start_result
 from imagelab.report.samples import draw_loss
 from imagelab.setup.runtime import UserError, autocast, prepare
-from imagelab.setup.settings import Common, Count, Fraction, Limits, Rate, ResumableSettings
+from imagelab.setup.settings import (
+    Common,
+    Count,
+    ExportSettings,
+    Fraction,
+    Limits,
+    Rate,
+    ResumableSettings,
+)
 from imagelab.setup.terminal import progress
+from imagelab.techniques.export import export_network
 from imagelab.techniques.pretrained import coco_ssdlite
 from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
 from imagelab.training.loop import Training, one_cycle
@@ -66,7 +75,7 @@ LEAST = 0.4  # how sure a box must be to be drawn
 
 
 @dataclass(frozen=True)
-class Config(ResumableSettings):
+class Config(ExportSettings, ResumableSettings):
     """Settings of the detector."""
 
     dataset: str = "digit-scenes"
@@ -161,6 +170,27 @@ def boxes_of(answers: torch.Tensor) -> torch.Tensor:
     middle = (torch.stack([column, row], dim=-1) + 2 * answers[..., 1:3].sigmoid() - 0.5) * CELL
     half = 16 * answers[..., 3:5].clamp(-3, 4).exp()
     return torch.cat([middle - half, middle + half], dim=-1)
+
+
+def scores_of(answers: torch.Tensor) -> torch.Tensor:
+    """For each cell and class (B, h, w, classes) the chance that such a thing is there."""
+    return answers[..., :1].sigmoid() * answers[..., 5:].softmax(dim=-1)
+
+
+class Finder(nn.Module):
+    """Pictures (B, 3, H, W) in [0, 1], sides divisible by 16, to (B, H·W/256, 4 + classes).
+
+    For each cell a box x1 y1 x2 y2 in pixels and the score of each class. Of boxes that overlap, the
+    one with the highest score is meant: non-maximum suppression is left to who asks.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answers = self.detector(x)
+        return torch.cat([boxes_of(answers), scores_of(answers)], dim=-1).flatten(1, 2)
 
 
 # --- learning -------------------------------------------------------------------------------------
@@ -288,7 +318,7 @@ def detect(
 
     answers = model(x)
     boxes = boxes_of(answers).flatten(1, 2)
-    chances = (answers[..., :1].sigmoid() * answers[..., 5:].softmax(dim=-1)).flatten(1, 2)
+    chances = scores_of(answers).flatten(1, 2)
     found = []
     for own, scores in zip(boxes, chances, strict=True):
         if not doubts:  # of each cell the likeliest class alone
@@ -468,6 +498,8 @@ def run(config: Config) -> Result:
         look_elsewhere(config, data, model, result)
         make_film(config, model, data.classes, result)
     draw_loss(result.add_file("loss.png", "The loss."), training, "loss")
+    export_network(config.export, Finder(model), {"pictures": torch.rand(2, *data.shape)}, "found",
+                   any_size=True, classes=data.classes)  # fmt: skip
     return result.save(*LESSONS)
 
 

@@ -36,8 +36,9 @@ from imagelab.report import figures
 from imagelab.report.results import Result, start_result
 from imagelab.report.samples import draw_loss
 from imagelab.setup.runtime import UserError, autocast, generator, in_eval_mode, prepare
-from imagelab.setup.settings import Common, Count, Limits, Rate, ResumableSettings
+from imagelab.setup.settings import Common, Count, ExportSettings, Limits, Rate, ResumableSettings
 from imagelab.setup.terminal import progress
+from imagelab.techniques.export import export_network
 from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
 from imagelab.training.loop import Training, one_cycle
 
@@ -63,7 +64,7 @@ COLOURS = {
 
 
 @dataclass(frozen=True)
-class Config(ResumableSettings):
+class Config(ExportSettings, ResumableSettings):
     """Settings of the segmentation."""
 
     dataset: str = "scenes"
@@ -381,7 +382,10 @@ def run(config: Config) -> Result:
     training = train(config, data)
     result.add_metric("seconds of training", training.seconds, training.steps_done, unit="s")
     draw_loss(result.add_file("loss.png", f"The loss ({config.loss})."), training, "loss")
-    evaluate(config, data, training.networks["unet"].eval(), result)
+    model = training.networks["unet"].eval()
+    evaluate(config, data, model, result)
+    export_network(config.export, model, {"pictures": torch.rand(2, *data.shape)}, "logits",
+                   any_size=True, classes=data.classes)  # fmt: skip
     return result.save(*LESSONS)
 
 

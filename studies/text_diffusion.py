@@ -298,7 +298,7 @@ def run(config: Config) -> Result:
     images = evaluate(config, model, captioner, classifier, result)
     result.add_metric("seconds of training", training.seconds, training.steps_done, unit="s")
     path = result.add_file("samples.png", "The last hundred of the table.", featured=False)
-    write_grid(path, images[-GRID:])
+    write_grid(path, images[-GRID:], training)
     write_samples(config.samples_file, images)
     return result.save(*LESSONS)
 

@@ -421,7 +421,7 @@ def evaluate(
     with clocked(result, n):
         samples, asked = sample(model, config, n)
     judge = watch and judge_for(config, data, n, watch)
-    report_samples(result, samples, judge, data)
+    report_samples(result, samples, judge, data, training)
     if judge is not None:
         accuracy = asked_accuracy(judge, samples[:1000], asked[:1000])
         result.add_metric("read as the class asked for", accuracy, min(n, 1000), better="higher")

@@ -45,7 +45,8 @@ from imagelab.report.samples import (
     write_samples,
 )
 from imagelab.setup.runtime import autocast, generator, prepare
-from imagelab.setup.settings import Count, Rate, SamplingSettings
+from imagelab.setup.settings import Count, ExportSettings, Rate, SamplingSettings
+from imagelab.techniques.export import export_network
 from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
 from imagelab.training.loop import Training, goes_on, one_cycle
 
@@ -65,7 +66,7 @@ LESSONS = (
 
 
 @dataclass(frozen=True)
-class Config(SamplingSettings):
+class Config(ExportSettings, SamplingSettings):
     """Settings of the variational autoencoders."""
 
     latent_sizes: tuple[Count, ...] = (2, 4, 16)
@@ -176,6 +177,22 @@ def load_model(config: Config, device: torch.device) -> VAE:
         model = VAE(shape, max(config.latent_sizes), hidden).to(device)
     load_weights(model, saved["model"].get("vae"), path)
     return model.eval()
+
+
+class Decoder(nn.Module):
+    """Latents (B, latent_size) ~ N(0, I) to the means (B, C, H, W) of the pixels in [0, 1]."""
+
+    def __init__(self, model: VAE) -> None:
+        super().__init__()
+        self.decoder, self.shape = model.decoder, model.shape
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.decoder(z).sigmoid().reshape(-1, *self.shape)
+
+
+def export_decoder(path: Path | str | None, model: VAE) -> None:
+    """The decoder as a file: what draws, without what encodes."""
+    export_network(path, Decoder(model), {"latents": torch.randn(2, model.latent_size)}, "images")
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -299,7 +316,9 @@ def run(config: Config) -> Result:
     device = prepare(config.seed, config.device)
     config = config.quickened(epochs=2, num_samples=500)
     if config.sample_only:
-        samples = sample(load_model(config, device), config.num_samples, config.seed)
+        model = load_model(config, device)
+        export_decoder(config.export, model)
+        samples = sample(model, config.num_samples, config.seed)
         return draw_only(SCRIPT, TITLE, PICTURES, config, device, samples)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
@@ -313,6 +332,7 @@ def run(config: Config) -> Result:
         samples = {size: sample(model, n, config.seed) for size, model in models.items()}
     evaluate(config, data, models, runs, rows, samples, result)
     write_samples(config.samples_file, samples[max(samples)])
+    export_decoder(config.export, models[max(models)])
     return result.save(*LESSONS)
 
 
@@ -320,7 +340,7 @@ def evaluate(config: Config, data: Dataset, models, runs, rows, samples, result:
     """Score and draw what `run` gathered by latent size."""
     largest, n = max(models), len(data.test_images)
     judge = judge_for(config, data, config.num_samples)
-    score = report_samples(result, samples[largest], judge, data)
+    score = report_samples(result, samples[largest], judge, data, runs[largest])
     scores = {
         size: score if size == largest else judge.scores(images)
         for size, images in samples.items()

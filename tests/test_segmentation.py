@@ -4,15 +4,17 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import complaint, run_here, untaught
+from conftest import complaint, elsewhere, run_here, untaught
 from PIL import Image
 from test_masks import write_pair
 
 from imagelab.data.masks import IGNORE
-from imagelab.setup.runtime import generator
+from imagelab.setup.runtime import generator, in_float32
+from imagelab.training.checkpoints import load_checkpoint
 from studies import segmentation
 
 
@@ -151,7 +153,8 @@ def test_overlay_leaves_what_has_no_class():
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("segmentation")
-    run_here("studies.segmentation", "--quick", "--epochs", 6, "--output-dir", folder)
+    run_here("studies.segmentation", "--quick", "--epochs", 6, "--output-dir", folder, "--export",
+             folder / "unet.onnx")  # fmt: skip
     return folder
 
 
@@ -165,6 +168,18 @@ def test_a_run_leaves_what_was_promised(quick):
     assert result["metrics"]["mean IoU"]["n"] == 24
     # More than always saying 'road', the commonest class, even in a few seconds.
     assert result["metrics"]["pixel accuracy"]["value"] > 0.5
+
+
+def test_the_network_names_the_same_pixels_elsewhere_at_any_size(quick):
+    saved = load_checkpoint(quick / "study_models/segmentation/scenes.pth", "segmentation")
+    model = segmentation.UNet(len(saved["extra"]["classes"]), saved["config"]["widths"], 2)
+    model.load_state_dict(saved["model"]["unet"])
+    pictures = torch.rand(3, 3, 45, 81)
+    logits = elsewhere(quick / "unet.onnx", pictures=pictures)
+    with torch.no_grad(), in_float32():
+        assert torch.allclose(logits, model.eval()(pictures), atol=1e-4)
+    words = onnx.load(quick / "unet.onnx").metadata_props
+    assert json.loads({w.key: w.value for w in words}["classes"]) == saved["extra"]["classes"]
 
 
 def test_pretraining_and_resuming_and_predicting_on_real_folders(quick, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 
 from imagelab.data.pictures import data_url, webp
 from imagelab.report import playground
-from imagelab.report.results import metric_text, number
+from imagelab.report.results import Result, metric_text, number
 from imagelab.setup.files import atomic_path
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -64,8 +64,6 @@ def write_report(path: Path, root: Path, rows: list[dict[str, Any]], facts: dict
     A demo without results is shown with its error only. Pictures are embedded, large ones as WebP, in
     the order of the demos; those that no longer fit into the limit are named with their path.
     """
-    import jinja2
-
     demos = [_demo(root, row) for row in rows]
     done = {demo["name"]: (demo["source"], demo["result"]) for demo in demos if demo["result"]}
     play = playground.collect(root, done)
@@ -74,10 +72,38 @@ def write_report(path: Path, root: Path, rows: list[dict[str, Any]], facts: dict
         room -= play.size() - len(play.networks.get("unet", ""))
     for demo in (demo for demo in demos if demo["result"]):
         demo["card"] = card(demo)
-        for entry in demo["result"]["files"]:
-            if entry["featured"]:
-                entry.update(_embed(demo["source"] / entry["path"], room))
-                room -= len(entry["data"])
+        room = _embed_all(demo["result"]["files"], demo["source"], room)
+    page = _template().render(
+        demos=demos, facts=facts, models=model_rows(demos), play=play,
+        plays={panel.demo: panel.name for panel in play.panels} if play else {},
+        script=_text(playground.SCRIPT), style=_text(playground.STYLE),
+    )  # fmt: skip
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+NOTEBOOK_STYLE = """
+.imagelab img { max-width: 100%; height: auto; background: #fff; }
+.imagelab img.pixelated { image-rendering: pixelated; }
+.imagelab figure { margin: 0 0 1rem; }
+.imagelab .scroll { overflow-x: auto; }
+.imagelab .soft, .imagelab figcaption { opacity: .75; }
+"""
+
+
+def notebook_html(result: Result) -> str:
+    """The part of the page on one result, with its pictures in it, as a notebook shows it."""
+    record = result.record()
+    _embed_all(record["files"], result.folder, MAX_BYTES)
+    template = _template()
+    context = template.new_context({"demo": {"name": result.script}, "result": record, "plays": {}})
+    part = "".join(template.blocks["result"](context))
+    return f'<style>{NOTEBOOK_STYLE}</style><div class="imagelab">{part}</div>'
+
+
+def _template():
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
@@ -85,13 +111,7 @@ def write_report(path: Path, root: Path, rows: list[dict[str, Any]], facts: dict
     environment.filters.update(
         number=number, metric=named_metric, cell=cell, short=short, lines=lines, headline=headline
     )
-    page = environment.get_template(TEMPLATE.name).render(
-        demos=demos, facts=facts, models=model_rows(demos), play=play,
-        plays={panel.demo: panel.name for panel in play.panels} if play else {},
-        script=_text(playground.SCRIPT), style=_text(playground.STYLE),
-    )  # fmt: skip
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    return environment.get_template(TEMPLATE.name)
 
 
 def _demo(root: Path, row: dict[str, Any]) -> dict[str, Any]:
@@ -245,6 +265,15 @@ def thumbnail(path: Path) -> str:
 # --- pictures -------------------------------------------------------------------------------------
 
 VIDEOS = {".webm": "video/webm", ".mp4": "video/mp4"}
+
+
+def _embed_all(files: list[dict[str, Any]], folder: Path, room: int) -> int:
+    """Put the featured pictures into their entries, while there is room; the bytes that are left."""
+    for entry in files:
+        if entry["featured"]:
+            entry.update(_embed(folder / entry["path"], room))
+            room -= len(entry["data"])
+    return room
 
 
 def _embed(path: Path, room: int) -> dict[str, Any]:

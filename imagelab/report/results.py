@@ -41,9 +41,12 @@ class Metric:
     interval: tuple[float, float] | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
-    """What `run(config)` returns. Paths in `files` are relative to `folder`."""
+    """What `run(config)` returns. Paths in `files` are relative to `folder`.
+
+    A notebook shows it as its pictures and figures.
+    """
 
     script: str
     title: str
@@ -108,11 +111,22 @@ class Result:
         """
         self.seconds = time.perf_counter() - self.started
         self.learned = " ".join(filter(None, map(self._filled, lessons)))
-        record = {k: v for k, v in asdict(self).items() if k not in ("started", "exit_status")}
-        record["folder"] = self.folder.name
-        record["versions"] = versions()
-        write_json(self.folder / "results.json", record)
+        write_json(self.folder / "results.json", {**self.record(), "versions": versions()})
         return self
+
+    def record(self) -> dict[str, Any]:
+        """What `results.json` says of the run, but for the versions."""
+        record = {k: v for k, v in asdict(self).items() if k not in ("started", "exit_status")}
+        return _jsonable({**record, "folder": self.folder.name})
+
+    def __repr__(self) -> str:
+        figures, pictures = len(self.metrics), len(self.pictures())
+        return f"<Result of {self.script}: {figures} figures, {pictures} pictures in {self.folder}>"
+
+    def _repr_html_(self) -> str:
+        from imagelab.report.page import notebook_html
+
+        return notebook_html(self)
 
     def _filled(self, lesson: str) -> str:
         named = re.findall(r"\{([^{}|]+)\|([^{}]*)\}", lesson)

@@ -43,9 +43,12 @@ def clocked(result: Result, n: int) -> Iterator[None]:
     )
 
 
-def write_grid(path: Path, images: torch.Tensor) -> None:
-    """The first hundred of `images` (N, C, H, W) uint8, ten by ten."""
-    write_png(path, figures.grid(images[:GRID], columns=10))
+def write_grid(path: Path, images: torch.Tensor, run: Training | None = None) -> None:
+    """The first hundred of `images` (N, C, H, W) uint8, ten by ten; also where `run` is watched."""
+    sheet = figures.grid(images[:GRID], columns=10)
+    write_png(path, sheet)
+    if run is not None:
+        run.show_picture("samples", sheet)
 
 
 def samples_to_draw(config, data: Dataset) -> int:
@@ -117,10 +120,18 @@ def draw_loss(path: Path, run: Training, ylabel: str) -> None:
 
 
 def report_samples(
-    result: Result, samples: torch.Tensor, judge: Judge | None, data: Dataset
+    result: Result,
+    samples: torch.Tensor,
+    judge: Judge | None,
+    data: Dataset,
+    run: Training | None = None,
 ) -> Scores | None:
-    """Enter a model's samples into its result: grid, scores, class histogram, nearest neighbours."""
-    write_grid(result.add_file("samples.png", "Samples of the trained model, not picked."), samples)
+    """Enter a model's samples into its result: grid, scores, class histogram, nearest neighbours.
+
+    The grid is also shown where `run`, the training that ends with it, is watched.
+    """
+    path = result.add_file("samples.png", "Samples of the trained model, not picked.")
+    write_grid(path, samples, run)
     real = result.add_file("real.png", "Training images, to compare with.")
     rows = random_subset(len(data.images), GRID, "real grid").to(data.images.device)
     write_grid(real, data.images[rows])

@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Self, get_args, get_type_hints
 
@@ -40,17 +41,21 @@ Count = Annotated[int, Limits(1)]
 Fraction = Annotated[float, Limits(0, 1)]
 Rate = Annotated[float, Limits(1e-12, 1e3)]
 InputFile = Annotated[Path, There()]
+# The packages that write a file of --export and read it again, by its suffix.
+EXPORTED = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".safetensors": ("safetensors",)}
 
 
 @dataclass(frozen=True)
 class Checked:
     """Settings that refuse, in a sentence, values outside the limits beside their types, and files that
-    are not there: before anything is read."""
+    are not there: before anything is read. A path may be given as a string."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self), include_extras=True)
         for name, default in ((f.name, f.default) for f in fields(self)):
             given = getattr(self, name)
+            if isinstance(given, str) and _takes_a_path(hints[name]):
+                object.__setattr__(self, name, Path(given))  # the class is frozen
             if given == () and default != ():
                 raise UserError(f"{option(name)} must be followed by a value.")
             for value in given if isinstance(given, tuple) else (given,):
@@ -124,7 +129,37 @@ class DataSettings(Settings):
 
 
 @dataclass(frozen=True)
-class ResumableSettings(Settings):
+class BoardSettings(Checked):
+    """What every training that can be watched understands."""
+
+    tensorboard: bool = False
+    """Also write losses and sample grids for TensorBoard, into tensorboard/ beside the checkpoint."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tensorboard:
+            need("--tensorboard", ["tensorboard"])
+
+
+@dataclass(frozen=True)
+class ExportSettings(Checked):
+    """What every script understands whose network is of use elsewhere."""
+
+    export: Path | None = None
+    """Also write the trained network into this file: .onnx, which onnxruntime and others run, or
+    .safetensors, its weights alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.export is not None:
+            if self.export.suffix not in EXPORTED:
+                suffixes = " or ".join(EXPORTED)
+                raise UserError(f"--export must end in {suffixes}, not {self.export.name!r}.")
+            need(f"--export {self.export.name}", EXPORTED[self.export.suffix])
+
+
+@dataclass(frozen=True)
+class ResumableSettings(BoardSettings, Settings):
     """What every training understands besides."""
 
     resume: bool = False
@@ -197,6 +232,17 @@ def unknown(what: str, word: str, known: Sequence[str], *more: str) -> UserError
     else:
         hint = f"Choose one of {', '.join([*known, *more])}."
     return UserError(f"Unknown {what} {word!r}. {hint}")
+
+
+def _takes_a_path(hint) -> bool:
+    return hint is Path or any(map(_takes_a_path, get_args(hint)))
+
+
+def need(what: str, packages: Iterable[str]) -> None:
+    """Raise UserError unless the packages are installed that `what` the user asked for takes."""
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise UserError(f"{what} needs what is not installed: pip install {' '.join(missing)}")
 
 
 def option(name: str) -> str:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -34,6 +35,7 @@ from imagelab.training.checkpoints import (
     load_weights,
     save_checkpoint,
 )
+from imagelab.training.tensorboard import Board
 
 # What may differ between a run and its continuation without changing the weights it ends at.
 FREE_SETTINGS = {
@@ -45,6 +47,8 @@ FREE_SETTINGS = {
     "samples_file",
     "time_limit",
     "show",
+    "export",
+    "tensorboard",
     "debug",
     "device",
     "epochs",
@@ -139,6 +143,8 @@ class Training:
             self._load()
         elif getattr(config, "quick", False):
             self._spare_a_whole_run()
+        watched = getattr(config, "tensorboard", False) and (not shared or distributed.writes())
+        self._board = Board(self.path, self.steps_done) if watched else None
 
     # --- the loop ---------------------------------------------------------------------------------
 
@@ -239,6 +245,13 @@ class Training:
         """Note 0-dimensional tensors of this step; they become numbers only when they are shown."""
         for name, value in values.items():
             self.history.setdefault(name, []).append(value.detach().reshape(1))
+        if self._board is not None:
+            self._board.add_numbers(values, self.steps_done)
+
+    def show_picture(self, name: str, picture: np.ndarray) -> None:
+        """A picture (H, W) or (H, W, 3) uint8 of this step, for TensorBoard, where that was asked for."""
+        if self._board is not None:
+            self._board.add_picture(name, picture, self.steps_done)
 
     def curve(self, name: str) -> torch.Tensor:
         """Everything logged under `name`, one value per step, (steps,) float32 on the CPU."""
@@ -303,6 +316,8 @@ class Training:
     def save(self) -> None:
         if self.shared and not distributed.writes():
             return
+        if self._board is not None:
+            self._board.flush()
         average = self.averaged.state_dict() if self.averaged is not None else {}
         self.history = {name: [self.curve(name)] for name in self.history}
         save_checkpoint(
