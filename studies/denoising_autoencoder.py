@@ -393,7 +393,7 @@ def run_denoise(config: Denoise) -> None:
     if config.image is None:
         export_denoiser(config.export, trained_denoiser(device, config.weights))
         return
-    picture_format(config.output)  # before the work, not after it
+    picture_format(config.output, config.image)  # before the work, not after it
     picture = np.asarray(open_picture(config.image))
     model = trained_denoiser(device, config.weights)
     export_denoiser(config.export, model)

@@ -350,8 +350,9 @@ def evaluate(config: Config, data: BoxedPictures, model: Detector, result: Resul
     """Mean average precision on held-out pictures, and pictures of what was found."""
     images = data.test_images
     scores = average_precision(model, images, data.test_boxes, data.test_labels)
-    result.add_metric("mAP at 0.5", scores["map_50"], len(images), better="higher")
-    result.add_metric("mAP at 0.5 to 0.95", scores["map"], len(images), better="higher")
+    for name, value in (("mAP at 0.5", scores["map_50"]), ("mAP at 0.5 to 0.95", scores["map"])):
+        if value >= 0:  # torchmetrics has −1 for what it could not measure
+            result.add_metric(name, value, len(images), better="higher")
     counts = torch.bincount(torch.cat(data.test_labels), minlength=len(data.classes)).tolist()
     kinds, values = scores["classes"].reshape(-1), scores["map_per_class"].reshape(-1)
     # A class of which nothing is held out has -1.

@@ -303,7 +303,7 @@ def run_inpaint(config: Inpaint) -> None:
     device = prepare(config.seed, config.device)
     if config.mask not in MASKS and not Path(config.mask).is_file():
         raise UserError(f"--mask must be {', '.join(MASKS)} or a picture, not {config.mask!r}.")
-    picture_format(config.output)  # before the work, not after it
+    picture_format(config.output, config.image, config.mask)  # before the work, not after it
     model = load_model(config.model, device)
     channels, height, width = model.shape
     picture = open_picture(config.image).convert("L" if channels == 1 else "RGB")

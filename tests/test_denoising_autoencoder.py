@@ -126,6 +126,17 @@ def test_your_own_picture(tmp_path, name):
     assert psnr(clean / 255, restored / 255) > psnr(clean / 255, noisy / 255) + 6
 
 
+def test_noise_beyond_white_is_no_other_range(tmp_path):
+    """Floats in [0, 1] with noise of both signs: the picture is neither black nor white."""
+    clean = np.linspace(0, 1, 9216).reshape(96, 96)
+    noisy = clean + np.random.default_rng(0).normal(0, 0.1, clean.shape)
+    Image.fromarray(noisy.astype(np.float32)).save(tmp_path / "n.tif")
+    out = tmp_path / "out.png"
+    run_here(SCRIPT, "denoise", "--image", tmp_path / "n.tif", "--output", out)
+    restored = np.asarray(Image.open(out)) / 255
+    assert abs(restored.mean() - 0.5) < 0.02 and psnr(clean, restored) > 26
+
+
 def test_wrong_input(tmp_path):
     picture, text, out = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "out.png"
     Image.fromarray(photograph("coins")[:40, :40]).save(picture)
@@ -138,5 +149,8 @@ def test_wrong_input(tmp_path):
     assert "--sigma" in complaint(*denoise, picture, "--output", out, "--sigma", -1)
     for given in ([], ["--image", picture], ["--output", out, "--export", tmp_path / "d.onnx"]):
         assert "both --image and --output, or --export" in complaint(SCRIPT, "denoise", *given)
+    before = picture.read_bytes()
+    assert "choose another --output" in complaint(*denoise, picture, "--output", picture)
+    assert picture.read_bytes() == before
     assert not out.exists()
     assert "--sigma" in complaint(SCRIPT, "--sigma", "nan", "--output-dir", tmp_path)

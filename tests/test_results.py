@@ -97,6 +97,13 @@ def test_paths_and_letters_in_json(tmp_path):
     assert json.loads(text) == {"where": str(Path("a/b")), "1": ["ε"]}
 
 
+def test_bytes_that_are_no_utf8_in_json(tmp_path):
+    """As file names from an old zip have; a report must not be lost for them."""
+    write_json(tmp_path / "a.json", {"caf\udce9": ["caf\udce9 $", Path("caf\udce9")]})
+    text = (tmp_path / "a.json").read_text("utf-8")
+    assert json.loads(text) == {"caf\\xe9": ["caf\\xe9 $", "caf\\xe9"]}
+
+
 def test_a_result_starts_with_its_settings(tmp_path, stripes):
     config = Settings(output_dir=tmp_path, seed=5)
     run = start_result("demo", "A demo", "", config, "pictures", torch.device("cpu"), stripes)

@@ -20,8 +20,8 @@ from imagelab.report import figures
 from imagelab.setup.files import atomic_path, claim
 from imagelab.setup.runtime import machine, versions
 from imagelab.setup.settings import Settings, plain
+from imagelab.setup.terminal import as_utf8, is_terminal, tell_if_silent, wrapped
 from imagelab.setup.terminal import columns as terminal_columns
-from imagelab.setup.terminal import is_terminal, tell_if_silent, wrapped
 from imagelab.training import distributed
 
 FEW = 500  # a share of fewer than these is shown with its interval
@@ -260,11 +260,11 @@ def write_json(path: Path, contents: Any) -> None:
 
 
 def _jsonable(value: Any) -> Any:
-    """JSON knows no NaN or infinity, and no paths."""
+    """JSON knows no NaN or infinity, no paths, and no bytes that are not UTF-8."""
     if isinstance(value, dict):
-        return {str(k): _jsonable(v) for k, v in value.items()}
+        return {as_utf8(str(k)): _jsonable(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_jsonable(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return str(value) if isinstance(value, Path) else value
+    return as_utf8(str(value)) if isinstance(value, Path | str) else value

@@ -216,7 +216,7 @@ def refuse_unwritable(name: str, folder: Path) -> None:
 def refuse_unknown_dataset(name: str) -> None:
     """Raise UserError for a --dataset that is no name of ours, and for a folder that is not there."""
     if name.startswith("folder:"):
-        if not Path(name.removeprefix("folder:")).is_dir():
+        if not Path(name.removeprefix("folder:")).expanduser().is_dir():
             raise UserError(f"--dataset {name}: there is no such folder.")
     elif name not in DATASETS:
         raise unknown("--dataset", name, DATASETS, "folder:PATH")

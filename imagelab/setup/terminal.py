@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import sys
 import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sized
+from pathlib import Path
 from typing import TextIO
 
 LINES_EVERY = 5.0  # seconds, where there is no terminal
 PATIENCE = 1.0  # seconds without a word after which a bar that was not worth one appears
+told: set[str] = set()  # the sentences of tell_once
 _last_word = time.monotonic()  # when something was shown last
 
 
@@ -85,7 +88,26 @@ def tell_if_silent(text: str) -> None:
         tell(text)
 
 
-tell_once = functools.cache(tell)  # the first time it is said
+def tell_once(sentence: str, where: Path | str = "") -> None:
+    """The same, the first time it is said.
+
+    `where` is the file of which it is said; of further files it is not said again.
+    """
+    if sentence not in told:
+        told.add(sentence)
+        tell(f"{readable(where)}: {sentence}" if where else sentence)
+
+
+def as_utf8(text: str) -> str:
+    """Bytes of a file's name that are no UTF-8, which Python holds as surrogates, spelt \\xe9: so that
+    the text can be written, and two names stay two."""
+    return re.sub("[\ud800-\udfff]", lambda byte: f"\\x{ord(byte[0]) & 255:02x}", text)
+
+
+def readable(name: str | Path) -> str:
+    """A name, of a file or out of one, as it can be shown: line breaks and the like become spaces."""
+    text = "".join(c if c.isprintable() else " " for c in as_utf8(str(name)))
+    return text.strip() or "?"
 
 
 def bar(

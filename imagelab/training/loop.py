@@ -314,6 +314,7 @@ class Training:
     # --- checkpoints ------------------------------------------------------------------------------
 
     def save(self) -> None:
+        self._refuse_what_is_not_finite()
         if self.shared and not distributed.writes():
             return
         if self._board is not None:
@@ -337,6 +338,22 @@ class Training:
                 "seconds": self.seconds,
                 "threads": torch.get_num_threads(),
             },
+        )
+
+    def _refuse_what_is_not_finite(self) -> None:
+        """The last good checkpoint is worth more than one of NaN, from which no training comes back."""
+        losses = [
+            parts[-1][-1:] for name, parts in self.history.items() if "loss" in name and parts
+        ]
+        weights = [v for network in self.networks.values() for v in network.state_dict().values()]
+        if all(bool(values.isfinite().all()) for values in [*losses, *weights]):
+            return
+        lr = getattr(self.config, "lr", None)
+        kept = f"{self.path} is as it was" if self.path.is_file() else "nothing was saved"
+        raise UserError(
+            f"The loss or the weights are not finite any more after {self.steps_done:,} steps, in epoch "
+            f"{self.last_epoch}; {kept}. Try a lower learning rate"
+            + (f" than --lr {lr:g}." if lr is not None else ".")
         )
 
     def _spare_a_whole_run(self) -> None:
