@@ -35,6 +35,7 @@ from imagelab.report.results import metric_text, text_table, write_json
 from imagelab.setup.files import give_back
 from imagelab.setup.runtime import UserError, explain, machine, prepare
 from imagelab.setup.settings import DataSettings, option
+from imagelab.setup.terminal import duration, wrapped
 
 Name = Literal[
     "fgsm", "diffusion_demo", "gan_mnist", "mlp_diffusion",
@@ -105,7 +106,7 @@ class Config(DataSettings):
     """Settings of the main job; --quick, --seed, --device and --output-dir reach every demo."""
 
     only: tuple[Name, ...] = ()
-    """Run these demos or studies only."""
+    """Run these demos or studies only; --list names them."""
     skip: tuple[Name, ...] = ()
     """Leave these out."""
     all: bool = False
@@ -189,14 +190,17 @@ def run(config: Config) -> Outcome:
     if any(takes_the_dataset(name) for name in names):  # what is wrong with it is wrong for all
         dataset = load_dataset(config.dataset, config.data_dir).name
     config.output_dir.mkdir(parents=True, exist_ok=True)
-    seconds = sum(costs[name] for name in names)
+    whole = duration(sum(costs[name] for name in names))
     print(
-        f"Running {', '.join(names)} on {machine(device)}: about {seconds} s on two CPU "
-        f"cores. Pictures and report.html go to {config.output_dir.resolve()}."
+        wrapped(
+            f"Running {', '.join(names)} on {machine(device)}: about {whole} on two CPU "
+            f"cores. Pictures and report.html go to {config.output_dir.resolve()}."
+        )
     )
     rows, stop, shown = [], None, []
     for i, name in enumerate(names, start=1):
-        print(f"\n[{i}/{len(names)}] {name}, about {costs[name]} s", flush=True)
+        own, left = time_left(costs, names, rows)
+        print(f"\n[{i}/{len(names)}] {name}: about {own}; the whole job: about {left} left.")
         row = {
             "name": name,
             "folder": EVERYTHING[name].folder,
@@ -237,9 +241,21 @@ def run(config: Config) -> Outcome:
         "seed": config.seed, "dataset": dataset, "quick": config.quick,
         "device": machine(device), "torch": torch.__version__,
     }  # fmt: skip
+    print("\nWriting the report.")
     write_report(report, config.output_dir, rows, facts)
     write_json(config.output_dir / "results.json", {**facts, "demos": rows})
     return Outcome(rows, 1 if failed else 0, report, stop, shown)
+
+
+def time_left(
+    costs: dict[str, int], names: list[str], rows: list[dict[str, Any]]
+) -> tuple[str, str]:
+    """How long the next demo will take, and all that are left, at the pace of those that are done."""
+    done = [row for row in rows if row["status"] == "done"]
+    expected = sum(costs[row["name"]] for row in done)
+    pace = sum(row["seconds"] for row in done) / expected if expected else 1.0
+    left = names[len(rows) :]
+    return duration(pace * costs[left[0]]), duration(pace * sum(costs[name] for name in left))
 
 
 def headline(demo: Demo, metrics: dict) -> dict[str, Any]:

@@ -35,7 +35,8 @@ from imagelab.data.quality import psnr, ssim
 from imagelab.report import figures
 from imagelab.report.results import Result, share_cell, start_result
 from imagelab.setup.runtime import UserError, generator, prepare
-from imagelab.setup.settings import Count, DataSettings, Limits
+from imagelab.setup.settings import Count, DataSettings, InputFile, Limits
+from imagelab.setup.terminal import progress
 from imagelab.techniques.attacks import (
     gaussian_noise,
     input_gradient,
@@ -59,7 +60,7 @@ PHOTO_EPSILONS = [k / 255 for k in (0.5, 1, 2, 4, 8)]
 class Config(DataSettings):
     """Settings of the noise and of the attack."""
 
-    image: Path | None = None
+    image: InputFile | None = None
     """Your own picture: noise is added to it, and it is attacked, as a digit drawn or photographed on a
     page that fills the picture. Default: scikit-image's `camera`, which gets the noise only."""
     noise_sigma: Annotated[float, Limits(0, 255)] = 25.0
@@ -70,11 +71,11 @@ class Config(DataSettings):
     """Held-out images to attack."""
     pgd_images: Count = 400
     """Of these, images to attack with PGD as well, which costs forty gradients each."""
-    targeted: int | None = None
+    targeted: Annotated[int, Limits(0)] | None = None
     """Drive the images towards this class instead of away from their own."""
     victim: Literal["cnn", "resnet18"] = "cnn"
     """What --image is shown to: the CNN of this project, or an ImageNet network of torchvision."""
-    weights: Path | None = None
+    weights: InputFile | None = None
     """Weights file of resnet18; default: torchvision's cache, else its download."""
 
 
@@ -121,7 +122,7 @@ def accuracy_curves(
     """Accuracy at each of EPSILONS under random signs, Gaussian noise and FGSM."""
     aim = labels if targeted is None else torch.full_like(labels, targeted)
     curves = {"random sign noise": [], "Gaussian noise": [], "FGSM": []}
-    for epsilon in EPSILONS:
+    for epsilon in progress(EPSILONS, "noise and FGSM", "ε"):
         rng = generator(seed, "noise of the curve")
         shown = (
             sign_noise(images, epsilon, rng),

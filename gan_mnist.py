@@ -35,7 +35,8 @@ from imagelab.report import figures, samples
 from imagelab.report.evaluator import Evaluator
 from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import autocast, generator, in_eval_mode, prepare
-from imagelab.setup.settings import Count, Fraction, Limits, Rate, SamplingSettings
+from imagelab.setup.settings import Count, ExportSettings, Fraction, Limits, Rate, SamplingSettings
+from imagelab.techniques.export import export_network
 from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
 from imagelab.training.loop import Observer, Training, goes_on, look_away, rise_and_fall
 
@@ -47,7 +48,7 @@ PICTURES, MODELS = "fake_images", "GAN_models"
 
 
 @dataclass(frozen=True)
-class Game(SamplingSettings):
+class Game(ExportSettings, SamplingSettings):
     """Settings of the game, whatever the two networks are."""
 
     epochs: Count = 28
@@ -270,7 +271,10 @@ def sample(G: nn.Module, n: int, seed: int) -> torch.Tensor:
 
 
 def load_generator(
-    path: Path, device: torch.device, script: str = SCRIPT, kind: type[nn.Module] = Generator
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    script: str = SCRIPT,
+    kind: type[nn.Module] = Generator,
 ) -> nn.Module:
     """The generator, of that `kind`, of the checkpoint that `script` wrote."""
     saved = load_checkpoint(path, script, device)
@@ -278,6 +282,11 @@ def load_generator(
         G = kind(saved["config"]["latent_size"], tuple(saved["dataset"]["shape"])).to(device)
     load_weights(G, saved["ema"] or saved["model"].get("generator"), path)
     return G.eval()
+
+
+def export_generator(path: Path | str | None, G: nn.Module) -> None:
+    """The generator as a file: latents (N, latent_size) to images (N, C, H, W) in [-1, 1]."""
+    export_network(path, G, {"latents": torch.randn(2, G.latent_size)}, "images")
 
 
 # === the lesson ends here; below: measured, plotted, reported =====================================
@@ -309,7 +318,7 @@ def observer(config: Game, result: Result, evaluator: Evaluator | None) -> Obser
         every = config.grid_every
         if every and (epoch % every == 0 or training.is_last(epoch)):
             z = fixed.to(next(G.parameters()).device)
-            samples.write_grid(epoch_grid(result, epoch), generate(G, z))
+            samples.write_grid(epoch_grid(result, epoch), generate(G, z), training)
 
     return after_epoch
 
@@ -344,7 +353,7 @@ def evaluate(
     with samples.clocked(result, n):
         images = sample(sampling_network(training), n, config.seed)
     scorer = evaluator and samples.evaluator_for(config, data, n, evaluator)
-    samples.report_samples(result, images, scorer, data)
+    samples.report_samples(result, images, scorer, data, training)
     if compared:
         report_compared({"here": training, **compared}, n, scorer, result)
     samples.add_quality(result, training, evaluator)
@@ -423,7 +432,7 @@ def lessons(result: Result) -> list[str]:
     if game := result.measured("D(x), last epoch", "D(G(z)), last epoch"):
         real, fake = game
         told.append(f"In the last epoch D(x) was {real:.2f} and D(G(z)) {fake:.2f}: these say how the "
-                    "game stands and not how good the images are; that takes a third network.")  # fmt: skip
+                    "game stands and not how good the images are; a third network says that.")  # fmt: skip
     return told
 
 
@@ -437,6 +446,7 @@ def run(config: Config) -> Result:
     config = config.quickened(epochs=2, compare_epochs=1, num_samples=500, log_every=50)
     if config.sample_only:
         G = load_generator(checkpoint_path(config), device)
+        export_generator(config.export, G)
         images = sample(G, config.num_samples, config.seed)
         return samples.sampled_only(SCRIPT, TITLE, PICTURES, config, device, images)
     data = load_for(config, device)
@@ -448,6 +458,7 @@ def run(config: Config) -> Result:
     compared = train_compared(config, data) if config.compare else None
     images = evaluate(config, data, training, evaluator, result, compared)
     samples.write_samples(config.samples_file, images)
+    export_generator(config.export, sampling_network(training))
     return result.save(*lessons(result))
 
 

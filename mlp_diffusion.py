@@ -46,6 +46,7 @@ from imagelab.report.evaluator import Evaluator
 from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import autocast, generator, prepare
 from imagelab.setup.settings import Count, Fraction, Limits, Rate, SamplingSettings, plain
+from imagelab.setup.terminal import progress
 from imagelab.techniques.diffusion import Schedule, last, linear_schedule
 from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
 from imagelab.training.loop import Observer, Training, goes_on, look_away, rise_and_fall
@@ -291,7 +292,8 @@ def sample(model: Denoiser, n: int, shape: tuple[int, int, int], seed: int) -> t
     """`n` images (n, C, H, W) uint8 from N(0, I), drawn in portions of 1,000."""
     rng = generator(seed, "samples")
     parts = []
-    for size in [1000] * (n // 1000) + [n % 1000] * (n % 1000 > 0):
+    sizes = [1000] * (n // 1000) + [n % 1000] * (n % 1000 > 0)
+    for size in progress(sizes, "sampling", "portion"):
         x_T = torch.randn(size, math.prod(shape), generator=rng).to(model.a.device)
         parts.append(to_uint8(last(reverse_process(model, x_T, rng)).reshape(-1, *shape)))
     return torch.cat(parts)
@@ -301,15 +303,16 @@ def checkpoint_path(config: Config) -> Path:
     return config.output_dir / MODELS / "fast_mlp_diffusion.pth"
 
 
-def sample_from_checkpoint(config: Config, device: torch.device) -> torch.Tensor:
-    """Samples of the checkpoint under --output-dir, whatever settings it was trained with."""
-    path = checkpoint_path(config)
+def load_denoiser(
+    path: Path | str, device: torch.device | str = "cpu"
+) -> tuple[Denoiser, tuple[int, int, int]]:
+    """The averaged network of a checkpoint, with any settings, and the shape (C, H, W) of its images."""
     saved = load_checkpoint(path, SCRIPT, device)
     with as_described(path):
         shape = tuple(saved["dataset"]["shape"])
         model = build(saved["config"], shape).to(device)
     load_weights(model, saved["ema"], path)
-    return sample(model, config.num_samples, shape, config.seed)
+    return model.eval(), shape
 
 
 # === the lesson ends here; below: measured, plotted, reported =====================================
@@ -330,7 +333,7 @@ def observer(
 
     def after_epoch(training: Training, epoch: int) -> None:
         images = sample(training.averaged, samples.GRID, data.shape, config.seed)
-        samples.write_grid(result.folder / f"epoch_{epoch:03d}.png", images)
+        samples.write_grid(result.folder / f"epoch_{epoch:03d}.png", images, training)
         if evaluator is not None and (epoch % SCORE_EVERY == 0 or training.is_last(epoch)):
             images = sample(training.averaged, evaluator.n, data.shape, config.seed)
             samples.track(training, evaluator, images)
@@ -359,7 +362,7 @@ def x0_errors(model: Denoiser, images: torch.Tensor, seed: int) -> torch.Tensor:
     rng = generator(seed, "errors of x0")
     x0 = signed(images).flatten(1)
     errors = []
-    for t in range(len(model.schedule)):
+    for t in progress(range(len(model.schedule)), "errors", "step"):
         eps = torch.randn(x0.shape, generator=rng).to(x0.device)
         at = torch.full((len(x0),), t, device=x0.device)
         x0_hat, _ = model.x0_and_eps(model.schedule.q_sample(x0, at, eps), at)
@@ -434,7 +437,7 @@ def evaluate(
     with samples.clocked(result, n):
         own = sample(main.averaged, n, data.shape, seed)
     scorer = evaluator and samples.evaluator_for(config, data, n, evaluator)
-    score = samples.report_samples(result, own, scorer, data)
+    score = samples.report_samples(result, own, scorer, data, main)
     samples.add_quality(result, main, evaluator)
     if compared:
         trained = {name: compared.get(name, main) for name in RECIPES}
@@ -486,7 +489,8 @@ def run(config: Config) -> Result:
     device = prepare(config.seed, config.device)
     config = config.quickened(epochs=2, compare_epochs=1, num_samples=500)
     if config.sample_only:
-        images = sample_from_checkpoint(config, device)
+        model, shape = load_denoiser(checkpoint_path(config), device)
+        images = sample(model, config.num_samples, shape, config.seed)
         return samples.sampled_only(SCRIPT, TITLE, PICTURES, config, device, images)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)

@@ -88,6 +88,7 @@ def play(
     return losses
 
 
+@in_float32
 def mlp_gan(data: datasets.Dataset, config: gan_mnist.Config) -> list[float]:
     G, D = gan_mnist.build(config, data.shape, torch.device("cpu"))
     return play(data, G, D, G, D.logits, config.batch_size, config.lr)

@@ -121,7 +121,7 @@ def damaged(folder: Path) -> list[str]:
         ".pth": lambda path: torch.load(path, weights_only=True)["model"],
         ".json": lambda path: json.loads(path.read_text("utf-8")),
         ".npz": lambda path: dict(np.load(path)),
-        ".png": picture, ".gif": picture, ".mp4": film, ".html": page,
+        ".png": picture, ".gif": picture, ".mp4": film, ".webm": film, ".html": page,
     }  # fmt: skip
     problems = []
     for path in folder.rglob("*"):

@@ -34,9 +34,12 @@ from imagelab.data.datasets import EMBEDDED, Dataset, load_for, random_subset, u
 from imagelab.report import figures, samples
 from imagelab.report.results import Result, share_cell, start_result
 from imagelab.setup.runtime import autocast, generator, prepare
-from imagelab.setup.settings import Count, DataSettings, Limits, Rate
+from imagelab.setup.settings import BoardSettings, Count, DataSettings, Limits, Rate
 from imagelab.techniques import attacks
-from imagelab.techniques.attacks import pgd, pgd_accuracies
+from imagelab.techniques.attacks import (
+    pgd,
+    pgd_accuracies,
+)
 from imagelab.techniques.classifier import accuracy, new_classifier, predict
 from imagelab.training.loop import Observer, Training, goes_on, look_away, one_cycle
 
@@ -52,7 +55,7 @@ RAMP = 0.25  # ε grows over this part of the training: at full ε from the star
 
 
 @dataclass(frozen=True)
-class Config(DataSettings):
+class Config(BoardSettings, DataSettings):
     """Settings of the three trainings and of the attacks on their results."""
 
     resume: bool = False
@@ -108,6 +111,7 @@ class Defence:
     seed: int
     resume: bool
     quick: bool = False
+    tensorboard: bool = False
 
 
 # --- the attacks that are trained on --------------------------------------------------------------
@@ -459,7 +463,7 @@ def checkpoint_path(config: Config, method: str) -> Path:
 
 def defence(config: Config, method: str) -> Defence:
     """The part of `config` that is one method's."""
-    shared = ("epsilon", "pgd_steps", "batch_size", "lr", "seed", "quick")
+    shared = ("epsilon", "pgd_steps", "batch_size", "lr", "seed", "quick", "tensorboard")
     return Defence(
         method=method,
         epochs=getattr(config, f"{method.lower()}_epochs"),

@@ -35,7 +35,15 @@ from imagelab.report import figures
 from imagelab.report.results import Result, start_result
 from imagelab.report.samples import draw_loss
 from imagelab.setup.runtime import UserError, prepare
-from imagelab.setup.settings import Count, DataSettings, Limits, Rate, ResumableSettings
+from imagelab.setup.settings import (
+    Count,
+    DataSettings,
+    ExportSettings,
+    InputFile,
+    Limits,
+    Rate,
+    ResumableSettings,
+)
 from imagelab.techniques.classifier import (
     DigitCNN,
     accuracy,
@@ -44,6 +52,7 @@ from imagelab.techniques.classifier import (
     train_classifier,
     usual_epochs,
 )
+from imagelab.techniques.export import export_network
 from imagelab.techniques.pretrained import imagenet_resnet18
 from imagelab.training.loop import goes_on
 
@@ -63,12 +72,12 @@ LESSONS = (
 
 
 @dataclass(frozen=True)
-class Config(ResumableSettings, DataSettings):
+class Config(ExportSettings, ResumableSettings, DataSettings):
     """Settings of the classifier."""
 
     backbone: Literal["cnn", "resnet18"] = "cnn"
     """The network: this project's small one, or torchvision's ResNet-18 with a new last layer."""
-    weights: Path | None = None
+    weights: InputFile | None = None
     """Weights file of the backbone; default: torchvision's cache, else its download, else none."""
     fast: bool = False
     """The shortest honest way to 99 % on MNIST: fewer, larger filters and one epoch at a high rate."""
@@ -366,6 +375,8 @@ def run(config: Config) -> Result:
     evaluate(data, first, result)
     read_mnist(config, data, first, result)
     draw_loss(result.add_file("loss.png", "The loss."), first_training, "cross-entropy")
+    export_network(config.export, first, {"images": torch.rand(2, *data.shape)}, "logits",
+                   classes=data.classes)  # fmt: skip
     return result.save(*LESSONS)
 
 

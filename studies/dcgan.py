@@ -183,7 +183,9 @@ def run(config: Config) -> Result:
     device = prepare(config.seed, config.device)
     config = config.quickened(time_limit=6.0, num_samples=500, log_every=20)
     if config.sample_only:
-        images = gan_mnist.sample(load_generator(config, device), config.num_samples, config.seed)
+        G = load_generator(config, device)
+        gan_mnist.export_generator(config.export, G)
+        images = gan_mnist.sample(G, config.num_samples, config.seed)
         return samples.sampled_only(SCRIPT, TITLE, PICTURES, config, device, images)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
@@ -194,6 +196,7 @@ def run(config: Config) -> Result:
     training = gan_mnist.train(config, data, G, D, path, SCRIPT, "DCGAN", watching)
     images = gan_mnist.evaluate(config, data, training, evaluator, result)
     samples.write_samples(config.samples_file, images)
+    gan_mnist.export_generator(config.export, gan_mnist.sampling_network(training))
     return result.save(*lessons(result))
 
 

@@ -8,6 +8,7 @@ understand stays as it was: it suits photographs of any content, size and noise.
     python -m studies.denoising_autoencoder                   # digits, and the comparison on photographs
     python -m studies.denoising_autoencoder --dataset mnist
     python -m studies.denoising_autoencoder denoise --image noisy.jpg --output clean.png
+    python -m studies.denoising_autoencoder denoise --export denoiser.onnx
     python -m studies.denoising_autoencoder photographs       # trains the residual network: an hour
 
 `denoise` works at once, with weights that come with the project; `photographs` makes them. In
@@ -42,6 +43,7 @@ from imagelab.setup.runtime import UserError, autocast, generator, in_eval_mode,
 from imagelab.setup.settings import (
     Common,
     Count,
+    ExportSettings,
     Limits,
     Rate,
     ResumableSettings,
@@ -49,6 +51,7 @@ from imagelab.setup.settings import (
     plain,
 )
 from imagelab.techniques.denoiser import SCRIPT, WEIGHTS, Denoiser, restore, trained_denoiser
+from imagelab.techniques.export import export_network
 from imagelab.techniques.restoration import (
     CLASSICAL,
     add_noise,
@@ -82,7 +85,7 @@ Sigma = Annotated[float, Limits(0, 1)]
 
 
 @dataclass(frozen=True)
-class Config(TrainingSettings):
+class Config(ExportSettings, TrainingSettings):
     """Settings of the autoencoder for small images."""
 
     sigma: Sigma = 0.5
@@ -96,7 +99,7 @@ class Config(TrainingSettings):
 
 
 @dataclass(frozen=True)
-class Photographs(ResumableSettings):
+class Photographs(ExportSettings, ResumableSettings):
     """Train the residual network on scikit-image's photographs, and compare it on others."""
 
     patches: Count = 32_000
@@ -118,17 +121,23 @@ class Photographs(ResumableSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Denoise(Common):
+class Denoise(ExportSettings, Common):
     """Take the noise out of a picture of your own."""
 
-    image: Path
+    image: Path | None = None
     """The noisy picture: any format, size and bit depth; 16 bits are read as 8."""
-    output: Path
+    output: Path | None = None
     """Where to write the result; the suffix (.png, .jpg, .webp, ...) decides the format."""
     sigma: Sigma | None = None
     """Standard deviation of the noise, for pixels in [0, 1]; measured in the picture if not given."""
     weights: Path = WEIGHTS
     """A checkpoint of `photographs`; default: the one that comes with the project."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        asked = (self.image is not None) + (self.output is not None)
+        if asked == 1 or (asked == 0 and self.export is None):
+            raise UserError("Give both --image and --output, or --export alone.")
 
 
 # --- small images: the autoencoder ----------------------------------------------------------------
@@ -337,6 +346,7 @@ def run(config: Config) -> Result:
         draw_loss(result.add_file("loss.png", "The autoencoder's loss."), training, "MSE")
     images = evaluate_digits(config, data, model, result)
     write_samples(config.samples_file, images)
+    export_network(config.export, model, {"noisy": torch.rand(2, *data.shape)}, "clean")
     names = HELD_OUT[3:4] if config.quick else HELD_OUT[3:]  # no choice was made on these
     evaluate_photographs(names, (25 / 255,), methods(device), config.seed, result)
     return result.save(*LESSONS)
@@ -367,15 +377,26 @@ def run_photographs(config: Photographs) -> Result:
     names = HELD_OUT[1:2] if config.quick else HELD_OUT
     sigmas = (25 / 255,) if config.quick else (25 / 255, 15 / 255, 50 / 255)
     evaluate_photographs(names, sigmas, by, config.seed, result)
+    export_denoiser(config.export, model)
     return result.save()
+
+
+def export_denoiser(path: Path | str | None, model: Denoiser) -> None:
+    """The residual network as a file: noisy pictures (N, 3, H, W) and σ (N,) to clean ones."""
+    inputs = {"noisy": torch.rand(2, 3, 64, 96), "sigma": torch.rand(2)}
+    export_network(path, model, inputs, "clean", any_size=True)
 
 
 def run_denoise(config: Denoise) -> None:
     """Read a picture, restore it tile by tile, write it."""
     device = prepare(0, config.device)
-    picture_format(config.output)  # before the work, not after it
+    if config.image is None:
+        export_denoiser(config.export, trained_denoiser(device, config.weights))
+        return
+    picture_format(config.output, config.image)  # before the work, not after it
     picture = np.asarray(open_picture(config.image))
     model = trained_denoiser(device, config.weights)
+    export_denoiser(config.export, model)
     sigma = estimated_sigma(picture) if config.sigma is None else config.sigma
     print(f"{picture.shape[1]}×{picture.shape[0]} pixels, "
           f"σ = {sigma:.3f} ({'measured' if config.sigma is None else 'given'}).")  # fmt: skip

@@ -8,11 +8,11 @@ cells find the same thing: of boxes that overlap, non-maximum suppression keeps 
     python -m studies.detection --dataset yolo:FOLDER            # yours, in YOLO's text format
     python -m studies.detection --dataset coco:IMAGES:FILE.json  # or a file of COCO's form
     python -m studies.detection predict --source photo.jpg --output found.png
-    python -m studies.detection predict --source film.mp4 --output found.mp4
-    python -m studies.detection predict --source 0 --output found.mp4    # camera 0, until Ctrl-C
+    python -m studies.detection predict --source film.mp4 --output found.webm
+    python -m studies.detection predict --source 0 --output found.webm    # camera 0, until Ctrl-C
     python -m studies.detection predict --coco --source photo.jpg --output found.png
 
-What to look at: `steps.png`, from the cells' answers to the boxes that are left; `found.gif`, where each
+What to look at: `steps.png`, from the cells' answers to the boxes that are left; `found.webm`, where each
 frame is looked at by itself.
 """
 
@@ -34,13 +34,22 @@ from imagelab.data import digit_scenes
 from imagelab.data.boxes import BoxedPictures, Boxes, draw_boxes, fit, load_boxed
 from imagelab.data.datasets import EMBEDDED, load_dataset, unit
 from imagelab.data.photographs import HELD_OUT
-from imagelab.data.pictures import write_gif
 from imagelab.data.video import Change, change, open_video, write_video
 from imagelab.report import figures
 from imagelab.report.results import Result, start_result
 from imagelab.report.samples import draw_loss
 from imagelab.setup.runtime import UserError, autocast, prepare
-from imagelab.setup.settings import Common, Count, Fraction, Limits, Rate, ResumableSettings
+from imagelab.setup.settings import (
+    Common,
+    Count,
+    ExportSettings,
+    Fraction,
+    Limits,
+    Rate,
+    ResumableSettings,
+)
+from imagelab.setup.terminal import progress
+from imagelab.techniques.export import export_network
 from imagelab.techniques.pretrained import coco_ssdlite
 from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
 from imagelab.training.loop import Training, one_cycle
@@ -66,7 +75,7 @@ LEAST = 0.4  # how sure a box must be to be drawn
 
 
 @dataclass(frozen=True)
-class Config(ResumableSettings):
+class Config(ExportSettings, ResumableSettings):
     """Settings of the detector."""
 
     dataset: str = "digit-scenes"
@@ -96,7 +105,7 @@ class Predict(Common):
     source: str
     """A picture, a folder, a video file, or the number of a camera."""
     output: Path
-    """Where to write what was found: a picture, a folder, or a video (.mp4, .avi)."""
+    """Where to write what was found: a picture, a folder, or a video (.webm, .mp4, .avi)."""
     model: Path = Path(MODELS) / "digit-scenes.pth"
     """The checkpoint of a training."""
     coco: bool = False
@@ -161,6 +170,27 @@ def boxes_of(answers: torch.Tensor) -> torch.Tensor:
     middle = (torch.stack([column, row], dim=-1) + 2 * answers[..., 1:3].sigmoid() - 0.5) * CELL
     half = 16 * answers[..., 3:5].clamp(-3, 4).exp()
     return torch.cat([middle - half, middle + half], dim=-1)
+
+
+def scores_of(answers: torch.Tensor) -> torch.Tensor:
+    """For each cell and class (B, h, w, classes) the chance that such a thing is there."""
+    return answers[..., :1].sigmoid() * answers[..., 5:].softmax(dim=-1)
+
+
+class Finder(nn.Module):
+    """Pictures (B, 3, H, W) in [0, 1], sides divisible by 16, to (B, H·W/256, 4 + classes).
+
+    For each cell a box x1 y1 x2 y2 in pixels and the score of each class. Of boxes that overlap, the
+    one with the highest score is meant: non-maximum suppression is left to who asks.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answers = self.detector(x)
+        return torch.cat([boxes_of(answers), scores_of(answers)], dim=-1).flatten(1, 2)
 
 
 # --- learning -------------------------------------------------------------------------------------
@@ -288,7 +318,7 @@ def detect(
 
     answers = model(x)
     boxes = boxes_of(answers).flatten(1, 2)
-    chances = (answers[..., :1].sigmoid() * answers[..., 5:].softmax(dim=-1)).flatten(1, 2)
+    chances = scores_of(answers).flatten(1, 2)
     found = []
     for own, scores in zip(boxes, chances, strict=True):
         if not doubts:  # of each cell the likeliest class alone
@@ -307,7 +337,7 @@ def average_precision(
     """torchmetrics' mean average precision on pictures (N, 3, S, S) uint8, second guesses included."""
     from torchmetrics.detection import MeanAveragePrecision
 
-    found = [one for part in images.split(32)
+    found = [one for part in progress(images.split(32), "looking", "batch")
              for one in detect(model, unit(part), 0.01, doubts=True)]  # fmt: skip
     truth = [{"boxes": own, "labels": kinds} for own, kinds in zip(boxes, labels, strict=True)]
     metric = MeanAveragePrecision(class_metrics=True, sync_on_compute=False)
@@ -320,8 +350,9 @@ def evaluate(config: Config, data: BoxedPictures, model: Detector, result: Resul
     """Mean average precision on held-out pictures, and pictures of what was found."""
     images = data.test_images
     scores = average_precision(model, images, data.test_boxes, data.test_labels)
-    result.add_metric("mAP at 0.5", scores["map_50"], len(images), better="higher")
-    result.add_metric("mAP at 0.5 to 0.95", scores["map"], len(images), better="higher")
+    for name, value in (("mAP at 0.5", scores["map_50"]), ("mAP at 0.5 to 0.95", scores["map"])):
+        if value >= 0:  # torchmetrics has −1 for what it could not measure
+            result.add_metric(name, value, len(images), better="higher")
     counts = torch.bincount(torch.cat(data.test_labels), minlength=len(data.classes)).tolist()
     kinds, values = scores["classes"].reshape(-1), scores["map_per_class"].reshape(-1)
     # A class of which nothing is held out has -1.
@@ -430,7 +461,7 @@ def draw_found(path: Path, model: Detector, images: torch.Tensor, classes: tuple
 def make_film(config: Config, model: Detector, classes: tuple[str, ...], result: Result) -> None:
     """Wandering held-out digits as a film, and what the detector finds in each frame."""
     digits = load_dataset(EMBEDDED, Path()).test_images
-    film, found = result.folder / "moving.mp4", result.folder / "found.mp4"
+    film = result.add_file("moving.webm", "A film of wandering digits.", featured=False)
     write_video(film, digit_scenes.moving_scene(digits, 20 if config.quick else 100, config.seed))
     look = by_detector(model, classes, config.size, LEAST)
     with open_video(film) as video:
@@ -438,11 +469,10 @@ def make_film(config: Config, model: Detector, classes: tuple[str, ...], result:
     started = time.perf_counter()
     seen = [look(frame) for frame in frames]
     rate = len(frames) / (time.perf_counter() - started)
-    write_video(found, seen)
     result.add_metric("frames a second, drawing included", rate, len(frames), better="higher")
-    path = result.add_file("found.gif", "Every third frame of a film of wandering digits, each frame "
-                           "looked at by itself (moving.mp4, found.mp4).")  # fmt: skip
-    write_gif(path, seen[::3], seconds_per_frame=0.12)
+    found = result.add_file("found.webm", "What is found in a film of wandering digits (moving.webm), "
+                            "each frame looked at by itself.")  # fmt: skip
+    write_video(found, seen)
 
 
 # --- the runs -------------------------------------------------------------------------------------
@@ -469,6 +499,8 @@ def run(config: Config) -> Result:
         look_elsewhere(config, data, model, result)
         make_film(config, model, data.classes, result)
     draw_loss(result.add_file("loss.png", "The loss."), training, "loss")
+    export_network(config.export, Finder(model), {"pictures": torch.rand(2, *data.shape)}, "found",
+                   any_size=True, classes=data.classes)  # fmt: skip
     return result.save(*LESSONS)
 
 

@@ -35,6 +35,7 @@ from imagelab.report import figures
 from imagelab.report.results import Result, share_cell, start_result
 from imagelab.setup.runtime import UserError, prepare
 from imagelab.setup.settings import Checked, Common, Count, DataSettings, Limits
+from imagelab.setup.terminal import progress
 from imagelab.techniques.classifier import Change, DigitCNN, accuracy, predict, trained_classifier
 from imagelab.techniques.diffusion import (
     Estimate,
@@ -106,7 +107,7 @@ def repaint(
     alpha_bar = [1.0] + [schedule.alpha_bar[t].item() for t in times]
     x = noise()
     levels = repaint_levels(steps, jump, repeats)
-    for level, following in pairwise(levels):
+    for level, following in progress(list(pairwise(levels)), "filling", "step"):
         now, then = alpha_bar[level], alpha_bar[following]
         if following > level:  # up again: with more noise
             x = math.sqrt(then / now) * x + math.sqrt(1 - then / now) * noise()
@@ -274,7 +275,7 @@ def run_inpaint(config: Inpaint) -> None:
     device = prepare(config.seed, config.device)
     if config.mask not in MASKS and not Path(config.mask).is_file():
         raise UserError(f"--mask must be {', '.join(MASKS)} or a picture, not {config.mask!r}.")
-    picture_format(config.output)  # before the work, not after it
+    picture_format(config.output, config.image, config.mask)  # before the work, not after it
     model = load_model(config.model, device)
     channels, height, width = model.shape
     picture = open_picture(config.image).convert("L" if channels == 1 else "RGB")

@@ -34,7 +34,7 @@ from imagelab.report.evaluator import Judge, Scores
 from imagelab.report.results import Result, start_result
 from imagelab.report.samples import judge_for
 from imagelab.setup.runtime import Stopwatch, UserError, generator, prepare
-from imagelab.setup.settings import Count, DataSettings, Limits
+from imagelab.setup.settings import BoardSettings, Count, DataSettings, Limits
 from imagelab.techniques.diffusion import image_noise, way_back
 from imagelab.training.loop import Training, goes_on
 from studies import dcgan, unet_diffusion, vae
@@ -49,7 +49,7 @@ SLOW = 3.0  # seconds: a drawing that lasts longer is not repeated to measure it
 
 
 @dataclass(frozen=True)
-class Config(DataSettings):
+class Config(BoardSettings, DataSettings):
     """Settings of the comparison."""
 
     resume: bool = False
@@ -151,6 +151,7 @@ def shared(config: Config, path: Path) -> dict[str, Any]:
         "quick": config.quick,
         "time_limit": config.budget,
         "resume": goes_on(config, path),
+        "tensorboard": config.tensorboard,
     }
 
 

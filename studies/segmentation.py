@@ -9,7 +9,7 @@ scenes with exact masks (imagelab/data/road_scenes.py), embedded and unlimited, 
     python -m studies.segmentation --dataset camvid --pretrained    # from the network of the drawn ones
     python -m studies.segmentation --dataset folder:IMAGES:MASKS    # yours; masks hold class numbers
     python -m studies.segmentation predict --image street.jpg --output seen.png
-    python -m studies.segmentation predict --video drive.mp4 --output seen.mp4
+    python -m studies.segmentation predict --video drive.mp4 --output seen.webm
 
 What to look at: in `overlays.png`, the edges of thin things; in `iou.png`, how much harder the small and
 rare classes are, which an accuracy over all pixels hides.
@@ -20,6 +20,7 @@ from __future__ import annotations
 from imagelab.setup.command import command_line
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -36,7 +37,9 @@ from imagelab.report import figures
 from imagelab.report.results import Result, start_result
 from imagelab.report.samples import draw_loss
 from imagelab.setup.runtime import UserError, autocast, generator, in_eval_mode, prepare
-from imagelab.setup.settings import Common, Count, Limits, Rate, ResumableSettings
+from imagelab.setup.settings import Common, Count, ExportSettings, Limits, Rate, ResumableSettings
+from imagelab.setup.terminal import progress
+from imagelab.techniques.export import export_network
 from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
 from imagelab.training.loop import Training, one_cycle
 
@@ -62,16 +65,20 @@ COLOURS = {
 
 
 @dataclass(frozen=True)
-class Config(ResumableSettings):
+class Config(ExportSettings, ResumableSettings):
     """Settings of the segmentation."""
 
     dataset: str = "scenes"
     """scenes (drawn, embedded), camvid or cityscapes (files placed under --data-dir), or
-    folder:IMAGES:MASKS for your own pictures and masks of class numbers, 255 for none."""
+    folder:IMAGES:MASKS for your own pictures and masks of class numbers, 255 for none (masks of 0 and
+    255 alone are background and object)."""
+    ignore_255: bool = False
+    """255 means 'no class' in your own masks, whatever other values they hold."""
     data_dir: Path = Path("data")
     """Where CamVid/ and cityscapes/ lie."""
     height: Annotated[int, Limits(16, 4096)] | None = None
-    """Pixels to which pictures are scaled, in their own proportions. Default: scenes 128, camvid 180."""
+    """Pixels to which pictures are scaled, in their own proportions; narrower ones get margins of no
+    class. Default: scenes 128, camvid 180."""
     scenes: Count = 1500
     """Scenes to draw for training."""
     test_scenes: Count = TEST_SCENES
@@ -100,7 +107,7 @@ class Predict(Common):
     """Lay what the network sees over a picture or a video of your own."""
 
     output: Path
-    """Where to write: .png, .jpg, ... for a picture, .mp4 or .avi for a video."""
+    """Where to write: .png, .jpg, ... for a picture, .webm, .mp4 or .avi for a video."""
     image: Path | None = None
     """A picture of any size."""
     video: Path | None = None
@@ -265,7 +272,8 @@ def train(config: Config, data: MaskedPictures) -> Training:
 def predict(model: UNet, images: torch.Tensor) -> torch.Tensor:
     """The class of every pixel, (N, H, W) uint8, for pictures (N, 3, H, W) uint8."""
     with in_eval_mode(model):
-        parts = [model(unit(part)).argmax(dim=1).to(torch.uint8) for part in images.split(8)]
+        parts = [model(unit(part)).argmax(dim=1).to(torch.uint8)
+                 for part in progress(images.split(8), "seeing", "batch")]  # fmt: skip
     return torch.cat(parts)
 
 
@@ -290,7 +298,8 @@ def evaluate(config: Config, data: MaskedPictures, model: UNet, result: Result) 
     n = len(data.test_images)
     result.add_metric("mean IoU", iou[known].mean(), n, better="higher")
     result.add_metric("pixel accuracy", accuracy, n, better="higher")
-    share = [(data.test_masks == k).float().mean().item() for k in range(len(data.classes))]
+    inside = data.test_masks[data.test_masks != IGNORE].long()
+    share = (torch.bincount(inside, minlength=len(data.classes)) / len(inside)).tolist()
     rows = [[name, f"{part:.1%}", value.item() if value.isfinite() else "absent"]
             for name, part, value in zip(data.classes, share, iou, strict=True)]  # fmt: skip
     result.add_table(f"{n} held-out pictures", ["class", "share of the pixels", "IoU"], rows)
@@ -367,7 +376,7 @@ def run(config: Config) -> Result:
     device = prepare(config.seed, config.device)
     config = config.quickened(scenes=96, test_scenes=24, epochs=2, widths=(16, 32))
     data = load_masked(config.dataset, config.data_dir, config.height, config.scenes,
-                       config.test_scenes).to(device)  # fmt: skip
+                       config.test_scenes, config.ignore_255).to(device)  # fmt: skip
     if config.epochs is None:
         steps = STEPS.get(data.name, STEPS["others"])
         config = replace(config, epochs=max(round(steps * config.batch_size / len(data.images)), 1))
@@ -379,7 +388,10 @@ def run(config: Config) -> Result:
     training = train(config, data)
     result.add_metric("seconds of training", training.seconds, training.steps_done, unit="s")
     draw_loss(result.add_file("loss.png", f"The loss ({config.loss})."), training, "loss")
-    evaluate(config, data, training.networks["unet"].eval(), result)
+    model = training.networks["unet"].eval()
+    evaluate(config, data, model, result)
+    export_network(config.export, model, {"pictures": torch.rand(2, *data.shape)}, "logits",
+                   any_size=True, classes=data.classes)  # fmt: skip
     return result.save(*LESSONS)
 
 
@@ -399,9 +411,11 @@ def run_predict(config: Predict) -> None:
     palette, covered = colours(classes), np.zeros(len(classes))
 
     def see(picture: np.ndarray) -> np.ndarray:
-        mask = name_pixels(model, picture, height)
-        covered[:] += np.bincount(mask.ravel(), minlength=len(classes))
-        return overlay(picture, mask, palette, config.strength)
+        seen = np.empty_like(picture)
+        for rows, mask in name_pixels(model, picture, height):
+            covered[:] += np.bincount(mask.ravel(), minlength=len(classes))
+            seen[rows] = overlay(picture[rows], mask, palette, config.strength)
+        return seen
 
     print(change(config.image or config.video, config.output, lambda: see))
     for k in np.argsort(-covered):
@@ -410,13 +424,30 @@ def run_predict(config: Predict) -> None:
 
 
 @torch.no_grad()
-def name_pixels(model: UNet, picture: np.ndarray, height: int) -> np.ndarray:
-    """The classes (H, W) of a picture (H, W, 3) uint8 of any size, seen `height` pixels high."""
-    x = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].to(model.last.weight.device)
+def name_pixels(
+    model: UNet, picture: np.ndarray, height: int, strip: int = 64
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """The classes (rows, W) uint8 of a picture (H, W, 3) uint8 of any size, seen `height` pixels high.
+
+    In strips of so many rows: the answers for all classes at the picture's own size would take
+    gigabytes. They are between those of the four nearest pixels seen, as F.interpolate has it.
+    """
+    import cv2
+
     width = max(round(picture.shape[1] * height / picture.shape[0]), 1)
-    small = F.interpolate(unit(x), (height, width), mode="bilinear", antialias=True)
-    logits = F.interpolate(model(small), picture.shape[:2], mode="bilinear")
-    return logits.argmax(dim=1)[0].cpu().numpy()
+    method = cv2.INTER_AREA if height < picture.shape[0] else cv2.INTER_LINEAR
+    small = cv2.resize(picture, (width, height), interpolation=method)
+    x = torch.from_numpy(small).permute(2, 0, 1)[None].to(model.last.weight.device)
+    logits = model(unit(x))  # (1, classes, height, width)
+    for top in range(0, picture.shape[0], strip):
+        rows = slice(top, min(top + strip, picture.shape[0]))
+        y = torch.arange(rows.start, rows.stop, device=x.device) + 0.5
+        y = (y * height / picture.shape[0] - 0.5).clamp(min=0)
+        above = y.long().clamp(max=height - 1)
+        below, share = (above + 1).clamp(max=height - 1), (y - above)[:, None]
+        lines = torch.lerp(logits[:, :, above], logits[:, :, below], share)
+        lines = F.interpolate(lines, (len(y), picture.shape[1]), mode="bilinear")
+        yield rows, lines.argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
 
 
 def main() -> None:

@@ -357,7 +357,7 @@ def run(config: Config) -> Result:
     images = evaluate(config, model, captioner, classifier, result)
     result.add_metric("seconds of training", training.seconds_used, training.steps_done, unit="s")
     path = result.add_file("samples.png", "The last hundred of the table.", featured=False)
-    samples.write_grid(path, images[-samples.GRID :])
+    samples.write_grid(path, images[-samples.GRID :], training)
     samples.write_samples(config.samples_file, images)
     return result.save(*lessons(result))
 

@@ -25,7 +25,7 @@ from imagelab.setup.command import command_line  # first: it hears a Ctrl-C whil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import torch.nn.functional as F
@@ -37,10 +37,22 @@ from imagelab.report.evaluator import Evaluator
 from imagelab.report.results import Result, start_result
 from imagelab.setup import settings
 from imagelab.setup.runtime import UserError, prepare
-from imagelab.setup.settings import Count, Fraction, Limits, Rate
+from imagelab.setup.settings import (
+    Count,
+    Fraction,
+    Limits,
+    Rate,
+)
 from imagelab.techniques import diffusion
 from imagelab.techniques.classifier import accuracy
-from imagelab.techniques.diffusion import Estimate, Prediction, Sampler, Schedule
+from imagelab.techniques.diffusion import (
+    Estimate,
+    Prediction,
+    Sampler,
+    Schedule,
+    ScheduleName,
+    make_schedule,
+)
 from imagelab.techniques.unet import UNet
 from imagelab.training import distributed
 from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
@@ -67,7 +79,7 @@ class NetworkSettings(settings.TrainingSettings):
     """Peak of Adam's learning rate: it climbs over the first quarter of the steps, then falls to 0."""
     T: Annotated[int, Limits(2, 10_000)] = 1000
     """Steps of the diffusion process."""
-    schedule: Literal["cosine", "linear", "zero-terminal-snr"] = "cosine"
+    schedule: ScheduleName = "cosine"
     """The noise schedule; the last is the linear one, shifted so that x_T is pure noise."""
     prediction: Prediction = "v"
     """What the network estimates: the noise, the clean image, or v = √ᾱ·ε − √(1 − ᾱ)·x₀."""
@@ -119,14 +131,6 @@ class Config(ClassSettings, settings.SamplingSettings):
 
 
 # --- the mathematics ------------------------------------------------------------------------------
-
-
-def make_schedule(kind: str, T: int) -> Schedule:
-    """The schedule of that name; the linear one's betas are those of T = 1000, scaled to this T."""
-    if kind == "cosine":
-        return diffusion.cosine_schedule(T)
-    linear = diffusion.linear_schedule(T, rescaled=True)
-    return linear if kind == "linear" else diffusion.zero_terminal_snr(linear)
 
 
 def guided(
@@ -438,7 +442,7 @@ def evaluate(
     with samples.clocked(result, n):
         images, labels = sample(model, config, n)
     scorer = evaluator and samples.evaluator_for(config, data, n, evaluator)
-    samples.report_samples(result, images, scorer, data)
+    samples.report_samples(result, images, scorer, data, training)
     if scorer is not None:
         read = accuracy(scorer.classifier, images[:1000], labels[:1000])
         result.add_metric("read as the class asked for", read, min(n, 1000), better="higher")

@@ -36,7 +36,8 @@ from imagelab.data.quality import mean_ssim
 from imagelab.report import figures, samples
 from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import autocast, generator, prepare
-from imagelab.setup.settings import Count, Rate, SamplingSettings
+from imagelab.setup.settings import Count, ExportSettings, Rate, SamplingSettings
+from imagelab.techniques.export import export_network
 from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
 from imagelab.training.loop import Observer, Training, goes_on, look_away, one_cycle
 
@@ -48,7 +49,7 @@ PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
 
 
 @dataclass(frozen=True)
-class Config(SamplingSettings):
+class Config(ExportSettings, SamplingSettings):
     """Settings of the variational autoencoders."""
 
     latent_sizes: tuple[Count, ...] = (2, 4, 16)
@@ -222,6 +223,22 @@ def load_model(config: Config, device: torch.device) -> VAE:
     return model.eval()
 
 
+class Decoder(nn.Module):
+    """Latents (B, latent_size) ~ N(0, I) to the means (B, C, H, W) of the pixels in [0, 1]."""
+
+    def __init__(self, model: VAE) -> None:
+        super().__init__()
+        self.decoder, self.shape = model.decoder, model.shape
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.decoder(z).sigmoid().reshape(-1, *self.shape)
+
+
+def export_decoder(path: Path | str | None, model: VAE) -> None:
+    """The decoder as a file: what draws, without what encodes."""
+    export_network(path, Decoder(model), {"latents": torch.randn(2, model.latent_size)}, "images")
+
+
 # === the lesson ends here; below: measured, plotted, reported =====================================
 
 TITLE = "VAE: images as points in a small space"
@@ -307,7 +324,10 @@ def evaluate(
     with samples.clocked(result, count * len(models)):
         drawn = {size: sample(model, count, config.seed) for size, model in models.items()}
     evaluator = samples.evaluator_for(config, data, config.num_samples)
-    score, scores = samples.report_samples(result, drawn[largest], evaluator, data), {}
+    score, scores = (
+        samples.report_samples(result, drawn[largest], evaluator, data, trainings[largest]),
+        {},
+    )
     if evaluator is not None:
         for size, images in drawn.items():
             own = scores[size] = score if size == largest else evaluator.scores(images)
@@ -369,7 +389,9 @@ def run(config: Config) -> Result:
     device = prepare(config.seed, config.device)
     config = config.quickened(epochs=2, num_samples=500)
     if config.sample_only:
-        images = sample(load_model(config, device), config.num_samples, config.seed)
+        model = load_model(config, device)
+        export_decoder(config.export, model)
+        images = sample(model, config.num_samples, config.seed)
         return samples.sampled_only(SCRIPT, TITLE, PICTURES, config, device, images)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
@@ -380,6 +402,7 @@ def run(config: Config) -> Result:
         trainings[size] = train(replace(config, epochs=epochs, resume=resume), size, data, path)
     images = evaluate(config, data, trainings, result)
     samples.write_samples(config.samples_file, images)
+    export_decoder(config.export, trainings[max(trainings)].networks["vae"])
     return result.save(*lessons(result))
 
 

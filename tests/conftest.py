@@ -115,6 +115,15 @@ def main_job(tmp_path_factory) -> Path:
     return once(tmp_path_factory, "Größe 1", run)
 
 
+def elsewhere(path: Path, **inputs: torch.Tensor) -> torch.Tensor:
+    """What onnxruntime, which knows nothing of PyTorch, computes from the network in an .onnx file."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {name: x.numpy() for name, x in inputs.items()})
+    return torch.from_numpy(found)
+
+
 def with_classifier(main_job: Path, folder: Path) -> Path:
     """The folder with a copy of the quick main job's classifier, which need not be trained again."""
     shutil.copytree(main_job / "classifier_models", folder / "classifier_models")

@@ -97,6 +97,34 @@ def test_list_and_choice(tmp_path):
     ]
 
 
+def test_the_time_that_is_left_follows_the_pace():
+    costs, names = {"fgsm": 20, "diffusion_demo": 4, "gan_mnist": 75}, ["fgsm", "gan_mnist"]
+    assert driver.time_left(costs, names, []) == ("20 s", "1 min 35 s")
+    slow = {"name": "fgsm", "status": "done", "seconds": 60.0}
+    assert driver.time_left(costs, names, [slow]) == ("3 min 45 s", "3 min 45 s")
+    failed = {"name": "fgsm", "status": "failed", "seconds": 0.1}  # says nothing of the pace
+    assert driver.time_left(costs, names, [failed]) == ("1 min 15 s", "1 min 15 s")
+
+
+def test_the_driver_names_the_data_and_the_time_left_once(tmp_path, monkeypatch):
+    from imagelab.data.datasets import load_for
+
+    def demo(name):
+        def run(config):
+            load_for(config, torch.device("cpu"))  # as every demo does
+            raise ValueError("enough")
+
+        monkeypatch.setattr(importlib.import_module(name), "run", run)
+
+    for name in ("fgsm", "gan_mnist"):
+        demo(name)
+    shown, _ = run_here("advanced_image_processing", "--quick", "--only", "fgsm", "gan_mnist",
+                        "--data-dir", tmp_path / "no", "--output-dir", tmp_path, status=1)  # fmt: skip
+    assert shown.count("Data: ") == 1
+    assert "[1/2] fgsm: about 10 s; the whole job: about 18 s left." in shown
+    assert "[2/2] gan_mnist: about 8 s; the whole job: about 8 s left." in shown
+
+
 def test_studies_run_when_they_are_asked_for():
     assert driver.chosen(driver.Config()) == list(driver.DEMOS)
     assert driver.chosen(driver.Config(all=True)) == list(driver.EVERYTHING)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -12,7 +15,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
@@ -24,11 +27,14 @@ from benchmarks import __main__ as benchmarks
 from benchmarks import faults
 from imagelab.data.boxes import BoxedPictures
 from imagelab.data.datasets import load_dataset
-from imagelab.data.masks import MaskedPictures
+from imagelab.data.masks import IGNORE, MaskedPictures, load_masked
 from imagelab.data.pictures import open_picture
-from imagelab.report.results import start_result
+from imagelab.report import figures
+from imagelab.report.results import start_result, write_json
 from imagelab.setup.runtime import UserError
 from imagelab.setup.settings import Settings
+from imagelab.techniques import classifier
+from imagelab.training.checkpoints import load_checkpoint
 from studies import denoising_autoencoder, detection, inpainting, segmentation
 
 # The same examples each time, and no clock: a test that fails must fail again.
@@ -237,6 +243,126 @@ def test_any_picture_drowns_or_is_refused(tmp_path):
 
     drown()
     assert True in outcomes
+
+
+# --- one's own folders ----------------------------------------------------------------------------
+
+
+@settings(STEADY, max_examples=60)
+@given(
+    white=st.sampled_from([1, 255, 4095, 65_535]), sigma=st.floats(0, 0.6),
+    whole=st.booleans(), mean=st.floats(0.3, 0.7), outliers=st.integers(0, 5),
+    seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_any_range_of_values_is_found(tmp_path_factory, white, sigma, whole, mean, outliers, seed):
+    """A ramp under noise of both signs, with a few wild values, comes out as it went in."""
+    rng = np.random.default_rng(seed)
+    ramp = np.clip(np.linspace(mean - 0.5, mean + 0.5, 6400), 0, 1).reshape(80, 80)
+    values = (ramp + rng.normal(0, sigma, ramp.shape)) * white
+    if whole and white > 1:  # whole numbers, as a sensor has them: none beyond its range
+        values = values.clip(0, white).round()
+        white = 2 ** max(int(white).bit_length(), 8) - 1
+    values.flat[rng.integers(0, values.size, outliers)] = 1e6
+    path = tmp_path_factory.getbasetemp() / "any.tif"
+    Image.fromarray(values.astype(np.float32)).save(path)
+    read = np.asarray(open_picture(path)).astype(float)
+    expected = (values / white).clip(0, 1) * 255
+    assert np.abs(read - expected).max() <= 0.51
+
+
+@settings(STEADY, max_examples=40)
+@given(
+    kinds=st.lists(st.integers(0, 255), min_size=2, max_size=6, unique=True), lossy=st.booleans(),
+    seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_any_masks_have_few_classes_or_are_refused(tmp_path_factory, kinds, lossy, seed):
+    """No more classes than a reader can look at, and none that no mask has, but for gaps of one."""
+    folder = Path(tempfile.mkdtemp(dir=tmp_path_factory.getbasetemp()))
+    rng = np.random.default_rng(seed)
+    for name in ("images", "masks"):
+        (folder / name).mkdir()
+    for k in range(10):
+        cells = np.array(kinds, np.uint8)[rng.integers(0, len(kinds), (4, 6))]
+        cells[0, : len(kinds)] = kinds  # each occurs
+        mask = Image.fromarray(cells.repeat(8, 0).repeat(8, 1)).rotate(7, fillcolor=kinds[0])
+        mask.save(folder / "masks" / f"{k}.{'jpg' if lossy and k == 3 else 'png'}")
+        Image.new("RGB", (48, 32)).save(folder / "images" / f"{k}.png")
+    with one_sentence():
+        data = load_masked(f"folder:{folder / 'images'}:{folder / 'masks'}", Path(), height=32)
+        assert not lossy
+        names = {f"class {kind}" for kind in kinds}
+        assert len(names - set(data.classes)) <= 1  # 255
+        assert len(data.classes) <= 2 * len(kinds)
+        assert data.masks[data.masks != IGNORE].max() < len(data.classes)
+
+
+NAMES = st.text(
+    st.one_of(st.characters(exclude_characters="/\0"), st.sampled_from("$\n\udce9あ\\{}^_")),
+    min_size=1, max_size=12,
+).filter(lambda name: name[0] != "." and len(os.fsencode(name)) < 200)  # fmt: skip
+
+
+def encodable(name: str) -> bool:
+    """Whether Linux can have a file of this name."""
+    try:
+        return os.fsdecode(os.fsencode(name)) == name
+    except UnicodeEncodeError:
+        return False
+
+
+@pytest.mark.skipif(os.name == "nt", reason="other names are allowed there")
+@settings(STEADY, max_examples=30)
+@given(
+    names=st.lists(NAMES.filter(lambda name: name.isprintable() or "\n" in name or "\udce9" in name)
+                   .map(lambda name: name.replace("\x85", " ")), min_size=1, max_size=3, unique=True),
+    counts=st.lists(st.integers(1, 13), min_size=3, max_size=3),
+)  # fmt: skip
+def test_any_class_folders(tmp_path_factory, names, counts):
+    """Of each class with two pictures or more some are held out, and one is never held out alone; names
+    can be drawn, shown and written."""
+    assume(all(map(encodable, names)) and "__MACOSX" not in names)
+    root = Path(tempfile.mkdtemp(dir=tmp_path_factory.getbasetemp()))
+    for name, count in zip(names, counts, strict=False):
+        (root / name).mkdir()
+        for k in range(count):
+            Image.new("L", (9, 9)).save(root / name / f"{k:02}.png")
+    assume({name.lower() for name in names} - {"train", "val", "test", "valid", "validation"})
+    with one_sentence():
+        data = load_dataset(f"folder:{root}", Path(), image_size=8)
+        train = data.labels.bincount(minlength=len(names))
+        test = data.test_labels.bincount(minlength=len(names))
+        assert train.min() >= 1 and ((test >= 1) == (train + test >= 2)).all()
+        assert sorted((train + test).tolist()) == sorted(counts[: len(names)])
+        write_json(root / "a.json", {"classes": data.classes, "folder": root / names[0]})
+        figure, axes = figures.new_figure(4, 2)
+        figures.class_histogram(axes[0, 0], {data.classes[0]: test.tolist()}, data.classes)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            figures.save_figure(figure, root / "a.png")
+        return
+    few = sum(counts[: len(names)]) < 10
+    assert few or max(counts[: len(names)]) == 1
+
+
+@settings(STEADY, max_examples=15)
+@given(lr=st.sampled_from([1e-3, 1e3, 1e15, 1e30]), bad=st.sampled_from([None, "nan", "inf"]))
+def test_no_checkpoint_holds_what_is_not_finite(stripes, tmp_path_factory, lr, bad):
+    """Whatever the learning rate: the training ends well, or in a sentence; nor is such a file loaded."""
+    folder = Path(tempfile.mkdtemp(dir=tmp_path_factory.getbasetemp()))
+    path, data = folder / "a.pth", stripes.shortened(64, 16)
+    model = classifier.new_classifier(data, 0)
+    config = classifier.ClassifierConfig(epochs=2, batch_size=32, lr=lr)
+    with one_sentence():
+        classifier.train_classifier(model, data, config, path)
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        weights = saved["model"]["classifier"]
+        assert all(value.isfinite().all() for value in weights.values())
+        if bad is not None:
+            next(iter(weights.values())).flatten()[0] = float(bad)
+            torch.save(saved, path)
+            with pytest.raises(UserError, match="no numbers"):
+                load_checkpoint(path, classifier.SCRIPT)
 
 
 # --- settings -------------------------------------------------------------------------------------

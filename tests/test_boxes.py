@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from imagelab.data import digit_scenes
 from imagelab.data.boxes import draw_boxes, fit, load_boxed
 from imagelab.data.datasets import load_dataset
 from imagelab.setup.runtime import UserError
+from imagelab.setup.terminal import told
 
 BOX = [40.0, 20.0, 80.0, 40.0]  # x1 y1 x2 y2 in a picture of 160×120
 
@@ -89,6 +91,195 @@ def test_files_as_windows_writes_them(yolo):
         load_boxed(f"yolo:{yolo}", 0, 0, 64)
 
 
+def turned(path: Path, orientation: int) -> None:
+    """The same picture to see, stored otherwise, with the EXIF that turns it."""
+    way = {5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90,
+           7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270}[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.open(path).transpose(way).save(path, exif=exif)
+
+
+def stored_box(orientation: int) -> list[float]:
+    """BOX in the stored picture, found by looking, as x y width height."""
+    marked = np.zeros((120, 160), np.uint8)
+    marked[20:40, 40:80] = 1
+    way = {5: np.transpose, 6: np.rot90, 7: lambda a: np.rot90(a, 2).T,
+           8: lambda a: np.rot90(a, 3)}[orientation]  # fmt: skip
+    rows, columns = np.nonzero(way(marked))
+    return [int(columns.min()), int(rows.min()), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
+
+
+def declared(coco, size: tuple[float, float], box: list[float]) -> str:
+    """The data set whose file says this of all pictures' size, and of all boxes."""
+    content = json.loads(coco[1].read_text())
+    for image in content["images"]:
+        image["width"], image["height"] = size
+    for thing in content["annotations"]:
+        thing["bbox"] = box
+    coco[1].write_text(json.dumps(content))
+    return f"coco:{coco[0]}:{coco[1]}"
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("scale", [1, 2.5])
+def test_boxes_of_a_picture_that_its_exif_turns(coco, orientation, scale):
+    """Drawn on the picture as it is stored, and at another scale: its sides are exchanged."""
+    for path in coco[0].iterdir():
+        turned(path, orientation)
+    box = [side * scale for side in stored_box(orientation)]
+    data = load_boxed(declared(coco, (120 * scale, 160 * scale), box), 0, 0, 160)
+    assert torch.allclose(data.boxes[1], torch.tensor([BOX]), atol=1e-3)
+    assert data.images[1, :, 22:38, 42:78].float().mean() > 200
+    upright = declared(coco, (160, 120), [40, 20, 40, 20])
+    assert torch.allclose(load_boxed(upright, 0, 0, 160).boxes[1], torch.tensor([BOX]), atol=1e-3)
+
+
+def test_boxes_of_a_picture_saved_at_another_size(coco):
+    name = declared(coco, (640, 481), [160, 80, 160, 80])  # 481: rounded
+    assert torch.allclose(load_boxed(name, 0, 0, 160).boxes[1], torch.tensor([BOX]), atol=0.1)
+    for size in ((120, 160), (160, 90), (640, 500)):
+        with pytest.raises(UserError, match=rf"01\.png is 160×120 pixels.*say {size[0]}×{size[1]}"):
+            load_boxed(declared(coco, size, [40, 20, 40, 20]), 0, 0, 160)
+
+
+def test_labels_of_a_turned_picture_are_said(yolo, capsys):
+    told.clear()
+    turned(yolo / "images" / "03.png", 6)
+    data = load_boxed(f"yolo:{yolo}", 0, 0, 160)
+    assert torch.allclose(data.boxes[3], torch.tensor([BOX]), atol=1e-3)
+    assert "03.png: it is turned by its EXIF" in capsys.readouterr().err
+
+
+def test_boxes_in_the_margin_of_the_square_are_dropped(coco):
+    content = json.loads(coco[1].read_text())
+    content["annotations"].append({**content["annotations"][0], "bbox": [20, 130, 30, 20]})
+    content["annotations"].append({**content["annotations"][0], "bbox": [20, 100, 30, 50]})
+    coco[1].write_text(json.dumps(content))
+    boxes = load_boxed(f"coco:{coco[0]}:{coco[1]}", 0, 0, 160).boxes[1]
+    assert boxes.tolist() == [BOX, [20, 100, 50, 120]]  # cut at the picture's own border
+
+
+def test_no_box_is_left_to_measure(coco):
+    """Else torchmetrics would say −1.00."""
+    content = json.loads(coco[1].read_text())
+    for thing in content["annotations"]:
+        if thing["image_id"] == 109:
+            thing["bbox"] = [500, 500, 30, 30]
+    coco[1].write_text(json.dumps(content))
+    with pytest.raises(UserError, match="none of these has a box inside"):
+        load_boxed(f"coco:{coco[0]}:{coco[1]}", 0, 0, 64)
+    content["annotations"] = [thing for thing in content["annotations"] if thing["image_id"] == 109]
+    content["annotations"][0]["bbox"] = [40, 20, 40, 20]
+    coco[1].write_text(json.dumps(content))
+    with pytest.raises(UserError, match="none of the pictures to train on has a box"):
+        load_boxed(f"coco:{coco[0]}:{coco[1]}", 0, 0, 64)
+
+
+def test_a_class_that_is_held_out_only_is_said(yolo, capsys):
+    told.clear()
+    (yolo / "labels" / "09.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    load_boxed(f"yolo:{yolo}", 0, 0, 64)
+    assert "The class cat occurs in held-out pictures only" in capsys.readouterr().err
+
+
+def test_hidden_entries_of_a_yolo_folder(yolo):
+    before = load_boxed(f"yolo:{yolo}", 0, 0, 64)
+    for name in ("images", "labels"):
+        (yolo / name / ".ipynb_checkpoints").mkdir()
+        (yolo / name / "._00.png").write_bytes(b"\0\5\x16\7")
+        (yolo / name / "._03.txt").write_bytes(b"\0\5\x16\7")
+        (yolo / name / "folder.png").mkdir()
+    data = load_boxed(f"yolo:{yolo}", 0, 0, 64)
+    assert torch.equal(data.images, before.images) and data.labels[3].tolist() == [1]
+
+
+@pytest.mark.parametrize("place", ["", "labels"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("data.yaml", "nc: 2\nnames: [cat, dog]\n"),
+        ("data.yaml", "names:\n  0: cat\n  1: dog\n"),
+        ("classes.txt", "cat\ndog\n"),
+    ],
+)
+def test_where_classes_are_named(yolo, place, name, text):
+    (yolo / "classes.txt").unlink()
+    (yolo / place / name).write_text(text)
+    assert load_boxed(f"yolo:{yolo}", 0, 0, 64).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("text", ["names: 3", "a: [", "- 1", "names: {a: b}"])
+def test_yaml_files_without_names(yolo, text):
+    (yolo / "classes.txt").unlink()
+    (yolo / "data.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"data\.yaml"):
+        load_boxed(f"yolo:{yolo}", 0, 0, 64)
+
+
+def test_labels_that_differ_by_case(yolo):
+    (yolo / "labels" / "03.txt").rename(yolo / "labels" / "03.TXT")
+    (yolo / "images" / "05.png").rename(yolo / "images" / "05A.PNG")
+    (yolo / "labels" / "05.txt").rename(yolo / "labels" / "05a.txt")
+    data = load_boxed(f"yolo:{yolo}", 0, 0, 64)
+    assert sum(len(own) for own in data.boxes + data.test_boxes) == 6
+
+
+def test_labels_that_are_no_files_or_name_no_class(yolo):
+    path = yolo / "labels" / "03.txt"
+    path.write_text("100000000 0.5 0.5 0.1 0.1\n")
+    with pytest.raises(UserError, match=r"03\.txt, line 1, asks for 100,000,001 classes"):
+        load_boxed(f"yolo:{yolo}", 0, 0, 64)
+    path.unlink()
+    os.mkfifo(path)  # to read it would wait for ever
+    with pytest.raises(UserError, match=r"03\.txt is no file"):
+        load_boxed(f"yolo:{yolo}", 0, 0, 64)
+
+
+def test_faults_of_coco_name_the_annotation(coco):
+    images, file = coco
+    good = json.loads(file.read_text())
+
+    def refused(says: str, **changes) -> None:
+        content = json.loads(json.dumps(good))
+        content["annotations"][2] |= {"id": 77, **changes}
+        file.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=r"annotation 3 \(id 77\)" + says):
+            load_boxed(f"coco:{images}:{file}", 0, 0, 64)
+
+    refused(".*image_id '5' is not among", image_id="5")
+    refused(".*category_id 99 is not among", category_id=99)
+    refused(".*bbox", bbox=[1, 2, -3, 4])
+    refused(".*too large", bbox=[1, 2, 10**400, 4])
+    del good["annotations"][2]["bbox"]
+    refused(" has no 'bbox'")
+    good["images"][3]["id"] = 100
+    file.write_text(json.dumps(good))
+    with pytest.raises(UserError, match=r"image 4 .*that of another"):
+        load_boxed(f"coco:{images}:{file}", 0, 0, 64)
+    file.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="not a COCO file"):
+        load_boxed(f"coco:{images}:{file}", 0, 0, 64)
+
+
+def test_names_with_strange_letters(coco):
+    content = json.loads(coco[1].read_text())
+    content["categories"][0]["name"] = "caf\udce9\n$x$"
+    coco[1].write_text(json.dumps(content))
+    data = load_boxed(f"coco:{coco[0]}:{coco[1]}", 0, 0, 64)
+    assert data.classes == ("cat", "caf\\xe9 $x$")
+
+
+def test_letters_beyond_ascii_are_drawn():
+    """OpenCV before 5 draws the same '?' for each of them."""
+    picture = np.full((100, 300, 3), 128, np.uint8)
+    found = {"boxes": torch.tensor([[20.0, 50, 60, 70]]), "labels": torch.tensor([0]),
+             "scores": torch.tensor([0.9])}  # fmt: skip
+    drawn = [draw_boxes(picture, found, (name,), 0.4) for name in ("ü", "Ж", "?", "Δ")]
+    for k, one in enumerate(drawn):
+        assert all((one != other).any() for other in drawn[:k])
+
+
 def test_held_out_pictures_without_a_box(yolo):
     (yolo / "labels" / "09.txt").unlink()
     with pytest.raises(UserError, match="none of these has a box"):
@@ -136,7 +327,7 @@ def test_what_is_missing_is_said(name, says):
 
 def test_too_few(tmp_path):
     pictures(tmp_path / "few", 4)
-    with pytest.raises(UserError, match="4 pictures with 0 boxes"):
+    with pytest.raises(UserError, match=r"4 pictures in .*few and 0 label files in .*few"):
         load_boxed(f"yolo:{tmp_path / 'few'}", 0, 0, 64)
 
 

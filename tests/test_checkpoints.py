@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pickle
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from conftest import complaint
 from torch import nn
 
 from imagelab.setup.runtime import UserError
+from imagelab.techniques.pretrained import trained
 from imagelab.training.checkpoints import FIELDS, load_checkpoint, load_weights, save_checkpoint
 
 
@@ -54,6 +58,27 @@ def test_what_is_not_the_files_fault_is_not_called_damage(tmp_path, monkeypatch,
     monkeypatch.setattr(function, fails)
     with pytest.raises(error):
         load_checkpoint(tmp_path / "a.pth", "a")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", ["model", "ema"])
+def test_weights_that_are_no_numbers_are_told(tmp_path, place, bad):
+    weights = {"network": {"w": torch.tensor([1.0, bad]), "steps": torch.tensor(3)}}
+    save_checkpoint(tmp_path / "a.pth", contents() | {place: weights})
+    with pytest.raises(UserError, match=r"weights in .*a\.pth are no numbers"):
+        load_checkpoint(tmp_path / "a.pth", "a")
+
+
+def test_weights_from_elsewhere(tmp_path):
+    """torchvision's: whatever --weights names is a file, and holds numbers."""
+    network, source = nn.Linear(2, 2), SimpleNamespace(url="https://example.org/w.pth")
+    os.mkfifo(tmp_path / "pipe")  # to read it would wait for ever
+    for path in (tmp_path / "pipe", tmp_path, Path(os.devnull), tmp_path / "none"):
+        with pytest.raises(UserError, match="There is no weights file"):
+            trained(network, "a network", source, path)
+    torch.save({"weight": torch.full((2, 2), float("nan")), "bias": torch.zeros(2)}, tmp_path / "w")
+    with pytest.raises(UserError, match="are no numbers"):
+        trained(network, "a network", source, tmp_path / "w")
 
 
 def test_foreign_and_incomplete_files(tmp_path):

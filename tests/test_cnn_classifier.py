@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import complaint, run_here, untaught
+from conftest import complaint, elsewhere, run_here, untaught
 from PIL import Image
 
-from imagelab.data.datasets import IDX_MD5
+from imagelab.data.datasets import IDX_MD5, load_dataset, unit
 from imagelab.report.results import start_result
 from imagelab.setup.settings import Settings
-from imagelab.techniques.classifier import DigitCNN
+from imagelab.techniques.classifier import DigitCNN, predict
 from studies import cnn_classifier
 
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ def test_settings_that_depend_on_others():
 def quick(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cnn")
     run_here("studies.cnn_classifier", "--quick", "--fast", "--runs", 2, "--dataset", "mnist-5k",
-             "--output-dir", folder)  # fmt: skip
+             "--output-dir", folder, "--export", folder / "classifier.onnx")  # fmt: skip
     return folder
 
 
@@ -77,6 +77,17 @@ def test_a_run_leaves_what_was_promised(quick):
     shares = [float(row[1].rstrip("%")) for row in several]
     assert shares[2] == pytest.approx(np.mean(shares[:2]), abs=0.02)
     assert shares[0] != shares[1]  # two seeds, two networks
+
+
+def test_the_network_reads_the_same_elsewhere(quick):
+    data = load_dataset("mnist-5k", Path())
+    images, labels = unit(data.test_images[:500]), data.test_labels[:500]
+    read = elsewhere(quick / "classifier.onnx", images=images).argmax(dim=1)
+    saved = torch.load(quick / "study_models/cnn_classifier/fast.pth", weights_only=True)
+    model = cnn_classifier.FastCNN(data.shape, 10)
+    model.load_state_dict(saved["model"]["classifier"])
+    assert (read == predict(model, images).argmax(dim=1)).all()
+    assert (read == labels).float().mean() > 0.9
 
 
 def test_resume_goes_on_with_a_longer_training(quick, tmp_path):

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run_here, untaught, with_classifier
+from conftest import elsewhere, run_here, untaught, with_classifier
 from torch import nn
 
+import gan_mnist
 from imagelab.setup.runtime import UserError
 from studies import dcgan
 
@@ -58,7 +59,7 @@ def quick(main_job, tmp_path_factory) -> Path:
     folder = with_classifier(main_job, tmp_path_factory.mktemp("dcgan"))
     run_here(
         "studies.dcgan", "--quick", "--dataset", "mnist-5k", "--output-dir", folder,
-        "--samples-file", folder / "s.npz",
+        "--samples-file", folder / "s.npz", "--export", folder / "g.onnx",
     )  # fmt: skip
     return folder
 
@@ -79,6 +80,16 @@ def test_samples_come_again_from_the_checkpoint(quick):
                "--samples-file", quick / "again.npz")  # fmt: skip
     first, again = (np.load(quick / name)["images"] for name in ("s.npz", "again.npz"))
     assert first.shape == (500, 28, 28) and (first == again).all()
+
+
+def test_the_generator_draws_the_same_elsewhere(quick, float32):
+    path = quick / "study_models/dcgan/dcgan.pth"
+    G = gan_mnist.load_generator(path, torch.device("cpu"), "dcgan", dcgan.Generator)
+    z = torch.randn(5, 100)
+    drawn = elsewhere(quick / "g.onnx", latents=z)
+    assert drawn.shape == (5, 1, 28, 28) and drawn.std() > 1e-3  # seconds of training
+    with torch.no_grad():
+        assert torch.allclose(drawn, G(z), atol=1e-5)
 
 
 def test_drawing_leaves_the_running_statistics_alone():

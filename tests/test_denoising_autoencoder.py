@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_here, untaught
+from conftest import complaint, elsewhere, run_here, untaught
 from PIL import Image
+from safetensors.torch import load_file
 
 from imagelab.data.photographs import photograph
 from imagelab.data.quality import psnr
+from imagelab.techniques.denoiser import restore, trained_denoiser
 from imagelab.training.checkpoints import load_checkpoint
 from studies import denoising_autoencoder as study
 
@@ -21,7 +23,7 @@ QUICK = (SCRIPT, "--quick", "--dataset", "mnist-5k", "--output-dir")
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("denoising")
-    run_here(*QUICK, folder)
+    run_here(*QUICK, folder, "--export", folder / "autoencoder.safetensors")
     return folder
 
 
@@ -74,6 +76,24 @@ def test_noisy_patches():
     assert torch.allclose(spread, sigma[~clipped], rtol=0.15, atol=0.002)
 
 
+def test_the_networks_denoise_the_same_elsewhere_at_any_size(quick, tmp_path, float32):
+    saved = load_checkpoint(
+        quick / "study_models/denoising_autoencoder/autoencoder.pth", SCRIPT[8:]
+    )
+    weights = load_file(quick / "autoencoder.safetensors")
+    own = saved["model"]["autoencoder"]
+    assert weights.keys() == own.keys() and all(torch.equal(weights[k], own[k]) for k in own)
+    path = tmp_path / "denoiser.onnx"
+    run_here(SCRIPT, "denoise", "--export", path)
+    noisy = (photograph("coins")[:72, :104] / 255 + 0.1 * np.random.default_rng(0).normal(
+        size=(72, 104))).astype(np.float32)  # fmt: skip
+    x = torch.from_numpy(noisy).expand(1, 3, -1, -1)
+    clean = elsewhere(path, noisy=x, sigma=torch.tensor([0.1]))[0].mean(dim=0)
+    own = restore(trained_denoiser(), noisy.clip(-9, 9), 0.1)
+    assert np.allclose(clean.clamp(0, 1), own, atol=1e-4)
+    assert np.abs(own - noisy).mean() > 0.05  # it did something
+
+
 def test_photographs_trains_weights_that_denoise_takes(tmp_path):
     run_here(SCRIPT, "photographs", "--quick", "--output-dir", tmp_path)
     weights = tmp_path / "study_models" / "denoising_autoencoder" / "denoiser.pth"
@@ -106,6 +126,17 @@ def test_your_own_picture(tmp_path, name):
     assert psnr(clean / 255, restored / 255) > psnr(clean / 255, noisy / 255) + 6
 
 
+def test_noise_beyond_white_is_no_other_range(tmp_path):
+    """Floats in [0, 1] with noise of both signs: the picture is neither black nor white."""
+    clean = np.linspace(0, 1, 9216).reshape(96, 96)
+    noisy = clean + np.random.default_rng(0).normal(0, 0.1, clean.shape)
+    Image.fromarray(noisy.astype(np.float32)).save(tmp_path / "n.tif")
+    out = tmp_path / "out.png"
+    run_here(SCRIPT, "denoise", "--image", tmp_path / "n.tif", "--output", out)
+    restored = np.asarray(Image.open(out)) / 255
+    assert abs(restored.mean() - 0.5) < 0.02 and psnr(clean, restored) > 26
+
+
 def test_wrong_input(tmp_path):
     picture, text, out = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "out.png"
     Image.fromarray(photograph("coins")[:40, :40]).save(picture)
@@ -116,5 +147,10 @@ def test_wrong_input(tmp_path):
     assert ".png, .jpg" in complaint(*denoise, picture, "--output", tmp_path / "out.xyz")
     assert "not a checkpoint" in complaint(*denoise, picture, "--output", out, "--weights", text)
     assert "--sigma" in complaint(*denoise, picture, "--output", out, "--sigma", -1)
+    for given in ([], ["--image", picture], ["--output", out, "--export", tmp_path / "d.onnx"]):
+        assert "both --image and --output, or --export" in complaint(SCRIPT, "denoise", *given)
+    before = picture.read_bytes()
+    assert "choose another --output" in complaint(*denoise, picture, "--output", picture)
+    assert picture.read_bytes() == before
     assert not out.exists()
     assert "--sigma" in complaint(SCRIPT, "--sigma", "nan", "--output-dir", tmp_path)

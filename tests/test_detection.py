@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_here, untaught
+from conftest import complaint, elsewhere, run_here, untaught
 from PIL import Image
 
-from imagelab.setup.runtime import UserError, generator
+from imagelab.setup.runtime import UserError, generator, in_float32
+from imagelab.training.checkpoints import load_checkpoint
 from studies import detection
 
 BOXES = [torch.tensor([[10.0, 12.0, 50.0, 60.0], [70.0, 70.0, 90.0, 120.0]]), torch.zeros(0, 4),
@@ -149,8 +150,24 @@ def test_things_that_leave_the_picture_are_dropped():
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("detection")
-    run_here("studies.detection", "--quick", "--output-dir", folder)
+    run_here("studies.detection", "--quick", "--output-dir", folder, "--export",
+             folder / "detector.onnx")  # fmt: skip
     return folder
+
+
+def test_the_network_finds_the_same_elsewhere_at_any_size(quick):
+    saved = load_checkpoint(quick / "study_models/detection/digit-scenes.pth", "detection")
+    model = detection.Detector(10, saved["config"]["width"])
+    model.load_state_dict(saved["model"]["detector"])
+    pictures = torch.rand(3, 3, 96, 128)
+    found = elsewhere(quick / "detector.onnx", pictures=pictures)
+    assert found.shape == (3, 6 * 8, 4 + 10)
+    with torch.no_grad(), in_float32():
+        answers = model.eval()(pictures)
+    assert torch.allclose(found[..., :4], detection.boxes_of(answers).flatten(1, 2), atol=1e-2)
+    with in_float32():
+        one = detection.detect(model, pictures, 0.0, overlap=1.0)[0]
+    assert torch.allclose(found[0, :, 4:].amax(dim=1).max(), one["scores"].max(), atol=1e-4)
 
 
 def test_a_run_leaves_what_was_promised(quick):
@@ -158,8 +175,8 @@ def test_a_run_leaves_what_was_promised(quick):
     result = json.loads((folder / "results.json").read_text("utf-8"))
     assert untaught("studies.detection", result) == []
     names = {entry["path"] for entry in result["files"]}
-    assert {"detections.png", "steps.png", "found.gif"} <= names
-    assert all((folder / name).is_file() for name in [*names, "moving.mp4", "found.mp4"])
+    assert {"detections.png", "steps.png", "moving.webm", "found.webm"} <= names
+    assert all((folder / name).is_file() for name in names)
     assert result["metrics"]["mAP at 0.5"]["n"] == 32
     assert result["metrics"]["size of the detector"]["value"] < 5
 

@@ -8,6 +8,7 @@ import torch
 
 from imagelab.data.pictures import read_png
 from imagelab.report import figures
+from imagelab.setup.terminal import told
 
 
 def random_images(n: int, channels: int) -> torch.Tensor:
@@ -55,6 +56,38 @@ def test_the_same_bytes_twice(tmp_path):
     draw(tmp_path / "c.png", shift=1)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "c.png").read_bytes()
+
+
+def named(path, name: str) -> np.ndarray:
+    """A figure in which a name stands wherever names of classes stand."""
+    figure, axes = figures.new_figure(5, 3)
+    figures.class_histogram(axes[0, 0], {name: [0.5, 0.5]}, (name, "b"))
+    axes[0, 0].set_title(name)
+    figures.save_figure(figure, path)
+    return read_png(path)
+
+
+def test_a_name_is_no_formula(tmp_path):
+    """As one it could not even be parsed."""
+    assert named(tmp_path / "a.png", "$\\frac{$").size > 0
+
+
+def test_letters_that_the_usual_font_lacks(tmp_path, capsys, caplog, recwarn):
+    """They come from another font; where none has them, one sentence and no warning."""
+    from matplotlib.font_manager import findfont, fontManager, get_font
+
+    told.clear()
+    usual, other = (set(get_font(findfont(name)).get_charmap())
+                    for name in ("DejaVu Sans", "STIXGeneral"))  # fmt: skip
+    letter = chr(min(c for c in other - usual if chr(c).isalpha()))
+    named(tmp_path / "a.png", f"a{letter}")
+    assert capsys.readouterr().err == ""
+    files = {font.fname for font in fontManager.ttflist if "Last Resort" not in font.name}
+    known = set().union(*(get_font(file).get_charmap() for file in files))
+    nowhere = chr(next(c for c in range(0x1B170, 0x1B2FC) if c not in known))  # Nüshu
+    named(tmp_path / "b.png", f"a{nowhere}")
+    assert f"boxes stand for them: {nowhere}" in capsys.readouterr().err
+    assert not recwarn.list and not caplog.records
 
 
 def test_lines_carry_their_values_and_a_legend_where_there_are_several():

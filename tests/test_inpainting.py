@@ -194,3 +194,13 @@ def test_mistakes_are_told_in_a_sentence(unet_run, tmp_path):
     assert "hides nothing" in said(*own, tmp_path / "one.png")
     assert "must end in" in said("--image", "none.png", "--output", tmp_path / "o.txt")
     assert "unet_diffusion train first" in complaint("studies.inpainting", "--output-dir", tmp_path)
+
+
+def test_neither_picture_nor_hole_is_written_over(tmp_path):
+    for name in ("a", "hole"):
+        Image.new("L", (28, 28), 200).save(tmp_path / f"{name}.png")
+    for name in ("a", "hole"):
+        output = tmp_path / f"{name}.png"
+        sentence = complaint("studies.inpainting", "inpaint", "--image", tmp_path / "a.png",
+                             "--mask", tmp_path / "hole.png", "--output", output)  # fmt: skip
+        assert "choose another --output" in sentence

@@ -11,7 +11,9 @@ from torch import nn
 
 from imagelab.setup.runtime import Interrupted, UserError
 from imagelab.setup.settings import TrainingSettings
+from imagelab.setup.terminal import told
 from imagelab.training import loop as training
+from imagelab.training.checkpoints import load_checkpoint
 from imagelab.training.loop import Training, goes_on, one_cycle, smooth
 
 
@@ -22,8 +24,12 @@ class Config(TrainingSettings):
     lr: float = 1e-2
 
 
-def fit(config: Config, data, path: Path, stop_at: int | None = None, number=signal.SIGINT, **more):
-    """Train a small network on noisy inputs; ask for an end during step `stop_at`."""
+def fit(
+    config: Config, data, path: Path, stop_at: int | None = None, number=signal.SIGINT,
+    spoil_from: float = float("inf"), **more,
+):  # fmt: skip
+    """Train a small network on noisy inputs; ask for an end during step `stop_at`, from step
+    `spoil_from` on lose the loss in NaN."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 2))
     adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
@@ -39,6 +45,7 @@ def fit(config: Config, data, path: Path, stop_at: int | None = None, number=sig
                 x = data.images[batch].float() / 255
                 x = x + 0.1 * torch.randn(x.shape, generator=training.rng)
                 loss = nn.functional.cross_entropy(model(x), data.labels[batch])
+                loss = loss * float("nan") if training.steps_done >= spoil_from else loss
                 adam.zero_grad()
                 loss.backward()
                 adam.step()
@@ -71,7 +78,7 @@ def test_stopped_and_resumed_ends_at_the_same_weights(stripes, tmp_path, stop_at
 
 def test_with_other_threads_it_goes_on_and_says_so_once(stripes, tmp_path, monkeypatch, capfd):
     """Their sums round otherwise, and the checkpoint names how many there were."""
-    training.tell_once.cache_clear()
+    told.clear()
     path, here = tmp_path / "a.pth", torch.get_num_threads()
 
     def said(**more) -> str:
@@ -95,8 +102,21 @@ def test_with_other_threads_it_goes_on_and_says_so_once(stripes, tmp_path, monke
     saved = torch.load(path, weights_only=True)
     del saved["threads"]  # as older checkpoints are
     torch.save(saved, path)
-    training.tell_once.cache_clear()
+    told.clear()
     assert "Threads" not in said(epochs=4)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(stripes, tmp_path):
+    """The checkpoint of the last good epoch stays; where there is none, nothing is written."""
+    path = tmp_path / "a.pth"
+    with pytest.raises(UserError, match=r"not finite .* epoch 1; nothing was saved.*--lr 1000"):
+        fit(Config(lr=1000.0), stripes, path, spoil_from=2)
+    assert not path.exists()
+    with pytest.raises(UserError, match=r"epoch 2; .*a\.pth is as it was"):
+        fit(Config(), stripes, path, spoil_from=7)
+    saved = load_checkpoint(path, "test")
+    assert saved["epoch"] == 1
+    assert all(values.isfinite().all() for values in saved["model"]["net"].values())
 
 
 def test_sigterm_saves_and_says_so(stripes, tmp_path):

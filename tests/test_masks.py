@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from imagelab.data.masks import CAMVID, IGNORE, load_masked
+from imagelab.data.masks import CAMVID, IGNORE, load_masked, read_mask
 from imagelab.setup.runtime import UserError
+from imagelab.setup.terminal import told
 
 
 def write_pair(images: Path, masks: Path, name: str, size=(48, 32), highest: int = 2) -> None:
@@ -85,6 +89,132 @@ def test_cityscapes_by_torchvision(tmp_path):
 def test_what_is_missing_is_said(name, says, tmp_path):
     with pytest.raises(UserError, match=says):
         load_masked(name, tmp_path)
+
+
+def with_values(pairs: tuple[Path, Path], values: list[int], **options):
+    """The data set whose masks are columns of these values."""
+    columns = np.repeat(np.array(values, np.uint8), 48 // len(values))
+    mask = np.tile(np.pad(columns, (0, 48 - len(columns)), mode="edge"), (32, 1))
+    for path in pairs[1].iterdir():
+        Image.fromarray(mask).save(path)
+    told.clear()
+    return load_masked(f"folder:{pairs[0]}:{pairs[1]}", Path(), height=16, **options)
+
+
+@pytest.mark.parametrize(
+    ("values", "classes"),
+    [
+        ([0, 128], (0, 128)), ([0, 254], (0, 254)), ([0, 126, 127], (0, 126, 127)),
+        ([0, 255], (0, 255)), ([0, 128, 255], (0, 128, 255)), ([3, 100, 255], (3, 100)),
+        ([0, 1, 255], (0, 1)), ([0, 1, 2, 3], (0, 1, 2, 3)), ([0, 3, 255], (0, 1, 2, 3)),
+    ],
+)  # fmt: skip
+def test_what_values_of_masks_mean(pairs, values, classes, capsys):
+    data = with_values(pairs, values)
+    assert data.classes == tuple(f"class {value}" for value in classes)
+    row = data.masks[0, 8].unique(sorted=True).tolist()
+    assert row == [classes.index(v) for v in values if v in classes] + [IGNORE] * (
+        values[-1] not in classes
+    )
+    said = capsys.readouterr().err
+    assert ("each is taken for a class" in said) == (max(classes) >= 2 * len(classes))
+    assert ("--ignore-255" in said) == (255 in classes)
+
+
+def test_255_can_be_told_to_be_no_class(pairs):
+    data = with_values(pairs, [0, 128, 255], ignore_255=True)
+    assert data.classes == ("class 0", "class 128")
+    assert set(data.masks.unique().tolist()) == {0, 1, IGNORE}
+    with pytest.raises(UserError, match="one class only"):
+        with_values(pairs, [0, 255], ignore_255=True)
+
+
+def test_masks_of_one_bit(pairs):
+    for path in pairs[1].iterdir():
+        Image.open(path).point(lambda v: 255 * (v == 2)).convert("1").save(path)
+    data = load_masked(f"folder:{pairs[0]}:{pairs[1]}", Path(), height=16)
+    assert data.classes == ("class 0", "class 1")
+    assert (data.masks[:, 8, :10] == 0).all() and (data.masks[:, 8, 14:] == 1).all()
+
+
+@pytest.mark.parametrize(("suffix", "says"), [("jpg", "a lossy format"), ("png", "soft edges")])
+def test_values_in_between_are_no_classes(pairs, suffix, says):
+    from PIL import ImageDraw
+
+    path = pairs[1] / "street03.png"
+    path.unlink()
+    mask = Image.new("L", (96, 64))
+    ImageDraw.Draw(mask).ellipse((20, 10, 80, 55), fill=255)
+    mask.resize((48, 32), Image.Resampling.LANCZOS if suffix == "png" else 0).save(
+        path.with_suffix(f".{suffix}")
+    )
+    with pytest.raises(UserError, match=rf"street03\.{suffix} holds \d+ values.*{says}"):
+        load_masked(f"folder:{pairs[0]}:{pairs[1]}", Path())
+
+
+def test_a_mask_is_turned_as_its_picture(pairs):
+    """Stored lying, with an EXIF that turns it upright; the picture likewise."""
+    before = load_masked(f"folder:{pairs[0]}:{pairs[1]}", Path(), height=32)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for path in (*pairs[0].iterdir(), *pairs[1].iterdir()):
+        lying = Image.open(path).transpose(Image.Transpose.ROTATE_90)
+        path.unlink()
+        lying.save(path.with_suffix(".png"), exif=exif)
+    data = load_masked(f"folder:{pairs[0]}:{pairs[1]}", Path(), height=32)
+    assert torch.equal(data.masks, before.masks) and torch.equal(data.images, before.images)
+
+
+def test_pictures_keep_their_proportions(pairs):
+    """A portrait among landscapes has margins of no class; neither is squeezed."""
+    write_pair(*pairs, "street00", size=(32, 48))
+    write_pair(*pairs, "street01", size=(96, 32))
+    data = load_masked(f"folder:{pairs[0]}:{pairs[1]}", Path(), height=32)
+    assert data.images.shape == (11, 3, 32, 96)
+    for k, width in ((0, 21), (1, 96), (2, 48)):
+        assert (data.masks[k, 16, :width] != IGNORE).all()
+        assert (data.masks[k, :, width:] == IGNORE).all()
+        bright = (data.images[k, 0, 16] > 150).sum().item()
+        assert bright == pytest.approx(width / 2, abs=1)
+
+
+def test_hidden_masks_and_names_that_differ_by_case(pairs):
+    images, masks = pairs
+    for folder in pairs:
+        (folder / ".ipynb_checkpoints").mkdir()
+        (folder / "._street00.png").write_bytes(b"\0\5\x16\7")
+        (folder / "folder.png").mkdir()
+    (masks / "street03.png").rename(masks / "Street03.PNG")
+    data = load_masked(f"folder:{images}:{masks}", Path(), height=16)
+    assert len(data.images) + len(data.test_images) == 12
+
+
+def test_a_class_that_is_held_out_only_is_said(pairs, capsys):
+    told.clear()
+    mask = np.zeros((32, 48), np.uint8)
+    mask[:, 24:] = 3
+    Image.fromarray(mask).save(pairs[1] / "street09.png")
+    data = load_masked(f"folder:{pairs[0]}:{pairs[1]}", Path(), height=16)
+    assert len(data.classes) == 4
+    assert "class 3 occurs in held-out pictures only" in capsys.readouterr().err
+    Image.fromarray(np.full((32, 48), IGNORE, np.uint8)).save(pairs[1] / "street09.png")
+    with pytest.raises(UserError, match=r"held out .* no pixel has a class"):
+        load_masked(f"folder:{pairs[0]}:{pairs[1]}", Path())
+
+
+def test_masks_that_are_no_files_or_bombs(pairs, tmp_path):
+    name, path = f"folder:{pairs[0]}:{pairs[1]}", pairs[1] / "street03.png"
+    raw = path.read_bytes()
+    header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + raw[24:29]
+    path.write_bytes(raw[:12] + header + struct.pack(">I", zlib.crc32(header)) + raw[33:])
+    with pytest.raises(UserError, match="far more pixels"):
+        load_masked(name, Path())
+    path.unlink()
+    os.mkfifo(path)  # to read it would wait for ever
+    with pytest.raises(UserError, match="no mask of its name"):
+        load_masked(name, Path())
+    with pytest.raises(UserError, match="There is no picture"):
+        read_mask(path)
 
 
 def test_masks_that_are_none(pairs):

@@ -51,17 +51,22 @@ def write(root: Path, rows: list[dict], **facts) -> Page:
     return Page((root / "report.html").read_text(encoding="utf-8"))
 
 
-@pytest.fixture
-def root(tmp_path) -> Path:
-    """An output folder in which the demo `good_demo` is done."""
-    run = Result("good_demo", "The good <i>demo</i>", "It & its summary.", tmp_path / "pictures",
+def good(root: Path) -> Result:
+    """What the demo `good_demo` has measured and drawn under `root`."""
+    run = Result("good_demo", "The good <i>demo</i>", "It & its summary.", root / "pictures",
                  {}, 7, "cpu", dataset={"source": "made by the tests"}, evaluator="CNN 1234")  # fmt: skip
     write_png(run.add_file("a.png", 'A picture of "noise".'), PICTURE)
     write_png(run.add_file("b.png", "A frame.", featured=False), PICTURE)
     run.add_metric("PSNR", 31.25, 1234, unit="dB")
     run.add_metric("broken", float("nan"), 5)
     run.add_table("Accuracy", ["ε", "accuracy", "of"], [[0.1, 0.987, "all"]])
-    run.save()
+    return run
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """An output folder in which the demo `good_demo` is done."""
+    good(tmp_path).save()
     return tmp_path
 
 
@@ -200,6 +205,7 @@ def metric(value, **more) -> dict:
      "50.0 % (floor 91.2 %, memoriser 97.0 %)"),
     ("PGD: PGD-40, ε = 0.15", metric(0.885, interval=[0.8331, 0.922]), "88.5 % (95 %: 83.3 to 92.2)"),
     ("rarest class", metric(0.0), "0.0 %"),
+    ("surely read", metric(0.443, floor=0.831), "44.3 % (floor 83.1 %)"),
     ("Fréchet distance", metric(71.25, floor=20.0), "71.2 (floor 20.0)"),
     ("SSIM", metric(0.871), "0.871"),  # no share of anything
     ("coverage", metric(0.5, unit="s"), "0.500 s"),
@@ -332,3 +338,26 @@ def test_a_film_is_played(root):
     page = write(root, [GOOD])
     (film,) = page.all("video")
     assert film["src"] == "data:video/webm;base64,ZmlsbQ==" and film["aria-label"] == "A film."
+
+
+def test_a_notebook_shows_a_result_as_its_pictures_and_figures(tmp_path):
+    run = good(tmp_path)
+    run.add_file("gone.png", "A picture that is gone.")
+    run.learned = "A <lesson>."
+    page = Page(run._repr_html_())
+    (picture,) = page.pictures()
+    raw = base64.b64decode(picture["src"].partition("base64,")[2])
+    assert (np.asarray(Image.open(io.BytesIO(raw))) == PICTURE).all()
+    assert picture["alt"] == 'A picture of "noise".'
+    for words in ("The good <i>demo</i>", "It & its summary.", "A <lesson>.", "31.2 dB", "1,234",
+                  "not defined", "98.7 %", "pictures/gone.png is not embedded"):  # fmt: skip
+        assert words in page.text
+    assert "A frame." not in page.text and not page.all("html") and not page.all("script")
+    assert repr(run) == f"<Result of good_demo: 2 figures, 2 pictures in {run.folder}>"
+    assert run.files[0].keys() == {"path", "caption", "featured"}  # the pictures are not kept
+
+
+def test_a_notebook_shows_what_the_page_shows(root):
+    """Word for word, but for the page around it."""
+    part = good(root)._repr_html_().partition('<div class="imagelab">')[2].removesuffix("</div>")
+    assert len(part) > 1500 and part.strip() in write(root, [GOOD, BAD]).source

@@ -4,17 +4,20 @@ import struct
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 from conftest import once
-from PIL import Image, ImageDraw
+from PIL import Image, ImageCms, ImageDraw
 from scipy import ndimage
 
 from imagelab.data.datasets import Dataset, load_dataset
 from imagelab.data.pictures import (
     fit_to_frame,
     open_picture,
+    picture_format,
     read_grey,
     read_png,
     write_gif,
@@ -22,6 +25,7 @@ from imagelab.data.pictures import (
     write_png,
 )
 from imagelab.setup.runtime import UserError
+from imagelab.setup.terminal import told
 from imagelab.techniques.classifier import predict, trained_classifier
 
 
@@ -96,6 +100,116 @@ def test_floats_are_scaled_and_nan_is_told(tmp_path):
     values[3, 4] = np.nan
     with pytest.raises(UserError, match="NaN"):
         open_picture(saved(tmp_path / "b.tif", values))
+
+
+@pytest.mark.parametrize("white", [1, 255, 65_535])
+@pytest.mark.parametrize("sigma", [0.1, 0.5])
+def test_noise_beyond_the_range_does_not_change_it(tmp_path, white, sigma, capsys):
+    """Neither the brightest nor the darkest value says what white is."""
+    told.clear()
+    clean = np.linspace(0, 1, 9216).reshape(96, 96)
+    values = white * (clean + np.random.default_rng(0).normal(0, sigma, clean.shape))
+    tifffile.imwrite(tmp_path / "n.tif", values.astype("float32"))
+    picture = np.asarray(open_picture(tmp_path / "n.tif")).astype(float)
+    assert np.abs(picture - np.clip(values / white, 0, 1) * 255).max() <= 0.5001
+    assert abs(picture.mean() - 127.5) < 3
+    assert f"n.tif: 0 is read as black and {white:,} as white" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "colours.png", "colours.tif"])
+def test_whole_numbers_fill_their_bits(tmp_path, bits, name):
+    """As sensors leave them in files of 16 bits; one hot pixel is no reason to take them for 16."""
+    ramp = np.linspace(0, 2**bits - 1, 9216).round().astype(np.uint16).reshape(96, 96)
+    ramp[50, 60] = 65_535
+    expected = (np.minimum(ramp / (2**bits - 1), 1) * 255).round()
+    if name.startswith("colours"):
+        ramp = np.stack([ramp, ramp // 2, ramp // 4], axis=2)
+        cv2.imwrite(str(tmp_path / name), ramp[..., ::-1])
+        picture = np.asarray(open_picture(tmp_path / name))[..., 0]
+    else:
+        picture = np.asarray(open_picture(saved(tmp_path / name, ramp)))
+    assert np.abs(picture - expected).max() <= 1 and (picture == expected).mean() > 0.99
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_deep_colours_are_turned_and_laid_on_white(tmp_path, name):
+    values = np.full((20, 40, 3), 1000, np.uint16)
+    values[:, :10] = (4095, 2000, 0)
+    if name == "a.tif":
+        tifffile.imwrite(tmp_path / name, values, photometric="rgb", extratags=[(274, "H", 1, 6)])
+    else:
+        opacity = np.full((20, 40, 1), 65_535, np.uint16)
+        opacity[:, 30:] = 0
+        cv2.imwrite(str(tmp_path / name), np.concatenate([values[..., ::-1], opacity], axis=2))
+    picture = np.asarray(open_picture(tmp_path / name))
+    if name == "a.tif":  # to be turned clockwise: its left side is the top
+        assert picture.shape == (40, 20, 3)
+        picture = picture.transpose(1, 0, 2)
+    assert (picture[:, :10] == (255, 125, 0)).all() and (picture[:, 10:30] == 62).all()
+    assert (picture[:, 30:] == (255 if name == "a.png" else 62)).all()
+
+
+def test_a_range_that_tags_state(tmp_path):
+    values = np.linspace(0, 3, 100, dtype=np.float32).reshape(10, 10)
+    tags = [(340, "f", 1, 1.0), (341, "f", 1, 2.0)]
+    tifffile.imwrite(tmp_path / "a.tif", values, extratags=tags)
+    picture = np.asarray(open_picture(tmp_path / "a.tif"))
+    assert np.abs(picture - np.clip(values - 1, 0, 1) * 255).max() <= 0.5001
+    whole = np.arange(100, dtype=np.uint16).reshape(10, 10)
+    tifffile.imwrite(tmp_path / "b.tif", whole, description="ImageJ=1.53t\nmin=10.0\nmax=60.0\n")
+    picture = np.asarray(open_picture(tmp_path / "b.tif"))
+    assert np.abs(picture - np.clip((whole - 10.0) / 50, 0, 1) * 255).max() <= 0.5001
+
+
+def display_p3() -> tuple[bytes, np.ndarray]:
+    """A profile with the primaries of Display P3, and what turns its linear colours into sRGB's."""
+    own = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    primaries = {"rXYZ": (0.51512, 0.24120, -0.00105), "gXYZ": (0.29198, 0.69225, 0.04189),
+                 "bXYZ": (0.15710, 0.06657, 0.78407)}  # fmt: skip
+    srgb = []
+    for name, xyz in primaries.items():
+        entry = own.index(name.encode(), 128)
+        at = struct.unpack(">I", own[entry + 4 : entry + 8])[0] + 8
+        srgb.append(np.array(struct.unpack(">3i", own[at : at + 12])) / 65_536)
+        own[at : at + 12] = struct.pack(">3i", *(round(value * 65_536) for value in xyz))
+    return bytes(own), np.linalg.inv(np.transpose(srgb)) @ np.transpose(list(primaries.values()))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+def test_colours_of_a_profile_become_srgb(tmp_path, suffix):
+    profile, matrix = display_p3()
+    colour = np.array([190, 120, 100])
+    linear = matrix @ (((colour / 255 + 0.055) / 1.055) ** 2.4)
+    expected = 255 * (1.055 * linear ** (1 / 2.4) - 0.055)
+    assert np.abs(expected - colour).max() > 8  # so much would be wrong
+    path = tmp_path / f"a.{suffix}"
+    values = np.full((16, 16, 3), colour, np.uint8)
+    saved(path, values, icc_profile=profile, **({} if suffix == "tif" else {"quality": 100}))
+    picture = np.asarray(open_picture(path)).astype(float)
+    assert np.abs(picture - expected).max() < 3
+
+
+def test_a_profile_that_is_none(tmp_path, capsys):
+    told.clear()
+    path = saved(tmp_path / "a.png", noise(16, 16, 3), icc_profile=b"no profile")
+    assert (np.asarray(open_picture(path)) == noise(16, 16, 3)).all()
+    assert "profile does not fit" in capsys.readouterr().err
+
+
+def test_srgb_stays_as_it_is(tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    path = saved(tmp_path / "a.png", noise(40, 40, 3), icc_profile=profile)
+    assert (np.asarray(open_picture(path)) == noise(40, 40, 3)).all()
+
+
+@pytest.mark.parametrize("suffix", ["tif", "gif"])
+def test_of_further_pages_it_is_said(tmp_path, suffix, capsys):
+    told.clear()
+    pages = [Image.fromarray(noise(16, 16) // k) for k in (1, 2)]
+    pages[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=pages[1:])
+    assert (np.asarray(open_picture(tmp_path / f"a.{suffix}").convert("L")) == noise(16, 16)).all()
+    assert "further pages or frames, which are passed over" in capsys.readouterr().err
 
 
 def test_transparency_is_laid_on_white(tmp_path):
@@ -369,8 +483,23 @@ def test_the_suffix_decides_the_format(tmp_path, suffix):
             assert np.abs(np.asarray(picture).astype(int) - 128).max() <= 2
 
 
-@pytest.mark.parametrize("name", ["a", "a.txt", "a.pdf", "a.xyz"])
+@pytest.mark.parametrize("name", ["a", "a.txt", "a.pdf", "a.xyz", "a.ico", "a.msp"])
 def test_other_suffixes_are_refused(tmp_path, name):
     with pytest.raises(UserError, match=r"must end in \.png"):
         write_picture(tmp_path / name, np.zeros((8, 8), np.uint8))
     assert not (tmp_path / name).exists()
+
+
+def test_the_only_original_is_not_written_over(tmp_path):
+    path = saved(tmp_path / "a.png", noise(16, 16))
+    (tmp_path / "link.png").symlink_to(path)
+    (tmp_path / "lost.png").symlink_to(tmp_path / "unmounted" / "b.png")
+    for name in ("a.png", "link.png", "../" + tmp_path.name + "/a.png"):
+        with pytest.raises(UserError, match="choose another --output"):
+            picture_format(tmp_path / name, path)
+    with pytest.raises(UserError, match=r"a link to .*b.png, which is not there"):
+        picture_format(tmp_path / "lost.png", path)
+    with pytest.raises(UserError, match="which is not there"):
+        write_png(tmp_path / "lost.png", noise(16, 16))
+    assert (tmp_path / "lost.png").is_symlink()
+    assert picture_format(tmp_path / "other.png", path) == "PNG"

@@ -22,7 +22,8 @@ from imagelab.report import page as report
 from imagelab.report import playground
 from imagelab.report.results import Result
 from imagelab.techniques.classifier import DigitCNN
-from imagelab.techniques.diffusion import linear_schedule
+from imagelab.techniques.diffusion import cosine_schedule, linear_schedule, trailing_steps
+from imagelab.techniques.unet import UNet
 from imagelab.training.checkpoints import save_checkpoint
 from studies.vae import VAE
 
@@ -33,10 +34,13 @@ FOLDERS = {
     "fgsm": "adversarial_images", "diffusion_demo": "diffusion_images", "gan_mnist": "fake_images",
     "mlp_diffusion": "diffusion_samples", "vae": "study_images/vae",
     "adversarial_training": "study_images/adversarial_training",
+    "unet_diffusion": "study_images/unet_diffusion",
 }  # fmt: skip
 PANELS = {"fgsm": "attack", "gan_mnist": "gan", "mlp_diffusion": "diffusion", "vae": "vae",
-          "diffusion_demo": "noise"}  # fmt: skip
+          "diffusion_demo": "noise", "unet_diffusion": "ask"}  # fmt: skip
 T = 12
+UNET = {"widths": (8, 12), "blocks": 1, "attention": (), "fold": 2, "T": 1000, "schedule": "cosine",
+        "prediction": "v"}  # fmt: skip
 SIGMAS = (0.1, 0.2, 0.3)
 
 
@@ -73,9 +77,20 @@ def networks() -> dict[str, nn.Module]:
     drawing = {"generator": Generator(100, (1, 28, 28)), "corrected": denoiser("corrected"),
                "literal": denoiser("literal"), "vae": VAE((1, 28, 28), 2)}  # fmt: skip
     reading = {"reader": DigitCNN((1, 28, 28), 10), "pgd": DigitCNN((1, 28, 28), 10)}
+    drawing["unet"] = unet(UNET)
     return {name: rounded(net, playground.DRAWING) for name, net in drawing.items()} | {
         name: rounded(net, playground.READING) for name, net in reading.items()
     }
+
+
+def unet(config: dict) -> nn.Module:
+    """A U-Net of ten classes all of whose layers do something, as they do once they have learnt."""
+    torch.manual_seed(4)
+    network = UNet(1, config["widths"], config["blocks"], (), config["fold"], classes=10)
+    for value in network.parameters():
+        if value.dim() > 1 or not value.any():
+            nn.init.normal_(value, std=0.2)
+    return network.eval().requires_grad_(False)
 
 
 def schedule(name: str):
@@ -111,6 +126,14 @@ def everything(root: Path) -> dict[str, nn.Module]:
         save(root / f"diffusion_models/{file}.pth", "mlp_diffusion", {}, {"recipe": name}, extra,
              weights[name])  # fmt: skip
     save(root / "study_models/vae/latent_2.pth", "vae", {"vae": weights["vae"]})
+    save(
+        root / "study_models/unet_diffusion/unet.pth",
+        "unet_diffusion",
+        {},
+        UNET,
+        {},
+        weights["unet"],
+    )
     save(root / "study_models/adversarial_training/pgd.pth", "adversarial_training",
          {"classifier": weights["pgd"]})  # fmt: skip
     for name in FOLDERS:
@@ -168,7 +191,7 @@ def root(tmp_path, no_data) -> Path:
 
 def test_all_panels_and_nothing_from_outside(root):
     page = write(root, *FOLDERS)
-    assert panels_of(page) == ["attack", "gan", "diffusion", "vae", "noise"]
+    assert panels_of(page) == ["attack", "gan", "diffusion", "ask", "vae", "noise"]
     assert not re.search(r"https?:|url\(|@import|\bfetch\(|XMLHttpRequest|importScripts", page)
     assert not re.search(r"\bsrc=\"(?!data:)", page)
     assert re.search(r'<section id="playground"[^>]* hidden>', page)  # without JavaScript
@@ -240,6 +263,25 @@ def test_the_literal_recipe_stands_beside_the_corrected_one_where_they_were_comp
     record(root, "mlp_diffusion", compare=False).save()  # the file is of an earlier run
     recipes = data_of(write(root, "mlp_diffusion"))["panels"]["diffusion"]["recipes"]
     assert [recipe["name"] for recipe in recipes] == ["corrected"]
+
+
+def test_the_u_net_brings_its_steps_and_its_worker(root):
+    page = write(root, "unet_diffusion")
+    panel = data_of(page)["panels"]["ask"]
+    assert panel["facts"] == {"levels": 2, "blocks": 1, "fold": 2, "side": 28}
+    assert panel["predicts"] == "v"
+    times, alpha_bar = trailing_steps(1000, 20), cosine_schedule(1000).alpha_bar
+    assert [step["t"] for step in panel["steps"]] == [t / 1000 for t in times]
+    assert [step["alphaBar"] for step in panel["steps"]] == alpha_bar[times].tolist()
+    assert page.count('id="unet-worker"') == 1
+    assert 'id="unet-worker"' not in write(root, "gan_mnist")
+
+
+def test_a_u_net_that_the_worker_does_not_know_has_no_panel(root):
+    path = root / "study_models/unet_diffusion/unet.pth"
+    saved = torch.load(path, weights_only=True)
+    save(path, "unet_diffusion", {}, {**UNET, "attention": [1]}, {}, saved["ema"])
+    assert "playground" not in write(root, "unet_diffusion")
 
 
 @pytest.mark.parametrize("described", [
@@ -347,7 +389,7 @@ def test_the_size_is_what_the_page_grows_by(root):
     page = write(root, *FOLDERS)
     without = len(page.encode()) - play.size()
     assert 0 < without < 60_000  # the report itself has no picture here
-    assert page.count('id="weights-') == len(play.networks) == 6
+    assert page.count('id="weights-') == len(play.networks) == 7
 
 
 def test_pictures_make_room_for_the_playground(root, monkeypatch):
@@ -362,6 +404,24 @@ def test_pictures_make_room_for_the_playground(root, monkeypatch):
     assert "is not embedded" in write(root, "fgsm")
 
 
+def test_the_u_net_takes_no_room_from_the_pictures(root, monkeypatch):
+    collect = playground.collect
+
+    def with_a_large_one(*arguments):
+        play = collect(*arguments)
+        play.networks["unet"] += "A" * 3_000_000
+        return play
+
+    run = record(root, "unet_diffusion")
+    noise = np.random.default_rng(0).integers(0, 256, (100, 100), dtype=np.uint8)
+    write_png(run.add_file("a.png", "A picture."), noise)
+    run.save()
+    monkeypatch.setattr(report, "MAX_BYTES", len(write(root, "unet_diffusion")))
+    monkeypatch.setattr(playground, "collect", with_a_large_one)
+    page = write(root, "unet_diffusion")
+    assert len(page) > 3_000_000 and "is not embedded" not in page
+
+
 def test_the_time_embedding_is_that_of_the_script():
     expected = mlp_diffusion.time_embedding(50)
     torch.testing.assert_close(playground.time_embedding(50, 64), expected)
@@ -371,6 +431,7 @@ def test_no_text_in_the_data_can_end_its_script():
     play = playground.Playground(classes=("</script><b>", "x"))
     assert "<" not in play.json() and json.loads(play.json())["classes"][0] == "</script><b>"
     assert "</script" not in playground.SCRIPT.read_text(encoding="utf-8")
+    assert "</script" not in playground.UNET.read_text(encoding="utf-8")
     assert "</style" not in playground.STYLE.read_text(encoding="utf-8")
 
 

@@ -7,6 +7,8 @@ import io
 import json
 import math
 import shutil
+import subprocess
+import sys
 from unittest import mock
 
 import cv2
@@ -15,7 +17,7 @@ import pytest
 import test_playground as pg
 import torch
 import torch.nn.functional as F
-from conftest import once
+from conftest import ROOT, once
 from PIL import Image
 
 import mlp_diffusion
@@ -23,7 +25,7 @@ from fgsm import fgsm
 from imagelab.data.datasets import load_dataset, unit
 from imagelab.data.quality import psnr
 from imagelab.report import playground
-from imagelab.techniques import attacks
+from imagelab.techniques import attacks, diffusion
 from imagelab.techniques.classifier import checkpoint_path, load_checkpoint, new_classifier
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -270,7 +272,7 @@ def test_pgd_stays_in_the_ball_and_raises_the_loss_more_than_fgsm(sums, nets, fl
     assert ((way[-1:] - expected).abs() < 1e-4).float().mean() > 0.98
 
 
-def test_the_generator(sums, nets):
+def test_the_generator(sums, nets, float32):
     z = torch.randn(1, 100, generator=torch.Generator().manual_seed(1))
     found = compute(sums, """return p.generate(await p.network("generator"), f(z))""", z=z)
     expected = (nets["generator"](z).detach().flatten() + 1) / 2
@@ -314,6 +316,88 @@ def test_the_reverse_process_with_given_noise(sums, nets, float32, name, bound):
     assert len(found) == len(states) == pg.T
     for ours, theirs in zip(found, states, strict=True):
         torch.testing.assert_close(ours[None], theirs, atol=2e-4, rtol=1e-3)
+
+
+WORKER = """
+    const source = document.getElementById("unet-worker").textContent;
+    const unet = p.inWorker(source, net ? Object.fromEntries(net.map(([k, v]) => [k, f(v)]))
+      : await p.network("unet"), facts ?? p.data.panels.ask.facts);
+"""
+
+
+@pytest.mark.parametrize(("widths", "blocks", "fold"), [
+    ((8, 12), 1, 2), ((8, 12, 20), 2, 1), ((12,), 1, 4), ((8, 8), 2, 2),
+], ids=str)  # fmt: skip
+def test_a_forward_of_the_u_net(sums, float32, widths, blocks, fold):
+    network = pg.unet({"widths": widths, "blocks": blocks, "fold": fold})
+    x = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(5))
+    found = compute(sums, f"{WORKER} return unet(f(x), 0.35, [7, 10]);", x=x,
+                    net=[[k, v] for k, v in network.state_dict().items()], facts={
+                        "levels": len(widths), "blocks": blocks, "fold": fold, "side": 28,
+                    })  # fmt: skip
+    for one, label in zip(found, (7, 10), strict=True):
+        expected = network(x, torch.tensor([0.35]), torch.tensor([label])).flatten()
+        assert expected.std() > 0.3
+        torch.testing.assert_close(one, expected, atol=1e-4, rtol=1e-3)
+    assert (found[0] - found[1]).abs().max() > 1e-3
+
+
+def estimate_of(nets, label: int, scale: float):
+    """The U-Net's guided x̂₀ as Python computes it."""
+    schedule = diffusion.make_schedule(pg.UNET["schedule"], pg.UNET["T"])
+    asked, nothing = ({"label": torch.tensor([k])} for k in (label, 10))
+    return schedule, diffusion.estimator(
+        nets["unet"], schedule, pg.UNET["prediction"], asked, nothing, scale
+    )
+
+
+@pytest.mark.parametrize("scale", [0, 1, 3.5])
+def test_the_whole_sampling_from_the_same_noise(sums, nets, float32, scale):
+    noise = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(6))
+    found = compute(sums, f"""{WORKER}
+        const {{ steps, predicts }} = p.data.panels.ask, way = [];
+        const asks = {{ label: 4, none: 10, scale }};
+        const estimate = (x, step) => p.guidedEstimate(unet, predicts, x, step, asks);
+        for await (const state of p.solved(estimate, steps, f(noise))) way.push(state);
+        return way;""", noise=noise, scale=scale, net=None, facts=None)  # fmt: skip
+    schedule, estimate = estimate_of(nets, 4 if scale else 10, scale or 1)
+    states = [x for _, x in diffusion.dpm_solver(schedule, estimate, noise, 20)]
+    assert len(found) == 20 and [round(state["t"], 3) for state in found][:2] == [0.999, 0.949]
+    for ours, theirs in zip([one["x"] for one in found] + [found[-1]["x0"]], states, strict=True):
+        torch.testing.assert_close(ours, theirs.flatten(), atol=2e-3, rtol=1e-2)
+    assert states[-1].std() > 0.1
+
+
+def test_repaint_with_given_noise(sums, nets, float32):
+    known, hole = 2 * image(3) - 1, torch.zeros(1, 1, 28, 28, dtype=torch.bool)
+    hole[..., 9:, :] = True
+    noise = torch.randn(300, 784, generator=torch.Generator().manual_seed(8))
+    found, levels = compute(sums, f"""{WORKER}
+        const {{ steps, predicts }} = p.data.panels.ask;
+        const asks = {{ label: 2, none: 10, scale: 1.5 }};
+        const estimate = (x, step) => p.guidedEstimate(unet, predicts, x, step, asks);
+        let at = 0, end;
+        const draw = () => f(noise[at++]), levels = p.repaintLevels(20, 5, 2);
+        for await (end of p.repainted(estimate, steps, levels, f(known), f(hole), draw));
+        return [end.x, levels];""", known=known, hole=hole.float(), noise=list(noise[:100]), net=None,
+        facts=None)  # fmt: skip
+    assert levels == diffusion.repaint_levels(20, 5, 2)
+    handed = iter(noise)
+    schedule, estimate = estimate_of(nets, 2, 1.5)
+    expected = diffusion.repaint(schedule, estimate, known, hole,
+                                 lambda: next(handed).reshape(1, 1, 28, 28), 20, 5, 2)  # fmt: skip
+    torch.testing.assert_close(found, expected.flatten(), atol=5e-3, rtol=1e-2)
+    assert torch.equal(found[:252], known.flatten()[:252])
+
+
+@pytest.mark.parametrize("kind", ["eps", "x0", "v"])
+def test_the_clean_picture_by_what_a_network_says(sums, kind):
+    schedule, rng = diffusion.cosine_schedule(1000), torch.Generator().manual_seed(1)
+    x, out, t = torch.randn(1, 784, generator=rng), torch.randn(1, 784, generator=rng), 400
+    found = compute(sums, "return p.toX0(kind, f(out), f(x), alphaBar)", kind=kind, out=out, x=x,
+                    alphaBar=schedule.alpha_bar[t].item())  # fmt: skip
+    expected = diffusion.to_x0(schedule, kind, out, x, torch.tensor([t]))
+    torch.testing.assert_close(found[None], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_random_numbers_are_normal_and_the_same_for_the_same_seed(sums):
@@ -507,7 +591,7 @@ def test_psnr_of_the_noisy_picture_is_the_run_s(real, main_job):
 
 def test_the_keyboard_does_it_all(page):
     page.focus("#tab-attack")
-    for expected in ("gan", "diffusion", "vae", "noise", "attack"):
+    for expected in ("gan", "diffusion", "ask", "vae", "noise", "attack"):
         page.keyboard.press("ArrowRight")
         assert page.evaluate("document.activeElement.id") == f"tab-{expected}"
         assert page.locator(f"#play-{expected}").is_visible()
@@ -643,6 +727,89 @@ def test_watching_diffusion_forwards_and_backwards(page):
     assert (shown() != start).any(axis=(1, 2)).all()
 
 
+def told(page, words: str) -> str:
+    """What the panel of the U-Net says, once it says these words."""
+    page.wait_for_selector(f"#play-ask .hint[aria-live]:has-text('{words}')")
+    return text(page, "#play-ask .hint[aria-live]")
+
+
+@pytest.mark.parametrize("page", [(390, "light"), (1200, "light")], indirect=True, ids=str)
+def test_asking_for_a_class_and_filling_a_part(page):
+    opened(page, "ask")
+    x, x0 = (f"#play-ask .pair canvas >> nth={k}" for k in (0, 1))
+    board, back = "#play-ask .board", "#play-ask .slider >> nth=1 >> input"
+    page.click("#play-ask >> text=Fill it")
+    assert "first" in told(page, "Draw a digit")
+    page.click("#play-ask .choice label:has-text('3')")
+    page.click("#play-ask >> text=Draw it")
+    assert ", read as " in told(page, "Done in")
+    settled(page, "ask")
+    drawn = pixels(page, board)
+    assert (drawn == pixels(page, x0)).all() and drawn.std() > 0.05
+    assert page.locator(back).input_value() == "20"
+    page.focus(back)
+    page.keyboard.press("Home")
+    assert text(page, "#play-ask .pair figcaption >> nth=0") == "xₜ at t = 1.00"
+    assert (pixels(page, x) != drawn).any()
+    page.click("#play-ask .strip .sample:last-child")
+    assert (pixels(page, x0) == drawn).all()
+    page.click("#play-ask >> text=Draw it")  # the same noise and class: the same picture
+    told(page, "Done in")
+    settled(page, "ask")
+    assert (pixels(page, board) == drawn).all()
+    page.focus("#play-ask .choice input >> nth=3")
+    page.keyboard.press("ArrowRight")
+    page.click("#play-ask >> text=Draw it")
+    page.wait_for_timeout(100)
+    told(page, "Done in")
+    settled(page, "ask")
+    assert (pixels(page, board) != drawn).any()
+
+    before = pixels(page, board)
+    box = page.locator(board)
+    box.scroll_into_view_if_needed()
+    box = box.bounding_box()
+    page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.5 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"], steps=8)
+    page.mouse.up()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.9 * box["height"])  # not pressed
+    brushed = np.isclose(pixels(page, board), 213 / 255, atol=0.002) & (
+        pixels(page, board) != before
+    )
+    rows, columns = np.nonzero(brushed)
+    assert 20 < len(rows) < 90 and rows.min() >= 10 and rows.max() <= 17 and columns.max() <= 17
+    page.click("#play-ask >> text=Fill it")
+    page.wait_for_selector("#play-ask .slider output:has-text('of 35')")
+    told(page, "Done in")
+    settled(page, "ask")
+    after = pixels(page, board)
+    assert (after[~brushed] == before[~brushed]).all() and (after[brushed] != before[brushed]).any()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_drawing_is_stopped_and_another_takes_its_place(page):
+    opened(page, "ask")
+    press = """words => { for (const word of words)
+        [...document.querySelectorAll("#play-ask button")].find(b => b.textContent === word).click(); }"""
+    page.evaluate(press, ["Draw it", "Stop"])
+    assert told(page, "Stopped") == "Stopped after step 0 of 20."
+    settled(page, "ask")
+    assert page.locator("#play-ask .strip .sample:enabled").count() == 0  # nothing came after it
+    assert pixels(page, "#play-ask .board").max() == 0
+    assert page.locator("#play-ask >> text=Stop").first.is_disabled()
+    page.evaluate(press, ["Draw it", "Other noise"])
+    told(page, "Done in")
+    settled(page, "ask")
+    assert page.locator("#play-ask .slider input >> nth=1").input_value() == "20"
+    twice = pixels(page, "#play-ask .board")
+    page.evaluate(press, ["Draw it"])
+    page.wait_for_timeout(100)
+    told(page, "Done in")
+    settled(page, "ask")
+    assert (pixels(page, "#play-ask .board") == twice).all()  # nothing of the first was mixed in
+
+
 def test_pointing_at_the_plane(page, nets):
     opened(page, "vae")
     plane = page.locator("#play-vae .plane")
@@ -679,7 +846,7 @@ def test_the_noisy_picture(page):
 def test_each_panel_fits_and_is_clean(page):
     from axe_playwright_python.sync_playwright import Axe
 
-    for panel in ("attack", "gan", "diffusion", "vae", "noise"):
+    for panel in ("attack", "gan", "diffusion", "ask", "vae", "noise"):
         opened(page, panel)
         if panel == "attack":
             drag(page, EPSILON, 0.5)
@@ -720,7 +887,7 @@ def test_without_javascript_it_is_the_report(browser, folder):
     page = page_of(browser, folder / "report.html", java_script_enabled=False)
     assert not page.locator("#playground").is_visible()
     assert not page.locator(".play").first.is_visible()
-    assert page.locator("#fgsm h2").is_visible() and page.locator(".cards a").count() == 6
+    assert page.locator("#fgsm h2").is_visible() and page.locator(".cards a").count() == 7
     assert "Playground" not in page.locator("body").inner_text()
     page.context.close()
 
@@ -730,3 +897,14 @@ def test_a_screenshot_shows_what_is_drawn(real, tmp_path):
     shot = Image.open(io.BytesIO(real.locator("#play-attack .board").screenshot())).convert("L")
     values = np.asarray(shot)
     assert (values > 200).mean() > 0.02 and (values < 30).mean() > 0.5
+
+
+def test_the_film_of_the_readme_is_made_by_its_command(main_job, tmp_path):
+    script, film = ROOT / "tests" / "playground_gif.py", tmp_path / "film.gif"
+    done = subprocess.run([sys.executable, script, main_job / "report.html", film], text=True,
+                          capture_output=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    with Image.open(film) as shown, Image.open(ROOT / ".github" / "playground.gif") as readme:
+        assert shown.size == readme.size == (720, 616) and shown.info["loop"] == 0
+        assert min(shown.n_frames, readme.n_frames) > 60
+    assert (ROOT / ".github" / "playground.gif").stat().st_size < 1_500_000

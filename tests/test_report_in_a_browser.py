@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
+from test_page import FACTS
+
+from imagelab.data.video import write_video
+from imagelab.report.page import write_report
+from imagelab.report.results import Result
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), "")
@@ -124,3 +130,30 @@ def test_the_playground_stands_before_the_pictures(opened):
         for one in ("h1", "#playground", ".cards", "#fgsm", "#status")
     ]
     assert tops == sorted(tops)
+
+
+def test_a_film_plays(browser, tmp_path):
+    """What write_video makes by the names that the studies give, embedded in a report."""
+    film = Result("good_demo", "A title", "A summary.", tmp_path / "films", {}, 7, "cpu")
+    frames = [np.full((96, 128, 3), (10 * k, 255 - 10 * k, 60), np.uint8) for k in range(20)]
+    write_video(film.add_file("film.webm", "From green to red."), frames)
+    film.save()
+    done = {"name": "good_demo", "status": "done", "seconds": 1.0, "error": "", "folder": "films",
+            "figure": "", "n": None}  # fmt: skip
+    write_report(tmp_path / "report.html", tmp_path, [done], FACTS)
+    page = browser.new_page(offline=True)
+    page.goto((tmp_path / "report.html").as_uri())
+    page.wait_for_function("document.querySelector('video').readyState >= 2")
+    page.evaluate("document.querySelector('video').play()")
+    page.wait_for_function("document.querySelector('video').currentTime > 0.3")
+    shown = page.evaluate("""() => {
+        const film = document.querySelector("video"), seen = document.createElement("canvas");
+        film.pause();
+        seen.getContext("2d").drawImage(film, 0, 0);
+        return [film.videoWidth, film.videoHeight, film.error, film.duration,
+                ...seen.getContext("2d").getImageData(64, 48, 1, 1).data];
+    }""")
+    assert shown[:3] == [128, 96, None] and shown[3] == pytest.approx(20 / 25, abs=0.05)
+    red, green = shown[4:6]
+    assert red > 40 and red + green == pytest.approx(255, abs=30)
+    page.close()

@@ -97,6 +97,13 @@ def test_paths_and_letters_in_json(tmp_path):
     assert json.loads(text) == {"where": str(Path("a/b")), "1": ["ε"]}
 
 
+def test_bytes_that_are_no_utf8_in_json(tmp_path):
+    """As file names from an old zip have; a report must not be lost for them."""
+    write_json(tmp_path / "a.json", {"caf\udce9": ["caf\udce9 $", Path("caf\udce9")]})
+    text = (tmp_path / "a.json").read_text("utf-8")
+    assert json.loads(text) == {"caf\\xe9": ["caf\\xe9 $", "caf\\xe9"]}
+
+
 def test_a_result_starts_with_its_settings(tmp_path, stripes):
     config = Settings(output_dir=tmp_path, seed=5)
     run = start_result("demo", "A demo", "", config, "pictures", torch.device("cpu"), stripes)
@@ -184,6 +191,24 @@ def test_the_summary_names_figures_and_featured_files(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "31.2 dB" in out and "Accuracy" in out and "seed 3" in out
     assert str(tmp_path / "a.png") in out and "b.png" not in out
+
+
+def test_a_table_fits_into_the_terminal(monkeypatch):
+    columns = ["recipe", "Fréchet distance", "coverage"]
+    rows = [["1 + 2: the noise passes beside, min-SNR weights", 212.4, 0.37], ["", 9999.0, 0.0]]
+    whole = text_table(columns, rows)  # stdout is no terminal here
+    assert len(whole.splitlines()) == 3
+    monkeypatch.setattr("imagelab.report.results.is_terminal", lambda _stream: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = text_table(columns, rows).splitlines()
+    assert max(map(len, lines)) <= 40 and len(lines) > 3
+    assert sorted(" ".join(lines).split()) == sorted(whole.split())  # no word is broken or lost
+    assert lines[0].split()[0] == "recipe"
+    numbers = [line for line in lines if "212" in line]
+    assert len(numbers) == 1 and numbers[0].endswith("0.370")
+    monkeypatch.setenv("COLUMNS", "5")  # narrower than its words: as narrow as they allow
+    assert max(map(len, text_table(columns, rows).splitlines())) == 7 + 2 + 8 + 2 + 8
+    assert text_table(["a", ""], [["", ""]]).splitlines()[0] == "a"
 
 
 def test_lessons_are_told_of_what_was_measured(tmp_path):

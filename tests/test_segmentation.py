@@ -3,16 +3,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import complaint, run_here, untaught
+from conftest import complaint, elsewhere, run_here, untaught
 from PIL import Image
 from test_masks import write_pair
 
 from imagelab.data.masks import IGNORE
-from imagelab.setup.runtime import generator
+from imagelab.setup.runtime import generator, in_float32
+from imagelab.training.checkpoints import load_checkpoint
 from studies import segmentation
 
 
@@ -151,7 +154,8 @@ def test_overlay_leaves_what_has_no_class():
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("segmentation")
-    run_here("studies.segmentation", "--quick", "--epochs", 6, "--output-dir", folder)
+    run_here("studies.segmentation", "--quick", "--epochs", 6, "--output-dir", folder, "--export",
+             folder / "unet.onnx")  # fmt: skip
     return folder
 
 
@@ -165,6 +169,18 @@ def test_a_run_leaves_what_was_promised(quick):
     assert result["metrics"]["mean IoU"]["n"] == 24
     # More than always saying 'road', the commonest class, even in a few seconds.
     assert result["metrics"]["pixel accuracy"]["value"] > 0.5
+
+
+def test_the_network_names_the_same_pixels_elsewhere_at_any_size(quick):
+    saved = load_checkpoint(quick / "study_models/segmentation/scenes.pth", "segmentation")
+    model = segmentation.UNet(len(saved["extra"]["classes"]), saved["config"]["widths"], 2)
+    model.load_state_dict(saved["model"]["unet"])
+    pictures = torch.rand(3, 3, 45, 81)
+    logits = elsewhere(quick / "unet.onnx", pictures=pictures)
+    with torch.no_grad(), in_float32():
+        assert torch.allclose(logits, model.eval()(pictures), atol=1e-4)
+    words = onnx.load(quick / "unet.onnx").metadata_props
+    assert json.loads({w.key: w.value for w in words}["classes"]) == saved["extra"]["classes"]
 
 
 def test_pretraining_and_resuming_and_predicting_on_real_folders(quick, tmp_path):
@@ -194,6 +210,21 @@ def test_pretraining_and_resuming_and_predicting_on_real_folders(quick, tmp_path
     # The two halves have their own colours.
     left, right = seen[20:44, 8:40].reshape(-1, 3), seen[20:44, 56:88].reshape(-1, 3)
     assert abs(np.median(left, axis=0) - np.median(right, axis=0)).sum() > 100
+
+
+def test_pixels_are_named_in_strips():
+    """As of the whole picture at once, which for 12,000×12,000 pixels took 12 GB."""
+    torch.manual_seed(0)
+    model = segmentation.UNet(3, (8, 16), 1).eval()
+    picture = np.asarray(Image.effect_noise((150, 203), 90).convert("RGB").resize((150, 203)))
+    strips = list(segmentation.name_pixels(model, picture, 40, strip=64))
+    assert [rows.stop - rows.start for rows, _ in strips] == [64, 64, 64, 11]
+    assert all(mask.dtype == np.uint8 and mask.shape[1] == 150 for _, mask in strips)
+    small = cv2.resize(picture, (30, 40), interpolation=cv2.INTER_AREA)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(small).permute(2, 0, 1)[None].float() / 255)
+        whole = F.interpolate(logits, (203, 150), mode="bilinear").argmax(dim=1)[0].numpy()
+    assert (np.concatenate([mask for _, mask in strips]) == whole).mean() > 0.999
 
 
 def test_wrong_input(quick, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from imagelab.setup.runtime import UserError
 from imagelab.setup.settings import Count, Rate, SamplingSettings, plain
-from studies import adversarial_training
+from studies import adversarial_training, detection
 
 
 @dataclass(frozen=True)
@@ -61,3 +61,15 @@ def test_quick_changes_only_what_the_user_left_alone():
 def test_plain_types():
     assert plain(Config(samples_file=Path("a.npz")))["samples_file"] == "a.npz"
     assert all(isinstance(v, str | int | float | None) for v in plain(Config()).values())
+
+
+def test_a_path_may_be_a_string():
+    given = Config(output_dir="a folder/x", data_dir="d", samples_file="s.npz", quick=True)
+    assert given == Config(output_dir=Path("a folder/x"), data_dir=Path("d"),
+                           samples_file=Path("s.npz"), quick=True)  # fmt: skip
+    assert given.quickened(epochs=1).output_dir == Path("a folder/x")
+    with pytest.raises(UserError, match=r"must end in \.npz, not 'a\.png'"):
+        Config(samples_file="a.png")
+    detector = detection.Predict(source="film.webm", output="seen.webm", model="m.pth")
+    assert detector.source == "film.webm"  # not a path alone: it may be a camera's number
+    assert (detector.output, detector.model) == (Path("seen.webm"), Path("m.pth"))

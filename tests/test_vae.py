@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_here, untaught, with_classifier
+from conftest import complaint, elsewhere, run_here, untaught, with_classifier
 from PIL import Image
 
 from imagelab.report.figures import save_figure
@@ -18,7 +18,7 @@ QUICK = ("studies.vae", "--quick", "--dataset", "mnist-5k", "--output-dir")
 @pytest.fixture(scope="module")
 def quick(main_job, tmp_path_factory) -> Path:
     folder = with_classifier(main_job, tmp_path_factory.mktemp("vae"))
-    run_here(*QUICK, folder, "--samples-file", folder / "s.npz")
+    run_here(*QUICK, folder, "--samples-file", folder / "s.npz", "--export", folder / "d.onnx")
     return folder
 
 
@@ -118,6 +118,14 @@ def test_a_collapsed_encoder_is_drawn(tmp_path, stripes):
         torch.nn.init.zeros_(weight)
     save_figure(vae.plot_tsne({4: model}, stripes, vae.Config()), tmp_path / "tsne.png")
     assert (tmp_path / "tsne.png").is_file()
+
+
+def test_the_decoder_draws_the_same_elsewhere(quick):
+    model = vae.load_model(vae.Config(output_dir=quick), torch.device("cpu"))
+    z = torch.randn(5, model.latent_size)
+    means = elsewhere(quick / "d.onnx", latents=z)
+    assert means.shape == (5, 1, 28, 28) and means.std() > 0.1
+    assert (means * 255 - vae.draw(model, z)).abs().max() < 1.01
 
 
 def test_a_folder_of_one_class(tmp_path):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import struct
 import subprocess
 import sys
 
@@ -8,8 +10,9 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from imagelab.data.video import change, open_video, write_video
+from imagelab.data.video import _untrue_line_left_out, change, open_video, write_video
 from imagelab.setup.runtime import UserError
+from imagelab.setup.terminal import told
 
 
 def frames(count: int):
@@ -20,8 +23,8 @@ def frames(count: int):
         yield frame
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
-def test_what_is_written_is_read(tmp_path, suffix):
+@pytest.mark.parametrize("suffix", [".webm", ".mp4", ".avi"])
+def test_what_is_written_is_read(tmp_path, suffix, capfd):
     path = tmp_path / f"film{suffix}"
     assert write_video(path, frames(8), rate=10) == 8
     with open_video(path) as video:
@@ -31,9 +34,20 @@ def test_what_is_written_is_read(tmp_path, suffix):
     for frame, original in zip(read, frames(8), strict=True):
         assert abs(frame.astype(int) - original).mean() < 8  # colours in the right order
     assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no half of a file is left
+    assert capfd.readouterr().err == ""  # OpenCV's untrue line about WebM is left out
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
+def test_what_else_opencv_complains_of_is_heard(capfd):
+    with _untrue_line_left_out():
+        os.write(
+            2, b"OpenCV: FFMPEG: tag 0x30385056/'VP80' is not supported with ... 'webm / WebM'\n"
+        )
+        os.write(2, b"OpenCV: the disk is full\n")
+    os.write(2, b"and after\n")
+    assert capfd.readouterr().err == "OpenCV: the disk is full\nand after\n"
+
+
+@pytest.mark.parametrize("suffix", [".webm", ".mp4", ".avi"])
 def test_a_film_that_does_not_fit_leaves_the_old_one(tmp_path, suffix):
     """In a process whose files may not grow, as on a full disk; OpenCV itself says nothing of it."""
     path = tmp_path / f"film{suffix}"
@@ -53,15 +67,89 @@ def test_a_film_that_does_not_fit_leaves_the_old_one(tmp_path, suffix):
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+def test_a_damaged_stretch_does_not_end_the_film(tmp_path, capsys):
+    """The bytes of three frames in the midst are noise; what follows is read, and it is said."""
+    told.clear()
+    write_video(tmp_path / "film.avi", list(frames(12)) * 5)
+    raw = bytearray((tmp_path / "film.avi").read_bytes())
+    raw[len(raw) // 2 : len(raw) // 2 + len(raw) // 20] = bytes(len(raw) // 20)
+    (tmp_path / "film.avi").write_bytes(raw)
+    said = change(str(tmp_path / "film.avi"), tmp_path / "dark.avi", lambda: darker)
+    read = int(said.split()[0])
+    assert 52 <= read < 60
+    assert f"film.avi: {60 - read} of 60 frames could not be read" in capsys.readouterr().err
+    with open_video(tmp_path / "dark.avi") as video:
+        assert len(list(video.frames)) == read
+    told.clear()
+    (tmp_path / "film.avi").write_bytes(raw[: len(raw) * 2 // 3])  # the end is missing
+    with open_video(tmp_path / "film.avi") as video:
+        read = len(list(video.frames))
+    assert f"{60 - read} of 60 frames" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rate", "held"),
+    [
+        (120.483, 120.48),
+        (23.976, 23.976),
+        (999.9994, 1000),
+        (90_000, 1000),
+        (0.5, 1),
+        (float("nan"), 25),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
+def test_frame_rates_are_rounded_to_what_a_film_holds(tmp_path, suffix, rate, held):
+    path = tmp_path / f"film{suffix}"
+    assert write_video(path, frames(8), rate) == 8
+    with open_video(path) as video:
+        assert video.rate == pytest.approx(held, rel=1e-4)
+
+
+@pytest.mark.parametrize("default", [0, 1])
+def test_films_of_phones_are_upright(tmp_path, monkeypatch, default):
+    """Whatever OpenCV's own default is (4.11 has another one)."""
+    import cv2
+
+    film = [np.full((48, 64, 3), 20, np.uint8) for _ in range(5)]
+    for frame in film:
+        frame[:, :16] = 230  # to be turned clockwise: its left side is the top
+    path = tmp_path / "film.mp4"
+    write_video(path, film)
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"tkhd") + 44
+    raw[at : at + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    path.write_bytes(raw)
+    capture = cv2.VideoCapture
+
+    def opened(source: str):
+        video = capture(source)
+        video.set(cv2.CAP_PROP_ORIENTATION_AUTO, default)
+        return video
+
+    monkeypatch.setattr(cv2, "VideoCapture", opened)
+    with open_video(path) as video:
+        frame = next(video.frames)
+    assert frame.shape == (64, 48, 3) and frame[:12].mean() > 200 and frame[20:].mean() < 40
+
+
+def test_a_folder_of_digits_is_no_camera(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("2024", "clips.mp4"):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (20, 30), 200).save(tmp_path / folder / "0.jpg")
+        assert "1 pictures" in change(folder, tmp_path / "out", lambda: darker)
+
+
 def darker(picture: np.ndarray) -> np.ndarray:
     return picture // 2
 
 
 def test_pictures_folders_and_films(tmp_path):
     write_video(tmp_path / "film.mp4", frames(5))
-    said = change(str(tmp_path / "film.mp4"), tmp_path / "dark.mp4", lambda: darker)
+    said = change(str(tmp_path / "film.mp4"), tmp_path / "dark.webm", lambda: darker)
     assert said.startswith("5 frames")
-    with open_video(tmp_path / "dark.mp4") as video:
+    with open_video(tmp_path / "dark.webm") as video:
         assert max(frame.max() for frame in video.frames) < 150
     for k in range(2):
         Image.new("L", (20, 30), 200).save(tmp_path / f"{k}.jpg")

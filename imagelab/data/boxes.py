@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from imagelab.data import digit_scenes
-from imagelab.data.datasets import EMBEDDED, Described, load_dataset, pictures_in
-from imagelab.data.pictures import open_picture
+from imagelab.data.datasets import (
+    EMBEDDED,
+    Described,
+    by_stem,
+    check_classes,
+    load_dataset,
+    own_path,
+    pictures_in,
+)
+from imagelab.data.pictures import exif_orientation, open_picture
 from imagelab.report import figures
 from imagelab.setup.runtime import UserError
+from imagelab.setup.settings import unknown
+from imagelab.setup.terminal import readable, tell_once
 
 Boxes = list[torch.Tensor]
 
@@ -54,15 +65,14 @@ def load_boxed(name: str, count: int, test: int, size: int) -> BoxedPictures:
         return _drawn(count, test, size)
     kind, _, rest = name.partition(":")
     if kind == "yolo" and rest:
-        return _split(f"yolo:{Path(rest).name}", *_yolo(Path(rest)), size)
+        return _split(f"yolo:{Path(rest).name}", *_yolo(own_path(rest)), size)
     if kind == "coco" and ":" in rest:
         images, _, file = rest.rpartition(":")
         if len(images) == 1 or images.endswith(":"):  # the colon was that of a Windows drive
             raise UserError(f"--dataset {name}: write coco:IMAGES:FILE.json with a relative path.")
-        return _split(f"coco:{Path(file).stem}", *_coco(Path(images), Path(file)), size)
-    raise UserError(
-        f"Unknown --dataset {name!r}: choose digit-scenes, yolo:FOLDER or coco:IMAGES:FILE.json."
-    )
+        return _split(f"coco:{Path(file).stem}", *_coco(own_path(images), own_path(file)), size)
+    others = "yolo:FOLDER", "coco:IMAGES:FILE.json"
+    raise unknown("--dataset", name, ("digit-scenes",), *others)
 
 
 def _drawn(count: int, test: int, size: int) -> BoxedPictures:
@@ -82,99 +92,228 @@ def _drawn(count: int, test: int, size: int) -> BoxedPictures:
 
 # --- the user's own -------------------------------------------------------------------------------
 
-Entry = tuple[Path, list[list[float]], list[int]]  # a picture, boxes in pixels, labels
+
+@dataclass
+class Entry:
+    """A picture and its annotations: `boxes` in pixels of a picture of `size` (width, height; 0 and 0
+    where that is not said), or, where `size` is None, as shares of the picture's sides."""
+
+    picture: Path
+    size: tuple[int, int] | None = None
+    boxes: list[list[float]] = field(default_factory=list)
+    kinds: list[int] = field(default_factory=list)
 
 
 def _yolo(root: Path) -> tuple[tuple[str, ...], list[Entry]]:
-    """images/NAME.jpg with labels/NAME.txt (or both beside each other), a line for each thing:
-    class, centre x, centre y, width, height, as shares of the picture; classes.txt names classes."""
+    """images/NAME.jpg with labels/NAME.txt (or both beside each other), a line for each thing: class,
+    centre x, centre y, width, height, as shares of the picture. classes.txt, or `names` in data.yaml,
+    name the classes; both may lie in the folder or beside the labels."""
     if not root.is_dir():
-        raise UserError(f"--dataset yolo:FOLDER: there is no folder {root}.")
+        raise UserError(f"--dataset yolo:FOLDER: there is no folder {readable(root)}.")
     images = root / "images" if (root / "images").is_dir() else root
     labels = root / "labels" if (root / "labels").is_dir() else root
-    entries: list[Entry] = []
+    texts = sorted(p for p in labels.iterdir() if p.suffix.lower() == ".txt" and p.name[0] != ".")
+    by_name = by_stem([path for path in texts if path.stem.lower() != "classes"])
+    entries = []
     for path in pictures_in(images):
-        text = labels / f"{path.stem}.txt"
-        lines = _lines(text)
-        width, height = open_picture(path).size
-        boxes, kinds = [], []
-        for number, line in enumerate(lines, start=1):
+        entry, text = Entry(path), by_name(path)
+        for number, line in enumerate(_lines(text) if text else [], start=1):
             if not line.strip():
                 continue
             try:
                 kind, x, y, w, h = line.split()
-                shares = np.array([x, y, w, h], dtype=float)
-                kinds.append(int(kind))
-                if kinds[-1] < 0 or not ((shares >= 0) & (shares <= 1)).all():
+                x, y, w, h = shares = np.array([x, y, w, h], dtype=float)
+                entry.kinds.append(int(kind))
+                if entry.kinds[-1] < 0 or not ((shares >= 0) & (shares <= 1)).all():
                     raise ValueError
             except ValueError as error:
-                raise UserError(f"{text}, line {number}: {line.strip()!r} is not 'class x y width "
-                                "height' with shares from 0 to 1.") from error  # fmt: skip
-            x, y, w, h = shares * (width, height, width, height)
-            boxes.append([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
-        entries.append((path, boxes, kinds))
-    highest = max((kind for _, _, kinds in entries for kind in kinds), default=-1)
-    names = root / "classes.txt"
-    named = "\n".join(name.strip() for name in _lines(names)).rstrip().splitlines()
-    classes = [name or f"class {k}" for k, name in enumerate(named)]  # a blank line counts too
-    classes += [f"class {k}" for k in range(len(classes), highest + 1)]
+                raise UserError(f"{readable(text)}, line {number}: {readable(line)!r} is not 'class x y "
+                                "width height' with shares from 0 to 1.") from error  # fmt: skip
+            check_classes(entry.kinds[-1] + 1, f"{readable(text)}, line {number},")
+            entry.boxes.append([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
+        if entry.kinds:
+            _tell_of_a_turn(path)
+        entries.append(entry)
+    if not any(entry.kinds for entry in entries):
+        raise UserError(
+            f"There are {len(entries)} pictures in {readable(images)} and {len(texts)} label files in "
+            f"{readable(labels)}, but no picture has a box in a label file of its name."
+        )
+    named = _yolo_names(root, labels)
+    highest = max(kind for entry in entries for kind in entry.kinds)
+    classes = [named.get(k) or f"class {k}" for k in range(max(highest, *named, -1) + 1)]
     return tuple(classes), entries
 
 
+def _yolo_names(root: Path, labels: Path) -> dict[int, str]:
+    """The names of the classes by their numbers, as far as classes.txt or data.yaml gives them."""
+    import yaml
+
+    places = [folder / name for name in ("classes.txt", "data.yaml", "data.yml")
+              for folder in dict.fromkeys((root, labels))]  # fmt: skip
+    path = next((place for place in places if place.exists()), None)
+    if path is None:
+        return {}
+    lines = _lines(path)
+    if path.suffix == ".txt":  # a blank line counts, but not at the end
+        names = "\n".join(line.strip() for line in lines).rstrip().splitlines()
+    else:
+        try:
+            content = yaml.safe_load("\n".join(lines))
+            names = content["names"] if isinstance(content, dict) else None
+        except (yaml.YAMLError, KeyError, RecursionError) as error:
+            raise UserError(f"{readable(path)} is no YAML file with `names`.") from error
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not all(isinstance(k, int) and k >= 0 for k in names):
+        raise UserError(
+            f"`names` in {readable(path)} is neither a list nor a table of class numbers."
+        )
+    check_classes(max(names, default=-1) + 1, path)
+    return {k: readable(name) for k, name in names.items() if name not in (None, "")}
+
+
 def _lines(path: Path) -> list[str]:
-    """Of a text file, with or without a byte order mark; none if it is not there."""
+    """Of a text file, with or without a byte order mark."""
+    return _text(path).split("\n")
+
+
+def _text(path: Path) -> str:
+    """Raises UserError where `path` is no file of text, such as a folder, a pipe or a device."""
+    if not path.is_file():
+        raise UserError(
+            f"{readable(path)} is no file."
+            if path.exists()
+            else f"There is no file {readable(path)}."
+        )
     try:
-        return path.read_text("utf-8-sig").split("\n") if path.is_file() else []
+        return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file in UTF-8.") from error
+        raise UserError(f"{readable(path)} is not a text file in UTF-8.") from error
 
 
 def _coco(images: Path, file: Path) -> tuple[tuple[str, ...], list[Entry]]:
     """A COCO file of instances: images, annotations with bbox x y width height, categories."""
-    if not file.is_file():
-        raise UserError(f"There is no file {file}.")
+    text, at = _text(file), "its outermost level"
     try:
-        content = json.loads(file.read_text("utf-8-sig"))
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        index = {category["id"]: k for k, category in enumerate(categories)}
-        entries = {
-            image["id"]: (images / image["file_name"], [], []) for image in content["images"]
-        }
-        for thing in content["annotations"]:
+        content = json.loads(text)
+        categories = {}
+        for k, category in enumerate(content["categories"]):
+            at = f"category {k + 1}"
+            categories[category["id"]] = readable(category["name"])
+        at = "its categories"
+        order = sorted(categories)
+        check_classes(len(order), file)
+        entries = {}
+        for k, image in enumerate(content["images"]):
+            at = f"image {k + 1}"
+            size = image.get("width"), image.get("height")
+            if not all(
+                side is None or (isinstance(side, int | float) and side > 0) for side in size
+            ):
+                raise ValueError(f"width and height {size}")
+            if image["id"] in entries:
+                raise ValueError(f"its id {image['id']!r} is that of another image")
+            size = (0, 0) if None in size else size
+            entries[image["id"]] = Entry(images / image["file_name"], size)
+        for k, thing in enumerate(content["annotations"]):
+            at = f"annotation {k + 1} (id {thing.get('id')!r})"
             if thing.get("iscrowd"):  # a region in which nobody counted
                 continue
             x, y, w, h = map(float, thing["bbox"])
             if not (np.isfinite([x, y]).all() and 0 <= w < np.inf and 0 <= h < np.inf):
                 raise ValueError(f"bbox {thing['bbox']}")
-            _, boxes, kinds = entries[thing["image_id"]]
-            boxes.append([x, y, x + w, y + h])
-            kinds.append(index[thing["category_id"]])
-        classes = tuple(str(category["name"]) for category in categories)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is not a COCO file of instances ({error!r}).") from error
-    return classes, list(entries.values())
+            for key, known in (("image_id", entries), ("category_id", categories)):
+                if thing[key] not in known:
+                    raise ValueError(f"{key} {thing[key]!r} is not among the file's own")
+            entries[thing["image_id"]].boxes.append([x, y, x + w, y + h])
+            entries[thing["image_id"]].kinds.append(order.index(thing["category_id"]))
+    except KeyError as error:
+        raise UserError(
+            f"{readable(file)} is not a COCO file of instances: {at} has no {error}."
+        ) from error
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise UserError(f"{readable(file)} is not a COCO file of instances: {at} cannot be read "
+                        f"({readable(error)}).") from error  # fmt: skip
+    return tuple(categories[k] for k in order), list(entries.values())
+
+
+def _in_pixels(entry: Entry, width: int, height: int) -> torch.Tensor:
+    """The boxes (n, 4) of an entry, x1 y1 x2 y2 in pixels of its upright picture of `width` × `height`.
+
+    An annotation's own size tells where it was made on the picture before its EXIF turned it, or at
+    another scale. Raises UserError where neither explains that size.
+    """
+    boxes = torch.tensor(entry.boxes, dtype=torch.float64).reshape(-1, 4)
+    if entry.size is None:
+        return boxes * torch.tensor([width, height, width, height])
+    w, h = entry.size
+    if not entry.boxes or (w, h) in ((0, 0), (width, height)):  # 0: the file does not say
+        if entry.boxes and (w == h or exif_orientation(entry.picture) < 5):
+            _tell_of_a_turn(entry.picture)
+        return boxes
+    if _same_shape((w, h), (width, height)):
+        return boxes * torch.tensor([width / w, height / h] * 2)
+    turn = exif_orientation(entry.picture)
+    if turn < 5 or not _same_shape((h, w), (width, height)):
+        raise UserError(
+            f"{readable(entry.picture)} is {width}×{height} pixels, but its annotations say {w:g}×{h:g}."
+        )
+    x, y = boxes[:, 0::2] / w, boxes[:, 1::2] / h  # shares of the picture before its turn
+    x, y = (1 - y if turn in (6, 7) else y), (1 - x if turn in (7, 8) else x)
+    x, y = x.sort(dim=1).values * width, y.sort(dim=1).values * height
+    return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
+
+
+def _tell_of_a_turn(path: Path) -> None:
+    """Where nothing says on which picture the boxes were drawn."""
+    if exif_orientation(path) != 1:
+        tell_once(
+            "it is turned by its EXIF; its boxes are taken for those of the upright picture.", path
+        )
+
+
+def _same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether one is the other scaled, to within the rounding of a pixel of the smaller one."""
+    small, large = sorted((size, other))
+    scale = large[0] / small[0]
+    return abs(small[1] * scale - large[1]) <= max(scale, 1)
 
 
 def _split(name: str, classes: tuple[str, ...], entries: list[Entry], size: int) -> BoxedPictures:
     """Fit every picture into its square; every tenth is held out."""
-    if len(entries) < 10 or not any(kinds for _, _, kinds in entries):
+    name = readable(name)
+    if len(entries) < 10 or not any(entry.kinds for entry in entries):
         raise UserError(f"{name}: {len(entries)} pictures with "
-                        f"{sum(len(kinds) for _, _, kinds in entries)} boxes; at least 10 pictures "
+                        f"{sum(len(entry.kinds) for entry in entries)} boxes; at least 10 pictures "
                         "and a box are needed.")  # fmt: skip
     images, all_boxes, all_labels = [], [], []
-    for path, boxes, kinds in entries:
-        image, scale = fit(np.asarray(open_picture(path).convert("RGB")), size)
+    for entry in entries:
+        picture = np.asarray(open_picture(entry.picture).convert("RGB"))
+        height, width = picture.shape[:2]
+        image, scale = fit(picture, size)
         images.append(image)
-        scaled = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) * scale
-        scaled = scaled.clamp(0, size)
-        there = (scaled[:, 2:] > scaled[:, :2]).all(dim=1)  # else empty, or outside the picture
-        all_boxes.append(scaled[there])
-        all_labels.append(torch.tensor(kinds, dtype=torch.long)[there])
+        boxes = _in_pixels(entry, width, height)
+        boxes = boxes.clamp(min=0).minimum(torch.tensor([width, height] * 2)) * scale
+        there = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # else empty, or outside the picture
+        all_boxes.append(boxes[there].float())
+        all_labels.append(torch.tensor(entry.kinds, dtype=torch.long)[there])
     stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     test = [k for k in range(len(entries)) if k % 10 == 9]
-    if not any(entries[k][2] for k in test):
-        raise UserError(f"{name}: every tenth picture is held out, and none of these has a box.")
     train = [k for k in range(len(entries)) if k % 10 != 9]
+    seen, held_out = (
+        set(torch.cat([all_labels[k] for k in part]).tolist()) for part in (train, test)
+    )
+    if not held_out:
+        raise UserError(
+            f"{name}: every tenth picture is held out, and none of these has a box inside it."
+        )
+    if not seen:
+        raise UserError(f"{name}: none of the pictures to train on has a box inside it.")
+    for k in sorted(held_out - seen):
+        tell_once(
+            f"The class {classes[k]} occurs in held-out pictures only: it is measured, never learnt."
+        )
 
     def part(rows: list[int]) -> tuple[torch.Tensor, Boxes, Boxes]:
         return stacked[rows], [all_boxes[k] for k in rows], [all_labels[k] for k in rows]
@@ -210,8 +349,8 @@ def draw_boxes(
     import cv2
 
     drawn = np.ascontiguousarray(picture).copy()
-    side, font = max(picture.shape), cv2.FONT_HERSHEY_SIMPLEX
-    thick, size = max(round(side / 400), 1), max(side / 640, 0.4)
+    side = max(picture.shape)
+    thick, size = max(round(side / 400), 1), round(max(side / 24, 11))
     for box, label, score in zip(
         *(found[name].tolist() for name in ("boxes", "labels", "scores")), strict=True
     ):
@@ -220,10 +359,25 @@ def draw_boxes(
         left, top, right, bottom = (round(at / scale) for at in box)
         colour = figures.rgb(figures.CLASS_COLOURS[label % len(figures.CLASS_COLOURS)])
         cv2.rectangle(drawn, (left, top), (right, bottom), colour, thick, cv2.LINE_AA)
-        text = f"{classes[label]} {score:.0%}"
-        (width, height), base = cv2.getTextSize(text, font, size, thick)
-        left, top = min(left, max(picture.shape[1] - width, 0)), max(top - height - base, 0)
-        cv2.rectangle(drawn, (left, top), (left + width, top + height + base), colour, -1)
-        ink = (0, 0, 0) if sum(colour) > 380 else (255, 255, 255)
-        cv2.putText(drawn, text, (left, top + height), font, size, ink, thick, cv2.LINE_AA)
+        text = _label(f"{classes[label]} {score:.0%}", size, colour)
+        height, width = text.shape[:2]
+        left, top = min(left, max(picture.shape[1] - width, 0)), max(top - height, 0)
+        place = drawn[top : top + height, max(left, 0) : left + width]
+        place[:] = text[: place.shape[0], : place.shape[1]]
     return drawn
+
+
+@functools.lru_cache(maxsize=1000)
+def _label(text: str, size: int, colour: tuple[int, int, int]) -> np.ndarray:
+    """A text `size` pixels high on its colour, (H, W, 3) uint8.
+
+    OpenCV before 5 has no letters beyond ASCII.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.truetype(figures.font_file(text), size)
+    *_, right, bottom = font.getbbox(text)
+    picture = Image.new("RGB", (right + 2, max(sum(font.getmetrics()), bottom)), colour)
+    ink = (0, 0, 0) if sum(colour) > 380 else (255, 255, 255)
+    ImageDraw.Draw(picture).text((1, 0), text, ink, font)
+    return np.asarray(picture)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from imagelab.data.photographs import HELD_OUT, TRAINING, photograph
+from imagelab.setup.terminal import progress
 
 LETTERS = {"clock", "page", "text"}  # photographs of signs that could be taken for digits
 BACKGROUNDS = tuple(name for name in TRAINING if name not in LETTERS)
@@ -29,14 +30,12 @@ def draw_scenes(
     (count, 3, size, size) uint8, of each the boxes (n, 4) x1 y1 x2 y2 in pixels around the ink, and the
     labels (n,).
     """
-    from tqdm import tqdm
-
     rng = np.random.default_rng(seed)
     pictures = _photographs(photographs)
     digits, labels = digits[:, 0].cpu().numpy(), labels.cpu()
     images = np.empty((count, size, size, 3), np.uint8)
     all_boxes, all_labels = [], []
-    for image in tqdm(images, desc="drawing scenes", unit="scene", mininterval=0.5):
+    for image in progress(images, "drawing scenes", "scene", keep=True):
         scene = _varied(_background(pictures, rng, size), rng)
         boxes, chosen = [], []
         for _ in range(rng.integers(1, most + 1)):

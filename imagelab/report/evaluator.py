@@ -19,6 +19,7 @@ from torch import nn
 from imagelab.data.datasets import Dataset, random_subset, unit, varied_as_trained_on
 from imagelab.report.results import Result
 from imagelab.setup.runtime import UserError
+from imagelab.setup.terminal import tell_if_silent
 from imagelab.techniques.classifier import DigitCNN, as_unit, digest
 
 MIN_SAMPLES = 300  # a covariance of 128 features needs more samples than that
@@ -73,6 +74,7 @@ class Evaluator:
 
     def scores(self, samples: torch.Tensor) -> Scores:
         """Score the first `n` of uint8 samples (N, C, H, W)."""
+        tell_if_silent(f"Scoring {self.n:,} images.")
         seen = features(self.classifier, samples[: self.n].to(self.real.device))
         density, coverage = density_and_coverage(seen, self.real)
         probabilities = self.classifier.dense2(seen).softmax(dim=1)

@@ -6,8 +6,11 @@ Ito's (2008), which colour-blind readers can tell apart; lines differ in marker 
 
 from __future__ import annotations
 
+import functools
+import re
 import sys
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +19,7 @@ import numpy as np
 import torch
 
 from imagelab.setup.files import atomic_path
+from imagelab.setup.terminal import tell_once
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,6 +39,7 @@ STYLE = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "image.interpolation": "nearest",
+    "text.parse_math": False,  # a $ in a name is a $
 }
 
 
@@ -53,15 +58,67 @@ def new_figure(
 
 
 def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG. Letters that the usual font lacks come from another one that is installed;
+    where none has them, boxes stand for them, which is said once."""
     with atomic_path(path) as temporary:
-        figure.savefig(
-            temporary,
-            dpi=110,
-            format="png",
-            bbox_inches="tight",
-            pad_inches=0.08,
-            metadata={"Software": None},
-        )
+
+        def save() -> set[str]:
+            """The letters that were missing."""
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                figure.savefig(
+                    temporary,
+                    dpi=110,
+                    format="png",
+                    bbox_inches="tight",
+                    pad_inches=0.08,
+                    metadata={"Software": None},
+                )
+            missing = set()
+            for warning in caught:
+                if glyph := re.match(r"Glyph (\d+) .* missing from", str(warning.message)):
+                    missing.add(chr(int(glyph[1])))
+                else:
+                    warnings.warn_explicit(
+                        warning.message, warning.category, warning.filename, warning.lineno
+                    )
+            return missing
+
+        if missing := save():
+            _take_other_font(figure, missing)
+            if missing := save():
+                letters = " ".join(sorted(missing))
+                tell_once(f"No font here has these letters; boxes stand for them: {letters}")
+
+
+def _take_other_font(figure, letters: set[str]) -> None:
+    """Let all texts of a figure look for `letters`, which the usual font lacks, in another one."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.text import Text
+
+    usual = FontProperties().get_family()
+    other = FontProperties(fname=font_file("".join(letters))).get_name()
+    for text in figure.findobj(Text):
+        text.set_fontfamily([*usual, other])
+
+
+@functools.cache
+def font_file(letters: str) -> str:
+    """The file of the first installed font that has most of these letters; the usual one has most."""
+    from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+
+    usual = findfont(FontProperties())
+
+    def lacks(file: str) -> int:
+        known = get_font(file).get_charmap()
+        return sum(ord(letter) not in known for letter in letters if letter.isprintable())
+
+    if lacks(usual) == 0:
+        return usual
+    plain = {font.name for font in fontManager.ttflist if font.style == "normal"
+             and font.weight in (400, "normal") and not font.name.startswith("Last Resort")}  # fmt: skip
+    found = [findfont(FontProperties(family=name)) for name in sorted(plain)]
+    return min([usual, *found], key=lacks)
 
 
 def grid(images: torch.Tensor, columns: int, scale: int = 2, gap: int = 2) -> np.ndarray:

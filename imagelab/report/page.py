@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import functools
-import io
 import json
 import re
 from pathlib import Path
@@ -12,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from imagelab.data.pictures import data_url, webp
 from imagelab.report import playground
-from imagelab.report.results import metric_text, number
+from imagelab.report.results import Result, metric_text, number
 from imagelab.setup.files import atomic_path
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -50,7 +49,7 @@ WORDS = {
 }
 # Figures between 0 and 1 that are shares of something, by their names; those of tables by their columns.
 SHARES = re.compile(
-    r"^(?!.* less ).*(accuracy|coverage|rarest class|confidence|: clean$|FGSM|PGD-|random sign|same L2"
+    r"^(?!.* less ).*(accuracy|coverage|rarest class|surely read|: clean$|FGSM|PGD-|random sign|same L2"
     r"|Gaussian noise|read (as|right)|class (kept|found|read)|share|left out|all four|never seen"
     r"|weight of the image)",
     re.IGNORECASE,
@@ -65,18 +64,46 @@ def write_report(path: Path, root: Path, rows: list[dict[str, Any]], facts: dict
     A demo without results is shown with its error only. Pictures are embedded, large ones as WebP, in
     the order of the demos; those that no longer fit into the limit are named with their path.
     """
-    import jinja2
-
     demos = [_demo(root, row) for row in rows]
     done = {demo["name"]: (demo["source"], demo["result"]) for demo in demos if demo["result"]}
     play = playground.collect(root, done)
-    room = int(MAX_BYTES * max(len(rows) / 4, 1)) - (play.size() if play else 0)
+    room = int(MAX_BYTES * max(len(rows) / 4, 1))
+    if play:  # of its networks the U-Net comes on top: the page may grow for it
+        room -= play.size() - len(play.networks.get("unet", ""))
     for demo in (demo for demo in demos if demo["result"]):
         demo["card"] = card(demo)
-        for entry in demo["result"]["files"]:
-            if entry["featured"]:
-                entry.update(_embed(demo["source"] / entry["path"], room))
-                room -= len(entry["data"])
+        room = _embed_all(demo["result"]["files"], demo["source"], room)
+    page = _template().render(
+        demos=demos, facts=facts, models=model_rows(demos), play=play,
+        plays={panel.demo: panel.name for panel in play.panels} if play else {},
+        script=_text(playground.SCRIPT), style=_text(playground.STYLE),
+    )  # fmt: skip
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+NOTEBOOK_STYLE = """
+.imagelab img { max-width: 100%; height: auto; background: #fff; }
+.imagelab img.pixelated { image-rendering: pixelated; }
+.imagelab figure { margin: 0 0 1rem; }
+.imagelab .scroll { overflow-x: auto; }
+.imagelab .soft, .imagelab figcaption { opacity: .75; }
+"""
+
+
+def notebook_html(result: Result) -> str:
+    """The part of the page on one result, with its pictures in it, as a notebook shows it."""
+    record = result.record()
+    _embed_all(record["files"], result.folder, MAX_BYTES)
+    template = _template()
+    context = template.new_context({"demo": {"name": result.script}, "result": record, "plays": {}})
+    part = "".join(template.blocks["result"](context))
+    return f'<style>{NOTEBOOK_STYLE}</style><div class="imagelab">{part}</div>'
+
+
+def _template():
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
@@ -84,13 +111,7 @@ def write_report(path: Path, root: Path, rows: list[dict[str, Any]], facts: dict
     environment.filters.update(
         number=number, metric=named_metric, cell=cell, short=short, lines=lines, headline=headline
     )
-    page = environment.get_template(TEMPLATE.name).render(
-        demos=demos, facts=facts, models=model_rows(demos), play=play,
-        plays={panel.demo: panel.name for panel in play.panels} if play else {},
-        script=_text(playground.SCRIPT), style=_text(playground.STYLE),
-    )  # fmt: skip
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    return environment.get_template(TEMPLATE.name)
 
 
 def _demo(root: Path, row: dict[str, Any]) -> dict[str, Any]:
@@ -238,12 +259,21 @@ def thumbnail(path: Path) -> str:
         most = width * THUMBNAIL[1] // THUMBNAIL[0]
         picture = picture.crop((0, 0, width, min(height, max(most, 1))))
         picture = ImageOps.contain(picture, THUMBNAIL, Image.Resampling.LANCZOS)
-    return _data_url(_webp([np.asarray(picture)], quality=75), "image/webp")
+    return data_url(webp([np.asarray(picture)], quality=75), "image/webp")
 
 
 # --- pictures -------------------------------------------------------------------------------------
 
 VIDEOS = {".webm": "video/webm", ".mp4": "video/mp4"}
+
+
+def _embed_all(files: list[dict[str, Any]], folder: Path, room: int) -> int:
+    """Put the featured pictures into their entries, while there is room; the bytes that are left."""
+    for entry in files:
+        if entry["featured"]:
+            entry.update(_embed(folder / entry["path"], room))
+            room -= len(entry["data"])
+    return room
 
 
 def _embed(path: Path, room: int) -> dict[str, Any]:
@@ -267,12 +297,8 @@ def _embed(path: Path, room: int) -> dict[str, Any]:
                 smaller, enlarged = _smaller(picture)
                 if len(smaller) < len(raw):
                     raw, kind, shown["pixelated"] = smaller, "image/webp", enlarged
-    data = _data_url(raw, kind)
+    data = data_url(raw, kind)
     return {**shown, "data": data if len(data) <= room else ""}
-
-
-def _data_url(raw: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(raw).decode()}"
 
 
 def _smaller(picture) -> tuple[bytes, bool]:
@@ -286,7 +312,7 @@ def _smaller(picture) -> tuple[bytes, bool]:
     how = {"lossless": True} if times > 1 else {"quality": 84 if len(frames) == 1 else 60}
     if len(frames) > 1:
         how |= {"duration": durations, "loop": 0}
-    return _webp([frame[::times, ::times] for frame in frames], **how), times > 1
+    return webp([frame[::times, ::times] for frame in frames], **how), times > 1
 
 
 def enlargement(picture: np.ndarray) -> int:
@@ -300,14 +326,3 @@ def enlargement(picture: np.ndarray) -> int:
         ):
             return times
     return 1
-
-
-def _webp(frames: list[np.ndarray], **how: Any) -> bytes:
-    from PIL import Image
-
-    first, *others = map(Image.fromarray, frames)
-    buffer = io.BytesIO()
-    if others:
-        how |= {"save_all": True, "append_images": others}
-    first.save(buffer, format="WEBP", **how)
-    return buffer.getvalue()

@@ -298,12 +298,17 @@ function between(a, b, share) {
 
 // --- diffusion -------------------------------------------------------------------------------------
 
-/** x̂₀ from what the network says about x_t; `recipe`: alphaBar, predicts, and its bound on x̂₀. */
+/** x̂₀ from what a network says about x_t: x₀ itself, the noise ε, or v = √ᾱ·ε − √(1 − ᾱ)·x₀. */
+function toX0(predicts, out, x, alphaBar) {
+  const a = Math.sqrt(alphaBar), b = Math.sqrt(1 - alphaBar);
+  if (predicts === "x0") return out;
+  return x.map(predicts === "v" ? (v, i) => a * v - b * out[i] : (v, i) => (v - b * out[i]) / a);
+}
+
+/** x̂₀ from what the MLP says about x_t; `recipe`: alphaBar, predicts, and its bound on x̂₀. */
 function cleanEstimate(net, recipe, x, t) {
-  const a = Math.sqrt(recipe.alphaBar[t]);
-  const b = Math.sqrt(1 - recipe.alphaBar[t]);
-  const out = answer(net, x, t, a);
-  const x0 = recipe.predicts === "x0" ? out : x.map((v, i) => (v - b * out[i]) / a);
+  const out = answer(net, x, t, Math.sqrt(recipe.alphaBar[t]));
+  const x0 = toX0(recipe.predicts, out, x, recipe.alphaBar[t]);
   if (recipe.bound === "tanh") return tanh(x0);
   return recipe.bound === "clip" ? x0.map((v) => clamp(v, -1, 1)) : x0;
 }
@@ -318,6 +323,83 @@ function reverseStep(alphaBar, x, x0, t, noise) {
   const fromX = (Math.sqrt(alpha) * (1 - then)) / (1 - now);
   const sigma = Math.sqrt(((1 - alpha) * (1 - then)) / (1 - now));
   return x.map((v, i) => fromX0 * x0[i] + fromX * v + (t > 0 ? sigma * noise[i] : 0));
+}
+
+/** x̂₀ of x_t at a step {t, alphaBar} for a class, by a U-Net that answers for several classes at once, under
+ * classifier-free guidance (Ho and Salimans 2022): without a class + scale·(with it − without it). */
+async function guidedEstimate(unet, predicts, x, { t, alphaBar }, { label, none, scale }) {
+  const labels = scale === 0 ? [none] : scale === 1 ? [label] : [label, none];
+  const [first, second] = await unet(x, t, labels);
+  const out = second ? first.map((v, i) => second[i] + scale * (v - second[i])) : first;
+  return toX0(predicts, out, x, alphaBar).map((v) => clamp(v, -1, 1));
+}
+
+/** DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) over `steps`, {t, alphaBar} each, from noise x: yields what
+ * the network saw and expected at each, {x, x0, t}. The last x̂₀ is the sample. */
+async function* solved(estimate, steps, x) {
+  const halfLogSnr = (alphaBar) => 0.5 * Math.log(alphaBar / (1 - alphaBar));
+  let before = null, stepBefore = 0;
+  for (const [k, step] of steps.entries()) {
+    const x0 = await estimate(x, step);
+    yield { x, x0, t: step.t };
+    if (k === steps.length - 1) return;
+    const now = step.alphaBar, then = steps[k + 1].alphaBar;
+    const h = halfLogSnr(then) - halfLogSnr(now);
+    const slope = before ? h / (2 * stepBefore) : 0; // the second order: x̂₀ goes on as it went
+    const keep = Math.sqrt((1 - then) / (1 - now)), add = -Math.sqrt(then) * Math.expm1(-h);
+    const last = before ?? x0;
+    x = x.map((v, i) => keep * v + add * ((1 + slope) * x0[i] - slope * last[i]));
+    [before, stepBefore] = [x0, h];
+  }
+}
+
+/** How many of `steps` are still to go along RePaint: `jump` of them up again `repeats` − 1 times wherever a
+ * multiple of `jump` is reached. */
+function repaintLevels(steps, jump, repeats) {
+  const levels = [steps], left = new Map();
+  for (let k = jump; k <= steps - jump; k += jump) left.set(k, repeats - 1);
+  for (let level = steps; level > 0; ) {
+    levels.push(--level);
+    if (!left.get(level)) continue;
+    left.set(level, left.get(level) - 1);
+    for (let k = 0; k < jump; k++) levels.push(++level);
+  }
+  return levels;
+}
+
+/** RePaint (Lugmayr et al. 2022): the image `known` with its `hole` (1 where it is drawn anew) filled along
+ * `levels`. Around the hole each state is the known image with as much noise as belongs there. Yields {x, x0}
+ * after each call of the network; the last x is the picture. `draw` gives normal numbers. */
+async function* repainted(estimate, steps, levels, known, hole, draw) {
+  const at = (level) => steps[steps.length - level]; // with so many steps to go
+  const alphaBar = (level) => (level ? at(level).alphaBar : 1);
+  let x = draw(known.length);
+  for (let k = 1; k < levels.length; k++) {
+    const [now, then] = [alphaBar(levels[k - 1]), alphaBar(levels[k])];
+    if (then < now) {
+      const noise = draw(known.length);
+      x = x.map((v, i) => Math.sqrt(then / now) * v + Math.sqrt(1 - then / now) * noise[i]);
+      continue;
+    }
+    const x0 = await estimate(x, at(levels[k - 1]));
+    const noise = () => (then < 1 ? draw(known.length) : x0); // at the end it is not used
+    const inside = reverseStep([then, now], x, x0, 1, noise());
+    const around = noise();
+    x = inside.map((v, i) => (hole[i] ? v : Math.sqrt(then) * known[i] + Math.sqrt(1 - then) * around[i]));
+    yield { x, x0 };
+  }
+}
+
+/** A U-Net (unet.js) in a Web Worker: a function from x_t, t and classes to a promise of its answers. */
+function inWorker(source, net, facts) {
+  const worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+  const waiting = []; // it answers in the order in which it was asked
+  worker.addEventListener("message", ({ data }) => waiting.shift()(data));
+  worker.postMessage({ net, facts });
+  return (x, t, labels) => new Promise((done) => {
+    waiting.push(done);
+    worker.postMessage({ x, t, labels });
+  });
 }
 
 // --- pictures --------------------------------------------------------------------------------------
@@ -995,6 +1077,153 @@ async function diffusionPanel({ recipes }, { classes, network, reader }, stage) 
   restart();
 }
 
+async function askPanel({ network: key, facts, predicts, steps, noun }, { classes, network, reader, worker }, stage) {
+  const BRUSH = 2.6, FILM = 10; // the brush's radius in pixels; pictures on the strip
+  const LEVELS = repaintLevels(steps.length, 5, 2);
+  const eyes = reader && (await network(reader));
+  const unet = inWorker(worker, await network(key), facts);
+  const state = { label: 0, scale: 1.5, seed: 1, run: null, way: [], total: steps.length, picture: null, hole: new Uint8Array(PIXELS) };
+  const shown = (x) => x.map((v) => (v + 1) / 2);
+  const words = (x0) => {
+    if (!eyes) return "";
+    const found = reading(eyes, shown(x0).map((v) => clamp(v, 0, 1)));
+    return `, read as ${classes[found.best]} (${percent(found.shares[found.best])})`;
+  };
+
+  const asked = choice({ label: "Class", options: classes.map((name, k) => [String(k), name]), value: "0",
+    act: (k) => (state.label = Number(k)) });
+  const guidance = slider({ label: "Guidance", min: 0, max: 8, step: 0.5, value: state.scale,
+    shown: (v) => `${v.toFixed(1)}${{ 0: ", the class is ignored", 1: ", as trained" }[v] ?? ""}`, act: (v) => (state.scale = v) });
+  const tiles = [picture("xₜ"), picture("x̂₀")];
+  const film = Array.from({ length: FILM }, (_, k) => {
+    const tile = picture();
+    const box = make("button", { type: "button", class: "sample", click: () => look(place(k)) }, tile.figure);
+    return { ...tile, box };
+  });
+  const place = (k) => Math.round((k / (FILM - 1)) * (state.total - 1)); // of the strip's pictures among the states
+  const back = slider({ label: "Look back", min: 1, max: steps.length, step: 1, value: 1,
+    shown: (v) => `step ${v} of ${state.total}`, act: (v) => look(v - 1) });
+  const told = make("p", { class: "hint", "aria-live": "polite" });
+
+  /** Shows the state of that number, or the last one there is. */
+  function look(k) {
+    const at = Math.min(k, state.way.length - 1);
+    if (at < 0) return;
+    const { x, x0, t } = state.way[at];
+    paint(tiles[0].canvas, shown(x));
+    paint(tiles[1].canvas, shown(x0));
+    say(tiles[0].words, t === undefined ? "on its way" : `xₜ at t = ${t.toFixed(2)}`);
+    say(tiles[1].words, `x̂₀${words(x0)}`);
+    for (const tile of tiles) tile.canvas.setAttribute("aria-label", tile.words.textContent);
+    back.set(at + 1);
+    film.forEach(({ box }, n) => box.classList.toggle("here", place(n) === at));
+  }
+  /** Makes ready for a way of `total` states. */
+  function empty(total) {
+    Object.assign(state, { way: [], total });
+    back.input.max = total;
+    film.forEach(({ canvas, box }, k) => {
+      paint(canvas, new Float32Array(PIXELS));
+      box.setAttribute("aria-label", `To step ${place(k) + 1} of ${total}`);
+      box.disabled = true;
+    });
+    stopping.disabled = state.run === null;
+  }
+  /** Follows a way of `total` states to its end, unless it is stopped; resolves to its last state or null. */
+  async function follow(way, total) {
+    const run = (state.run = {});
+    empty(total);
+    const began = performance.now();
+    count(stage, 1);
+    say(told, "Drawing …");
+    for await (const now of way) {
+      if (state.run !== run) break;
+      state.way.push(now);
+      look(state.way.length - 1);
+      showBoard();
+      film.forEach(({ canvas, box }, k) => {
+        if (place(k) !== state.way.length - 1) return;
+        paint(canvas, shown(now.x0));
+        box.disabled = false;
+      });
+    }
+    count(stage, -1);
+    if (state.run !== run) return null;
+    state.run = null;
+    const end = state.way.at(-1);
+    say(told, `Done in ${((performance.now() - began) / 1000).toFixed(1)} s${words(end.x0)}.`);
+    return end;
+  }
+  function stop() {
+    state.run = null;
+    say(told, `Stopped after step ${state.way.length} of ${state.total}.`);
+    finish(null);
+  }
+  const request = () => ({ label: state.label, none: classes.length, scale: state.scale });
+  const estimate = (asks) => (x, step) => guidedEstimate(unet, predicts, x, step, asks);
+  async function drawIt() {
+    const way = solved(estimate(request()), steps, normal(state.seed)(PIXELS));
+    finish((await follow(way, steps.length))?.x0);
+  }
+  async function fill() {
+    if (!state.hole.some(Boolean)) return say(told, `Draw a ${noun} and brush over a part of it first.`);
+    const calls = LEVELS.filter((level, k) => level < LEVELS[k - 1]).length;
+    const draw = normal(1000 + state.seed++);
+    const way = repainted(estimate(request()), steps, LEVELS, state.picture, state.hole.slice(), draw);
+    finish((await follow(way, calls))?.x);
+  }
+  /** The drawn picture goes to the board. */
+  function finish(picture) {
+    if (picture) Object.assign(state, { picture, hole: new Uint8Array(PIXELS) });
+    stopping.disabled = state.run === null;
+    showBoard();
+  }
+
+  // The board: what was drawn, to be brushed over with mouse, pen or finger.
+  const board = make("canvas", { width: SIDE, height: SIDE, class: "board", role: "img" });
+  function showBoard() {
+    const brushed = state.hole.some(Boolean);
+    const image = state.picture ? shown(state.picture) : new Float32Array(PIXELS);
+    const inside = state.run && state.way.length ? shown(state.way.at(-1).x0) : image.map(() => NaN);
+    const colour = (v) => (Number.isNaN(v) ? [213, 94, 0] : grey(v));
+    paint(board, image.map((v, i) => (state.hole[i] ? inside[i] : v)), SIDE, colour);
+    board.setAttribute("aria-label", !state.picture ? "An empty board" : `The ${noun}${brushed ? ", partly brushed over" : ""}`);
+  }
+  function brush(event) {
+    const box = board.getBoundingClientRect();
+    const [x, y] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height].map((v) => v * SIDE);
+    mark((row, column) => Math.hypot(column + 0.5 - x, row + 0.5 - y) < BRUSH);
+  }
+  function mark(covers) {
+    if (state.run) return;
+    if (!state.picture) return say(told, `Draw a ${noun} first.`);
+    state.hole.forEach((_, i) => covers(Math.floor(i / SIDE), i % SIDE) && (state.hole[i] = 1));
+    showBoard();
+  }
+  board.addEventListener("pointerdown", (event) => {
+    event.preventDefault();
+    board.setPointerCapture(event.pointerId);
+    brush(event);
+  });
+  board.addEventListener("pointermove", (event) => board.hasPointerCapture(event.pointerId) && brush(event));
+  const halves = [["Upper half", (row) => row < SIDE / 2], ["Right half", (_, column) => column >= SIDE / 2]]
+    .map(([text, covers]) => button(text, () => mark(covers)));
+  const wipe = button("Clear the brush", () => { state.hole.fill(0); showBoard(); });
+  const stopping = button("Stop", stop);
+
+  stage.append(
+    make("div", { class: "ask" },
+      make("div", {}, asked, guidance.row, make("div", { class: "tools" }, button("Draw it", drawIt),
+          button("Other noise", () => { state.seed++; drawIt(); }), stopping), told,
+        make("div", { class: "pair" }, ...tiles.map(({ figure }) => figure)), back.row,
+        make("div", { class: "strip" }, ...film.map(({ box }) => box))),
+      make("div", {}, make("h3", {}, "Fill a part"),
+        make("p", { class: "hint" }, `Draw a ${noun}, brush over a part of it, and have that drawn anew, as the class that is chosen.`),
+        board, make("div", { class: "tools" }, ...halves, wipe, button("Fill it", fill)))));
+  empty(steps.length);
+  showBoard();
+}
+
 async function vaePanel({ network: key, points, labels }, { classes, network, reader }, stage) {
   // Okabe and Ito's colours, lightened where they stand on the dark plane; the mark names the class too.
   const COLOURS = ["#56b4e9", "#ff8c4a", "#3fd0a4", "#e79bc7", "#e69f00", "#8fd0ff", "#ffffff", "#f0e442", "#b9b9b9", "#ff7ba3"];
@@ -1126,7 +1355,9 @@ async function noisePanel({ clean, steps, sigmas, restored }, _, stage) {
 
 // --- the start -------------------------------------------------------------------------------------
 
-const PANELS = { attack: attackPanel, gan: ganPanel, diffusion: diffusionPanel, vae: vaePanel, noise: noisePanel };
+const PANELS = {
+  attack: attackPanel, gan: ganPanel, diffusion: diffusionPanel, ask: askPanel, vae: vaePanel, noise: noisePanel,
+};
 
 function start() {
   const data = JSON.parse(document.getElementById("playground-data").textContent);
@@ -1138,7 +1369,8 @@ function start() {
     }
     return networks.get(name);
   };
-  const shared = { classes: data.classes, reader: data.reader, network };
+  const worker = document.getElementById("unet-worker")?.textContent;
+  const shared = { classes: data.classes, reader: data.reader, network, worker };
   const tabs = [...document.querySelectorAll('#playground [role="tab"]')];
   const built = new Map();
 
@@ -1191,6 +1423,6 @@ function start() {
 // For the tests, and for whoever opens the browser's console.
 globalThis.playground = {
   unpack, networkOf, conv3, maxPool2, dense, classify, reading, inputGradient, moved, attackSigns, pgd, generate,
-  decode, answer, cleanEstimate, reverseStep, uniform, normal, between, framed, inkOf, resized, blurred, psnr, half,
+  decode, answer, toX0, cleanEstimate, reverseStep, guidedEstimate, solved, repaintLevels, repainted, inWorker, uniform, normal, between, framed, inkOf, resized, blurred, psnr, half,
 };
 start();

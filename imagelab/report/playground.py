@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import io
 import json
 import math
 import re
@@ -21,19 +20,22 @@ import numpy as np
 import torch
 
 from imagelab.data.datasets import EMBEDDED, IDX_MD5, Dataset, load_dataset, unit
-from imagelab.data.pictures import read_png
+from imagelab.data.pictures import data_url, read_png, webp
 from imagelab.setup.runtime import UserError
 from imagelab.techniques.classifier import SCRIPT as CLASSIFIER
 from imagelab.techniques.classifier import checkpoint_path
+from imagelab.techniques.diffusion import make_schedule, trailing_steps
 from imagelab.training.checkpoints import load_checkpoint
 
 SCRIPT = Path(__file__).with_name("playground.js")
 STYLE = Path(__file__).with_name("playground.css")
+UNET = Path(__file__).with_name("unet.js")  # runs in a Web Worker
 SHAPE = [1, 28, 28]  # of the images that the panels are made for
 RAW = {"mnist": "MNIST/raw", "fashion-mnist": "FashionMNIST/raw"}  # where under --data-dir
 READING, DRAWING = 10, 6  # bits of its fraction that a float16 keeps: logits need more than eyes
 UNUSABLE = (UserError, OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError)
 DIGITS_A_CLASS, POINTS, DIRECTIONS, LONGEST, CROP = 3, 300, 4, 1000, 192
+STEPS = 20  # of the U-Net's sampling
 
 
 @dataclass
@@ -50,13 +52,14 @@ class Panel:
 
 @dataclass
 class Playground:
-    """All that the page holds of it: panels, and the networks they name, in base64."""
+    """All that the page holds of it: panels, the networks they name, in base64, the worker's script."""
 
     panels: list[Panel] = field(default_factory=list)
     networks: dict[str, str] = field(default_factory=dict)
     tensors: dict[str, list] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     reader: str | None = None
+    worker: str = ""
 
     def add_network(self, name: str, weights: dict[str, torch.Tensor], bits: int) -> str:
         """Pack a network under that name, which is returned."""
@@ -75,7 +78,8 @@ class Playground:
     def size(self) -> int:
         """Bytes of the page that it takes, its script and style included."""
         files = sum(path.stat().st_size for path in (SCRIPT, STYLE))
-        return files + len(self.json().encode()) + sum(map(len, self.networks.values()))
+        texts = [self.json(), self.worker, *self.networks.values()]
+        return files + sum(len(text.encode()) for text in texts)
 
 
 def collect(root: Path, results: dict[str, tuple[Path, dict]]) -> Playground | None:
@@ -84,9 +88,9 @@ def collect(root: Path, results: dict[str, tuple[Path, dict]]) -> Playground | N
     What is missing, damaged, or of images of another shape than the page can draw leaves its panel out.
     """
     play = Playground()
-    for build in (attack, gan, diffusion, vae, noise):
+    for build in (attack, gan, diffusion, ask, vae, noise):
         with contextlib.suppress(*UNUSABLE):
-            play.panels += filter(None, [build(play, root, results)])
+            play.panels.append(build(play, root, results))
     return play if play.panels else None
 
 
@@ -123,15 +127,6 @@ def greys(images: torch.Tensor) -> str:
     return base64.b64encode(images.contiguous().numpy().tobytes()).decode()
 
 
-def webp(picture: np.ndarray, **how: Any) -> str:
-    """A picture (H, W) uint8 as a data URL."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(picture).convert("RGB").save(buffer, format="WEBP", **how)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
 # --- what the panels are made of ------------------------------------------------------------------
 
 
@@ -143,6 +138,15 @@ def held_out(record: dict) -> Dataset | None:
         name in RAW and all((folder / RAW[name] / file).is_file() for file in IDX_MD5[name])
     )
     return load_dataset(name, folder) if there and described.get("shape") == SHAPE else None
+
+
+def run_of(results: dict, demo: str) -> tuple[dict, Dataset]:
+    """The record of a demo and its data; raises LookupError where one of them cannot be had."""
+    record = results[demo][1]
+    data = held_out(record)
+    if data is None:
+        raise LookupError(f"{demo}: its data")
+    return record, data
 
 
 def add_reader(play: Playground, root: Path, record: dict, data: Dataset) -> str | None:
@@ -170,14 +174,12 @@ def noun(data: Dataset) -> str:
 # --- the panels -----------------------------------------------------------------------------------
 
 
-def attack(play: Playground, root: Path, results: dict) -> Panel | None:
+def attack(play: Playground, root: Path, results: dict) -> Panel:
     """Attack a digit: the run's classifier, beside it the one that was trained on attacks."""
-    demo = next((name for name in ("fgsm", "adversarial_training") if name in results), None)
-    data = held_out(results[demo][1]) if demo else None
-    if data is None:
-        return None
+    demo = "fgsm" if "fgsm" in results else "adversarial_training"
+    record, data = run_of(results, demo)
     readers = []
-    if add_reader(play, root, results[demo][1], data):
+    if add_reader(play, root, record, data):
         readers.append({"network": play.reader, "name": "Trained as usual"})
     if "adversarial_training" in results:
         record = results["adversarial_training"][1]
@@ -190,7 +192,7 @@ def attack(play: Playground, root: Path, results: dict) -> Panel | None:
                 name = play.add_network(method, weights, READING)
                 readers.append({"network": name, "name": title})
     if not readers:
-        return None
+        raise LookupError("no classifier")
     play.reader, play.classes = play.reader or readers[0]["network"], data.classes
     chosen = torch.cat([
         (data.test_labels == label).nonzero().flatten()[:DIGITS_A_CLASS]
@@ -209,14 +211,9 @@ def attack(play: Playground, root: Path, results: dict) -> Panel | None:
     )  # fmt: skip
 
 
-def gan(play: Playground, root: Path, results: dict) -> Panel | None:
+def gan(play: Playground, root: Path, results: dict) -> Panel:
     """Walk the GAN's latents: its generator, and the directions in which its first layer moves most."""
-    if "gan_mnist" not in results:
-        return None
-    record = results["gan_mnist"][1]
-    data = held_out(record)
-    if data is None:
-        return None
+    record, data = run_of(results, "gan_mnist")
     saved = trained_on(load_checkpoint(root / "GAN_models/mlp_gan.pth", "gan_mnist"), record)
     weights = saved["ema"] or saved["model"]["generator"]
     add_reader(play, root, record, data)
@@ -235,14 +232,9 @@ def gan(play: Playground, root: Path, results: dict) -> Panel | None:
     )  # fmt: skip
 
 
-def diffusion(play: Playground, root: Path, results: dict) -> Panel | None:
+def diffusion(play: Playground, root: Path, results: dict) -> Panel:
     """Watch diffusion: the recipe that was run, and the literal one if it was trained beside it."""
-    if "mlp_diffusion" not in results:
-        return None
-    record = results["mlp_diffusion"][1]
-    data = held_out(record)
-    if data is None:
-        return None
+    record, data = run_of(results, "mlp_diffusion")
     folder = root / "diffusion_models"
     recipes = [recipe(play, folder / "fast_mlp_diffusion.pth", record)]
     other = "corrected" if recipes[0]["name"] == "literal" else "literal"
@@ -295,14 +287,38 @@ def time_embedding(T: int, size: int) -> torch.Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
-def vae(play: Playground, root: Path, results: dict) -> Panel | None:
+def ask(play: Playground, root: Path, results: dict) -> Panel:
+    """Ask for a digit: the U-Net that is told the class, and ᾱ at the steps of its sampling."""
+    record, data = run_of(results, "unet_diffusion")
+    path = root / "study_models/unet_diffusion/unet.pth"
+    saved = trained_on(load_checkpoint(path, "unet_diffusion"), record)
+    config, weights = saved["config"], saved["ema"] or saved["model"]["unet"]
+    if config["attention"]:
+        raise LookupError("unet.js has no attention")
+    schedule = make_schedule(config["schedule"], config["T"])
+    times = trailing_steps(config["T"], min(STEPS, config["T"]))
+    add_reader(play, root, record, data)
+    play.classes, play.worker = data.classes, UNET.read_text(encoding="utf-8")
+    what, millions = noun(data), sum(value.numel() for value in weights.values()) / 1e6
+    return Panel(
+        "ask", f"Ask for a {what}",
+        f"The U-Net of {millions:.1f} million weights that this run trained draws the class that is "
+        f"asked for, from noise, in {len(times)} steps. Guidance exaggerates what the class changes in "
+        "its answer; what you brush over in the picture, it draws again.",
+        "draw a class with a guidance of 0, which ignores the class, and again with 1.5 from the same "
+        "noise.",
+        "unet_diffusion",
+        {"network": play.add_network("unet", weights, DRAWING), "noun": what,
+         "facts": {"levels": len(config["widths"]), "blocks": config["blocks"],
+                   "fold": config["fold"], "side": SHAPE[1]},
+         "predicts": config["prediction"],
+         "steps": [{"t": t / config["T"], "alphaBar": schedule.alpha_bar[t].item()} for t in times]},
+    )  # fmt: skip
+
+
+def vae(play: Playground, root: Path, results: dict) -> Panel:
     """The VAE's plane: the decoder of two latent numbers, and where held-out images lie."""
-    if "vae" not in results:
-        return None
-    record = results["vae"][1]
-    data = held_out(record)
-    if data is None:
-        return None
+    record, data = run_of(results, "vae")
     saved = trained_on(load_checkpoint(root / "study_models/vae/latent_2.pth", "vae"), record)
     weights = saved["model"]["vae"]
     add_reader(play, root, record, data)
@@ -322,23 +338,21 @@ def vae(play: Playground, root: Path, results: dict) -> Panel | None:
     )  # fmt: skip
 
 
-def noise(play: Playground, root: Path, results: dict) -> Panel | None:
+def noise(play: Playground, root: Path, results: dict) -> Panel:
     """A noisy picture: the steps of diffusion_demo.py, and every step restored where it left that."""
-    if "diffusion_demo" not in results:
-        return None
     folder, record = results["diffusion_demo"]
     captions = {entry["path"]: entry["caption"] for entry in record["files"]}
     steps = [name for name in captions if re.fullmatch(r"step_\d+\.png", name)]
     if not steps:
-        return None
-    pictures = {"clean": webp(middle(first_frame(folder / "whole_way.gif")), lossless=True)}
-    pictures["steps"] = [webp(middle(read_png(folder / name)), lossless=True) for name in steps]
+        raise LookupError("no steps")
+    pictures = {"clean": shown(first_frame(folder / "whole_way.gif"), lossless=True)}
+    pictures["steps"] = [shown(read_png(folder / name), lossless=True) for name in steps]
     sigmas = [float(re.search(r"σ = (\d+(?:\.\d+)?)", captions[name])[1]) for name in steps]
     restored: dict[str, list[str]] = {}
     for name in captions:
         found = re.fullmatch(r"restored_\d+_(.+)\.png", name)
         if found:
-            picture = webp(middle(read_png(folder / name)), quality=80)
+            picture = shown(read_png(folder / name), quality=80)
             restored.setdefault(found[1].replace("_", " "), []).append(picture)
     restored = {name: made for name, made in restored.items() if len(made) == len(steps)}
     filters = "the blur, or another filter," if restored else "the blur"
@@ -350,6 +364,11 @@ def noise(play: Playground, root: Path, results: dict) -> Panel | None:
         "first step, where as much blur does harm.",
         "diffusion_demo", {**pictures, "sigmas": sigmas, "restored": restored},
     )  # fmt: skip
+
+
+def shown(picture: np.ndarray, **how: Any) -> str:
+    """The middle of a grey picture as a data URL."""
+    return data_url(webp([middle(picture)], **how), "image/webp")
 
 
 def middle(picture: np.ndarray) -> np.ndarray:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import sys
 import textwrap
 import time
 from dataclasses import asdict, dataclass, field
@@ -17,6 +19,8 @@ from imagelab.report import figures
 from imagelab.setup.files import atomic_path, claim
 from imagelab.setup.runtime import machine, versions
 from imagelab.setup.settings import Settings, plain
+from imagelab.setup.terminal import as_utf8, is_terminal, tell_if_silent, wrapped
+from imagelab.setup.terminal import columns as terminal_columns
 from imagelab.training import distributed
 
 if TYPE_CHECKING:
@@ -39,9 +43,12 @@ class Metric:
     interval: tuple[float, float] | None = None
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
-    """What `run(config)` returns. Paths in `files` are relative to `folder`."""
+    """What `run(config)` returns. Paths in `files` are relative to `folder`.
+
+    A notebook shows it as its pictures and figures.
+    """
 
     script: str
     title: str
@@ -80,6 +87,7 @@ class Result:
 
         Files that are not `featured` stay out of the report: single frames, raw grids.
         """
+        tell_if_silent(f"Making {name}.")
         self.files.append({"path": name, "caption": caption, "featured": featured})
         return self.folder / name
 
@@ -114,27 +122,40 @@ class Result:
         """
         self.seconds = time.perf_counter() - self.started
         self.learned = " ".join(lessons)
-        record = {k: v for k, v in asdict(self).items() if k not in ("started", "exit_status")}
-        record["folder"] = self.folder.name
-        record["versions"] = versions()
-        write_json(self.folder / "results.json", record)
+        write_json(self.folder / "results.json", {**self.record(), "versions": versions()})
         return self
+
+    def record(self) -> dict[str, Any]:
+        """What `results.json` says of the run, but for the versions."""
+        record = {k: v for k, v in asdict(self).items() if k not in ("started", "exit_status")}
+        return _jsonable({**record, "folder": self.folder.name})
+
+    def __repr__(self) -> str:
+        figures, pictures = len(self.metrics), len(self.pictures())
+        return f"<Result of {self.script}: {figures} figures, {pictures} pictures in {self.folder}>"
+
+    def _repr_html_(self) -> str:
+        from imagelab.report.page import notebook_html
+
+        return notebook_html(self)
 
     def print_summary(self) -> None:
         for table in self.tables:
-            print("\n" + table["caption"])
+            print("\n" + wrapped(table["caption"]))
             print(text_table(table["columns"], table["rows"]))
         if self.metrics:
             print()
             rows = [[name, metric_text(asdict(m)), m.n] for name, m in self.metrics.items()]
             print(text_table(["figure", "value", "n"], rows))
         if self.learned:
-            print("\n" + textwrap.fill(self.learned, 100))
+            print("\n" + wrapped(self.learned))
         took = f"{self.seconds:.0f} s, " if self.seconds else ""  # 0: nothing was measured
         print(f"\n{took}seed {self.seed}, {self.device}. Look at:")
         for entry in self.files:
             if entry["featured"]:
-                print(f"  {self.folder / entry['path']}  {entry['caption']}")
+                print(
+                    wrapped(f"  {self.folder / entry['path']}  {entry['caption']}", indent=" " * 6)
+                )
 
 
 def start_result(
@@ -203,17 +224,34 @@ def number(value: Any) -> str:
 
 
 def text_table(columns: list[str], rows: list[list[Any]]) -> str:
-    """Columns aligned for a terminal: the first to the left, numbers to the right."""
+    """Columns aligned for a terminal: the first to the left, numbers to the right.
+
+    What is too wide for the terminal breaks at words, within its column.
+    """
     cells = [[str(c) for c in columns]] + [[number(c) for c in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    words = [
+        max(len(word) for row in cells for word in [*row[i].split(), ""])
+        for i in range(len(columns))
+    ]
+    room = terminal_columns() - 2 * (len(columns) - 1) if is_terminal(sys.stdout) else math.inf
+    while sum(widths) > room and widths != words:
+        widest = max(range(len(widths)), key=lambda i: (widths[i] > words[i], widths[i]))
+        widths[widest] -= 1
     numeric = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(columns))]
-    return "\n".join(
-        "  ".join(
-            c.rjust(w) if right else c.ljust(w)
-            for c, w, right in zip(row, widths, numeric, strict=True)
-        ).rstrip()
-        for row in cells
-    )
+    lines = []
+    for row in cells:
+        parts = [
+            textwrap.wrap(c, max(w, 1), break_on_hyphens=False)
+            for c, w in zip(row, widths, strict=True)
+        ]
+        for line in itertools.zip_longest(*parts, fillvalue=""):
+            aligned = (
+                c.rjust(w) if right else c.ljust(w)
+                for c, w, right in zip(line, widths, numeric, strict=True)
+            )
+            lines.append("  ".join(aligned).rstrip())
+    return "\n".join(lines)
 
 
 def write_json(path: Path, contents: Any) -> None:
@@ -224,11 +262,11 @@ def write_json(path: Path, contents: Any) -> None:
 
 
 def _jsonable(value: Any) -> Any:
-    """JSON knows no NaN or infinity, and no paths."""
+    """JSON knows no NaN or infinity, no paths, and no bytes that are not UTF-8."""
     if isinstance(value, dict):
-        return {str(k): _jsonable(v) for k, v in value.items()}
+        return {as_utf8(str(k)): _jsonable(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_jsonable(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return str(value) if isinstance(value, Path) else value
+    return as_utf8(str(value)) if isinstance(value, Path | str) else value

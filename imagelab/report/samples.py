@@ -25,6 +25,7 @@ from imagelab.report.evaluator import (
 from imagelab.report.results import Result, start_result
 from imagelab.setup.files import atomic_path
 from imagelab.setup.runtime import Stopwatch
+from imagelab.setup.terminal import tell_if_silent
 from imagelab.techniques.classifier import trained_classifier
 from imagelab.training.loop import Training
 
@@ -38,6 +39,7 @@ TRACKED = 2000  # samples, at most, that are scored along a training
 @contextlib.contextmanager
 def clocked(result: Result, n: int) -> Iterator[None]:
     """How long each of the `n` samples took that are drawn inside the block, as a metric."""
+    tell_if_silent(f"Drawing {n:,} samples.")
     with Stopwatch() as watch:
         yield
     result.add_metric(
@@ -45,9 +47,12 @@ def clocked(result: Result, n: int) -> Iterator[None]:
     )
 
 
-def write_grid(path: Path, images: torch.Tensor) -> None:
-    """The first hundred of `images` (N, C, H, W) uint8, ten by ten."""
-    write_png(path, figures.grid(images[:GRID], columns=10))
+def write_grid(path: Path, images: torch.Tensor, training: Training | None = None) -> None:
+    """The first hundred of `images` (N, C, H, W) uint8, ten by ten; also where `training` is watched."""
+    sheet = figures.grid(images[:GRID], columns=10)
+    write_png(path, sheet)
+    if training is not None:
+        training.show_picture("samples", sheet)
 
 
 def samples_to_draw(config, data: Dataset) -> int:
@@ -142,10 +147,18 @@ def plot_logged(
 
 
 def report_samples(
-    result: Result, samples: torch.Tensor, evaluator: Evaluator | None, data: Dataset
+    result: Result,
+    samples: torch.Tensor,
+    evaluator: Evaluator | None,
+    data: Dataset,
+    training: Training | None = None,
 ) -> Scores | None:
-    """Enter a model's samples into its result: grid, scores, class histogram, nearest neighbours."""
-    write_grid(result.add_file("samples.png", "Samples of the trained model, not picked."), samples)
+    """Enter a model's samples into its result: grid, scores, class histogram, nearest neighbours.
+
+    The grid is also shown where `training`, which ends with it, is watched.
+    """
+    path = result.add_file("samples.png", "Samples of the trained model, not picked.")
+    write_grid(path, samples, training)
     real = result.add_file("real.png", "Training images, to compare with.")
     rows = random_subset(len(data.images), GRID, "real grid").to(data.images.device)
     write_grid(real, data.images[rows])

@@ -9,17 +9,24 @@ raised again every second until somebody has `heard` it.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 ROOT = Path(__file__).resolve().parents[2]
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Questions that need no torch, with tyro's own for tab completion.
+ANSWERED_AT_ONCE = {"-h", "--help", "--list", "--tyro-print-completion", "--tyro-write-completion"}
+MISSED = (ImportError, NameError, AttributeError)  # what a missing module leads to
+FEW = 8  # choices that --help spells out
 _asked: KeyboardInterrupt | None = None
+_answering = False
 
 
 def heard() -> None:
@@ -67,12 +74,6 @@ def _is_a_script_of_ours() -> bool:
     return Path(main).resolve().parent in (ROOT, ROOT / "studies", ROOT / "benchmarks")
 
 
-if (
-    _is_a_script_of_ours()
-):  # else it is somebody's notebook, or a test, and their signals are theirs
-    _listen(_leave)
-
-
 def command_line(
     config_class: type,
     run: Callable[[Any], Any],
@@ -86,27 +87,20 @@ def command_line(
 
     Exit status: 0 done, 1 a demo failed or a fault of ours, 2 wrong input, 130 Ctrl-C, 143 SIGTERM.
     """
-    import tyro
-
     from imagelab.setup.files import give_back
     from imagelab.setup.runtime import explain
 
     before, sys.unraisablehook = _listen(_ask), _tell_unless_asked
-    for stream in (sys.stdout, sys.stderr):  # where the terminal lacks a letter, print '?' instead
-        stream.reconfigure(errors="replace")
+    # Where the terminal lacks a letter, print '?' instead. Lines of both come in their order in a file.
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace", line_buffering=True)
     script, arguments = Path(sys.argv[0]).name, sys.argv[1:]
     if arguments and arguments[0] in (commands or {}):
         config_class, run = commands[arguments[0]]
         script, description = f"{script} {arguments[0]}", config_class.__doc__
-        arguments = arguments[1:]
+        arguments, commands = arguments[1:], None
     try:
-        config = tyro.cli(
-            config_class,
-            prog=script,
-            args=arguments,
-            description=description,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+        config = parsed(config_class, script, description, arguments, tuple(commands or ()))
         result = run(config)
         if _asked is not None:  # within the last second, and lost
             raise _asked
@@ -117,16 +111,18 @@ def command_line(
             result.show()
         sys.exit(result.exit_status)
     except (KeyboardInterrupt, Exception) as error:
+        if _answering and isinstance(error, MISSED):
+            raise  # then the script goes on with torch
         # What a library makes of a KeyboardInterrupt may be another error.
         stop = error if isinstance(error, KeyboardInterrupt) else _asked
         heard()
         if stop is not None:
-            print(f"\n{script}: {str(stop) or 'stopped.'}", file=sys.stderr)
+            _complain(f"{script}: {str(stop) or 'stopped.'}", start="\n")
             sys.exit(143 if getattr(stop, "terminated", False) else 130)
         if "--debug" in sys.argv[1:]:
             traceback.print_exc()
         sentence, status = explain(error)
-        print(f"{script}: {sentence}", file=sys.stderr)
+        _complain(f"{script}: {sentence}")
         sys.exit(status)
     finally:
         heard()
@@ -134,3 +130,104 @@ def command_line(
         for number, handler in before.items():
             signal.signal(number, handler)
         sys.unraisablehook = sys.__unraisablehook__
+
+
+def _complain(sentence: str, start: str = "") -> None:
+    """On stderr; one line where that is no terminal."""
+    from imagelab.setup.terminal import is_terminal, wrapped
+
+    print(start + (wrapped(sentence) if is_terminal(sys.stderr) else sentence), file=sys.stderr)
+
+
+# --- the arguments --------------------------------------------------------------------------------
+
+
+def parsed(
+    config_class: type, script: str, description: str, arguments: list[str], commands=()
+) -> Any:
+    """The settings that `arguments` ask for; --help, and what tyro refuses, end the process.
+
+    Raises UserError for a value outside a setting's choices, and for a word that is no command.
+    """
+    import tyro
+
+    from imagelab.setup.settings import unknown
+    from imagelab.setup.terminal import wrapped
+
+    if commands and arguments and not arguments[0].startswith("-"):
+        raise unknown("command", arguments[0], commands)
+    _refuse_no_choice(config_class, arguments)
+    if {"-h", "--help"}.intersection(arguments):
+        print(wrapped(description), end="\n\n")
+    settings, registry = _told(config_class), tyro.constructors.ConstructorRegistry()
+    registry.struct_rule(lambda info: settings if info.type is config_class else None)
+    return tyro.cli(
+        config_class,
+        prog=script,
+        args=arguments,
+        description="",
+        config=(tyro.conf.FlagCreatePairsOff,),
+        registry=registry,
+    )
+
+
+def _told(config_class: type):
+    """What tyro makes of the settings, for a better `--help`.
+
+    The script's own come first, then what it has in common with more and more others. What is empty
+    unless it is given needs no word on that. Many choices are left to --list. Lines break where the
+    terminal's do.
+    """
+    import tyro
+
+    info = tyro.constructors.StructTypeInfo.make(config_class, tyro.MISSING_NONPROP, False)
+    spec = tyro.constructors.ConstructorRegistry.get_struct_spec(info)
+    stated = [inspect.get_annotations(kind) for kind in config_class.__mro__]
+
+    def better(field):
+        name = "NAME [NAME ...]" if len(_literals(field.type)) > FEW else None
+        empty = field.default is None or field.default is False or field.default == ()
+        hint = "" if empty else None
+        marks = tyro.conf.arg(metavar=name, help_behavior_hint=hint)
+        kind = Annotated[field.type, marks]
+        kind = tyro.conf.DisallowNone[kind] if field.default is None else kind
+        return replace(field, type=kind, helptext=" ".join(field.helptext().split()))
+
+    def distance(field):
+        return [field.name in names for names in stated].index(True)
+
+    return replace(spec, fields=tuple(map(better, sorted(spec.fields, key=distance))))
+
+
+def _refuse_no_choice(config_class: type, arguments: list[str]) -> None:
+    """tyro names what there is to choose from, all of it; this names what may have been meant."""
+    from imagelab.setup.settings import option, unknown
+
+    hints = get_type_hints(config_class)
+    choices = {option(name): _literals(hint) for name, hint in hints.items()}
+    asked = ""
+    for word in arguments:
+        if word.startswith("--"):
+            asked, _, word = word.replace("_", "-").partition("=")
+        known = choices.get(asked)
+        if known and word and word not in known:
+            raise unknown(asked, word, known)
+
+
+def _literals(hint) -> tuple[str, ...]:
+    """What a type leaves to choose from, also as `Name | None` and `tuple[Name, ...]`; () for others."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return tuple(word for part in get_args(hint) for word in _literals(part))
+
+
+if (
+    _is_a_script_of_ours()
+):  # else it is somebody's notebook, or a test, and their signals are theirs
+    _listen(_leave)
+    if ANSWERED_AT_ONCE.intersection(sys.argv[1:]):
+        from imagelab.setup import without_torch
+
+        _answering = True
+        without_torch.answer(sys.modules["__main__"], ROOT)
+        _answering = False

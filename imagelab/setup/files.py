@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from imagelab.setup.runtime import UserError
+from imagelab.setup.terminal import readable
 
 _claimed: dict[Path, FileLock] = {}
 
@@ -49,14 +50,29 @@ def give_back() -> None:
         _claimed.popitem()[1].release()
 
 
+def keep_apart(output: Path, *sources: Path | str) -> None:
+    """Raises UserError where `output` is one of `sources`, or a link to what is not there."""
+    if output.is_symlink() and not output.exists():
+        raise UserError(
+            f"{readable(output)} is a link to {readable(os.readlink(output))}, which is not there."
+        )
+    for source in map(Path, sources):
+        if output.exists() and source.exists() and output.samefile(source):
+            raise UserError(
+                f"{readable(output)} is what is to be looked at: choose another --output."
+            )
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to `path` when the block ends without an error.
 
     The folder is made if need be. Whatever happens inside the block, `path` holds either what it
-    held before or all that was written; two runs that write one file do not mix.
+    held before or all that was written; two runs that write one file do not mix. Raises UserError
+    where `path` is a link to what is not there, perhaps on a disk that is not mounted.
     """
     path = Path(path)
+    keep_apart(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = None
     try:

@@ -91,9 +91,23 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+_float32_alone = False
+
+
+@contextlib.contextmanager
+def in_float32() -> Iterator[None]:
+    """No `autocast` inside the block: for networks that are to run elsewhere."""
+    global _float32_alone
+    before, _float32_alone = _float32_alone, True
+    try:
+        yield
+    finally:
+        _float32_alone = before
+
+
 def autocast(device: torch.device) -> AbstractContextManager:
     """bfloat16 autocast where the hardware is made for it, else float32 as it stands."""
-    if has_fast_bfloat16(device):
+    if has_fast_bfloat16(device) and not _float32_alone:
         return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()
 

@@ -6,12 +6,18 @@ its fields and the line below each of them into `--help`.
 
 from __future__ import annotations
 
+import difflib
 import math
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Self, get_args, get_type_hints
 
 from imagelab.setup.runtime import UserError
+
+DATASETS = ("auto", "mnist-5k", "textures", "mnist", "fashion-mnist", "cifar10")
 
 
 @dataclass(frozen=True)
@@ -27,27 +33,39 @@ class Limits:
         return f"must lie between {self.low:g} and {self.high:g}"
 
 
+class There:
+    """A path that must be there when it is given."""
+
+
 Count = Annotated[int, Limits(1)]
 Fraction = Annotated[float, Limits(0, 1)]
 Rate = Annotated[float, Limits(1e-12, 1e3)]
+InputFile = Annotated[Path, There()]
+# The packages that write a file of --export and read it again, by its suffix.
+EXPORTED = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".safetensors": ("safetensors",)}
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Settings that refuse, in a sentence, values outside the limits beside their types."""
+    """Settings that refuse, in a sentence, values outside the limits beside their types, and files that
+    are not there: before anything is read. A path may be given as a string."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self), include_extras=True)
         for name, default in ((f.name, f.default) for f in fields(self)):
             given = getattr(self, name)
+            if isinstance(given, str) and _takes_a_path(hints[name]):
+                object.__setattr__(self, name, Path(given))  # the class is frozen
             if given == () and default != ():
                 raise UserError(f"{option(name)} must be followed by a value.")
             for value in given if isinstance(given, tuple) else (given,):
                 if isinstance(value, float) and not math.isfinite(value):
                     raise UserError(f"{option(name)} must be a finite number, not {value}.")
-                for limits in _limits(hints[name]) if value is not None else ():
-                    if not limits.low <= value <= limits.high:
-                        raise UserError(f"{option(name)} {limits.sentence()}, not {value}.")
+                for mark in _marks(hints[name]) if value is not None else ():
+                    if isinstance(mark, There) and not Path(value).exists():
+                        raise UserError(f"{option(name)}: there is no file {value}.")
+                    if isinstance(mark, Limits) and not mark.low <= value <= mark.high:
+                        raise UserError(f"{option(name)} {mark.sentence()}, not {value}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +90,10 @@ class RunSettings(Common):
     quick: bool = False
     """A run of seconds that still does every step, with smaller numbers in place of the defaults; its
     pictures are no measure of the method."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_unwritable("output_dir", self.output_dir)
 
     def quickened(self, **changes) -> Self:
         """These settings, with `changes` in place of what is at its default, where --quick was asked
@@ -101,9 +123,43 @@ class DataSettings(Settings):
     data_dir: Path = Path("data")
     """Where downloaded data sets lie."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_unknown_dataset(self.dataset)
+
 
 @dataclass(frozen=True)
-class ResumableSettings(Settings):
+class BoardSettings(Checked):
+    """What every training that can be watched understands."""
+
+    tensorboard: bool = False
+    """Also write losses and sample grids for TensorBoard, into tensorboard/ beside the checkpoint."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tensorboard:
+            need("--tensorboard", ["tensorboard"])
+
+
+@dataclass(frozen=True)
+class ExportSettings(Checked):
+    """What every script understands whose network is of use elsewhere."""
+
+    export: Path | None = None
+    """Also write the trained network into this file: .onnx, which onnxruntime and others run, or
+    .safetensors, its weights alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.export is not None:
+            if self.export.suffix not in EXPORTED:
+                suffixes = " or ".join(EXPORTED)
+                raise UserError(f"--export must end in {suffixes}, not {self.export.name!r}.")
+            need(f"--export {self.export.name}", EXPORTED[self.export.suffix])
+
+
+@dataclass(frozen=True)
+class ResumableSettings(BoardSettings, Settings):
     """What every training understands besides."""
 
     resume: bool = False
@@ -127,6 +183,8 @@ class TrainingSettings(ResumableSettings, DataSettings):
             raise UserError("--resume trains and --sample-only does not: choose one of them.")
         if self.samples_file is not None and self.samples_file.suffix != ".npz":
             raise UserError(f"--samples-file must end in .npz, not {self.samples_file.name!r}.")
+        if self.samples_file is not None:
+            refuse_unwritable("samples_file", self.samples_file.parent)
 
 
 @dataclass(frozen=True)
@@ -138,11 +196,53 @@ class SamplingSettings(TrainingSettings):
     held-out images to compare them with."""
 
 
-def _limits(hint) -> list[Limits]:
-    """The limits in a type's annotations, also in those of `Count | None` and `tuple[Count, ...]`."""
+def _marks(hint) -> list[Limits | There]:
+    """The marks in a type's annotations, also in those of `Count | None` and `tuple[Count, ...]`."""
     if hasattr(hint, "__metadata__"):
-        return [limits for limits in hint.__metadata__ if isinstance(limits, Limits)]
-    return [limits for part in get_args(hint) for limits in _limits(part)]
+        return [mark for mark in hint.__metadata__ if isinstance(mark, Limits | There)]
+    return [mark for part in get_args(hint) for mark in _marks(part)]
+
+
+def refuse_unwritable(name: str, folder: Path) -> None:
+    """Raise UserError where the option `name` asks for a folder that cannot be made or written into."""
+    folder = Path(folder).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{option(name)}: {there} is not a folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{option(name)}: nothing can be written into {there}.")
+
+
+def refuse_unknown_dataset(name: str) -> None:
+    """Raise UserError for a --dataset that is no name of ours, and for a folder that is not there."""
+    if name.startswith("folder:"):
+        if not Path(name.removeprefix("folder:")).expanduser().is_dir():
+            raise UserError(f"--dataset {name}: there is no such folder.")
+    elif name not in DATASETS:
+        raise unknown("--dataset", name, DATASETS, "folder:PATH")
+
+
+def unknown(what: str, word: str, known: Sequence[str], *more: str) -> UserError:
+    """That `what` (an option, say) knows no such word, with those of `known` that may have been meant;
+    where none is near, with all of them and `more`."""
+    near = [name for name in known if len(word) > 1 and word.lower() in name]
+    near = near or difflib.get_close_matches(word.lower(), known)
+    if near:
+        hint = f"Perhaps you meant {' or '.join(near)}?"
+    else:
+        hint = f"Choose one of {', '.join([*known, *more])}."
+    return UserError(f"Unknown {what} {word!r}. {hint}")
+
+
+def _takes_a_path(hint) -> bool:
+    return hint is Path or any(map(_takes_a_path, get_args(hint)))
+
+
+def need(what: str, packages: Iterable[str]) -> None:
+    """Raise UserError unless the packages are installed that `what` the user asked for takes."""
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise UserError(f"{what} needs what is not installed: pip install {' '.join(missing)}")
 
 
 def option(name: str) -> str:

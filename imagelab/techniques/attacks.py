@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from imagelab.setup.runtime import autocast, in_eval_mode
+from imagelab.setup.terminal import progress
 
 PORTION = 250  # images at a time: what fits a processor's cache
 FOOLED = 1e6  # added to the score of an attack that succeeds: more than any loss
@@ -56,7 +57,7 @@ def pgd(
                 if start is None:
                     x = x + random_in_ball(x, epsilon, norm, rng)
                 x = project(x, centre, epsilon, norm)
-                for _ in range(steps):
+                for _ in progress(range(steps), "attack", "step"):
                     gradient = direction * _gradient(model, x, label)
                     x = project(x + alpha * steepest(gradient, norm), centre, epsilon, norm)
                 reached = attack_score(model, x, label, targeted)

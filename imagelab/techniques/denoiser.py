@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
+from imagelab.setup import terminal
 from imagelab.setup.runtime import UserError, autocast
 from imagelab.training.checkpoints import load_checkpoint, load_weights
 
@@ -105,7 +105,7 @@ def restore(
     """
     restored = np.empty_like(picture)
     parts = list(tiles(*picture.shape[:2], margin=model.reach))
-    for inner, outer in tqdm(parts, desc="denoise", unit="tile", disable=not progress):
+    for inner, outer in terminal.progress(parts, "denoising", "tile", hidden=not progress):
         top, left = inner[0].start - outer[0].start, inner[1].start - outer[1].start
         tile = _restore_tile(model, picture[outer], sigma)
         height, width = inner[0].stop - inner[0].start, inner[1].stop - inner[1].start

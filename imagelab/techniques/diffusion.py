@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 
 from imagelab.setup.runtime import UserError
+from imagelab.setup.terminal import progress
 
 Estimate = Callable[[torch.Tensor, int], torch.Tensor]  # x_t (B, ...) and t to x̂₀ (B, ...)
 Noise = Callable[[], torch.Tensor]  # standard normal numbers, shaped like x
 States = Iterator[tuple[int, torch.Tensor]]  # (steps of noise that are left, x)
 Prediction = Literal["eps", "x0", "v"]
 Sampler = Literal["ddpm", "ddim", "dpm-solver"]
+ScheduleName = Literal["cosine", "linear", "zero-terminal-snr"]
 
 
 class Schedule:
@@ -107,6 +109,14 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     return Schedule(1 - alpha_bar / F.pad(alpha_bar[:-1], (1, 0), value=1.0))
 
 
+def make_schedule(kind: ScheduleName, T: int) -> Schedule:
+    """The schedule of that name; the linear one's betas are those of T = 1000, scaled to this T."""
+    if kind == "cosine":
+        return cosine_schedule(T)
+    linear = linear_schedule(T, rescaled=True)
+    return linear if kind == "linear" else zero_terminal_snr(linear)
+
+
 # --- what a network may predict -------------------------------------------------------------------
 
 
@@ -156,7 +166,8 @@ def ddim(
     """
     yield len(schedule), x
     times = trailing_steps(len(schedule), steps)
-    for t, s in zip(times, [*times[1:], -1], strict=True):
+    ways = list(zip(times, [*times[1:], -1], strict=True))
+    for t, s in progress(ways, "sampling", "step"):
         now, then = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item() if s >= 0 else 1.0
         x = ddim_step(estimate(x, t), x, now, then, eta, noise)
         yield s + 1, x
@@ -180,7 +191,8 @@ def dpm_solver(schedule: Schedule, estimate: Estimate, x: torch.Tensor, steps: i
     yield len(schedule), x
     times = trailing_steps(len(schedule), steps)
     before, h_before = None, 0.0
-    for t, s in zip(times, [*times[1:], -1], strict=True):
+    ways = list(zip(times, [*times[1:], -1], strict=True))
+    for t, s in progress(ways, "sampling", "step"):
         now, then = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item() if s >= 0 else 1.0
         x0 = estimate(x, t)
         if s < 0:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from imagelab.setup.runtime import UserError
+from imagelab.training.checkpoints import check_finite
 
 
 class Normalised(nn.Module):
@@ -69,10 +70,11 @@ def trained(network: nn.Module, name: str, source, weights: Path | None) -> nn.M
         if weights is None:
             state = source.get_state_dict(progress=True, check_hash=True)
         else:
+            if not Path(weights).is_file():  # a folder, or a pipe, which would be waited for
+                raise UserError(f"There is no weights file {weights}: {how}.")
             state = torch.load(weights, map_location="cpu", weights_only=True)
+            check_finite(state, weights)
         network.load_state_dict(state)
-    except FileNotFoundError as error:
-        raise UserError(f"There is no weights file {weights}: {how}.") from error
     except (
         OSError,
         RuntimeError,

@@ -44,7 +44,7 @@ def load_checkpoint(path: Path, script: str, device: torch.device | str = "cpu")
     """Read the checkpoint that `script` wrote.
 
     Nothing in the file is executed (`weights_only=True`). Raises UserError when it is missing, cut
-    short, not a checkpoint, of another script, or of a newer format.
+    short, not a checkpoint, of another script, or of a newer format, or when its weights are no numbers.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,7 +79,17 @@ def load_checkpoint(path: Path, script: str, device: torch.device | str = "cpu")
     wrong = [k for k, kind in FIELDS.items() if not isinstance(contents.get(k), kind)]
     if wrong:
         raise UserError(f"{path} lacks {', '.join(wrong)}, which a checkpoint must hold.")
+    check_finite([contents["model"], contents["ema"]], path)
     return contents
+
+
+def check_finite(weights: Any, path: Path) -> None:
+    """Raises UserError where a tensor in these nested dicts and lists holds NaN or infinity."""
+    if isinstance(weights, dict | list | tuple):
+        for part in weights.values() if isinstance(weights, dict) else weights:
+            check_finite(part, path)
+    elif isinstance(weights, torch.Tensor) and not weights.isfinite().all():
+        raise UserError(f"The weights in {path} are no numbers (NaN or infinity): train again.")
 
 
 @contextlib.contextmanager

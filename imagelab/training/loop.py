@@ -18,21 +18,20 @@ machine with as many threads.
 from __future__ import annotations
 
 import copy
-import functools
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from imagelab.data.datasets import Dataset, batch_indices
 from imagelab.setup.runtime import Interrupted, UserError, generator
 from imagelab.setup.settings import plain
+from imagelab.setup.terminal import bar, tell, tell_once
 from imagelab.training import distributed
 from imagelab.training.checkpoints import (
     check_settings,
@@ -40,6 +39,7 @@ from imagelab.training.checkpoints import (
     load_weights,
     save_checkpoint,
 )
+from imagelab.training.tensorboard import Board
 
 # What may differ between a run and its continuation without changing the weights it ends at.
 MAY_CHANGE_ON_RESUME = {
@@ -51,6 +51,8 @@ MAY_CHANGE_ON_RESUME = {
     "samples_file",
     "time_limit",
     "show",
+    "export",
+    "tensorboard",
     "debug",
     "device",
     "epochs",
@@ -84,12 +86,6 @@ def set_global_states(device: torch.device, states: dict[str, torch.Tensor]) -> 
         torch.set_rng_state(states["cpu"].cpu())
     if "cuda" in states and device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"].cpu(), device)
-
-
-@functools.cache
-def tell_once(sentence: str) -> None:
-    """On stderr, without breaking a progress bar, the first time it is said."""
-    tqdm.write(sentence, file=sys.stderr)
 
 
 def goes_on(config, path: Path, first: bool = False) -> bool:
@@ -156,11 +152,13 @@ class Training:
         self._stop: int | None = None
         self._asked = 0.0  # when
         self._handlers: dict = {}
-        self._bar: tqdm | None = None
+        self._bar = None
         if self.shared and self.time_limit is not None:
             raise UserError("--time-limit needs a single process: their clocks would not agree.")
         if getattr(config, "quick", False) and not config.resume:
             self._spare_a_whole_run()
+        watched = getattr(config, "tensorboard", False) and (not shared or distributed.writes())
+        self._board = Board(self.path, self.steps_done) if watched else None
 
     def load(self) -> None:
         """Go on from the checkpoint at `path`. Raises UserError where it is of another run."""
@@ -266,16 +264,9 @@ class Training:
 
     def epochs(self) -> Iterator[int]:
         """The epochs still to do, counted from 1. The state is saved after each."""
-        self._bar = tqdm(
-            total=None if self.time_limit else self.total_steps,
-            initial=self.steps_done,
-            desc=self.label,
-            unit="step",
-            mininterval=0.5,
-            file=sys.stderr,
-            dynamic_ncols=True,
-            disable=self.shared and not distributed.writes(),
-        )
+        total = None if self.time_limit else self.total_steps
+        self._hidden = self.shared and not distributed.writes()
+        self._bar = bar(self.label, "step", total, self.steps_done, keep=True, hidden=self._hidden)
         while self.epoch < self.config.epochs and not self.time_is_up:
             yield self.epoch + 1
             if self.step >= self.steps_per_epoch:  # else the time was up within the epoch
@@ -309,6 +300,13 @@ class Training:
         """Note 0-dimensional tensors of this step; they become numbers only when they are shown."""
         for name, value in values.items():
             self.history.setdefault(name, []).append(value.detach().reshape(1))
+        if self._board is not None:
+            self._board.add_numbers(values, self.steps_done)
+
+    def show_picture(self, name: str, picture: np.ndarray) -> None:
+        """A picture (H, W) or (H, W, 3) uint8 of this step, for TensorBoard, where that was asked for."""
+        if self._board is not None:
+            self._board.add_picture(name, picture, self.steps_done)
 
     def curve(self, name: str) -> torch.Tensor:
         """Everything logged under `name`, one value per step, (steps,) float32 on the CPU."""
@@ -326,7 +324,7 @@ class Training:
 
     def announce(self, text: str) -> None:
         """Print a line without breaking the progress bar."""
-        tqdm.write(text, file=sys.stderr)
+        tell(text)
 
     def announce_means(self, steps: int) -> None:
         """Print the means of all that was logged in the last `steps` steps."""
@@ -348,13 +346,9 @@ class Training:
             mean.copy_(value)
 
     def _show_progress(self) -> None:
-        bar = self._bar
-        if bar.disable:
-            return
-        bar.update(1)
-        if bar.n == bar.last_print_n:  # it has just been redrawn: the next redraw shows this
+        if self._bar.update(1) and not self._hidden:  # shown just now; the next time it shows this
             losses = {k: f"{v[-1].item():.3f}" for k, v in self.history.items() if "loss" in k}
-            bar.set_postfix(losses, refresh=False)
+            self._bar.set_postfix(losses, refresh=False)
 
     def _ask_to_stop(self, number: int, _frame) -> None:
         # Asked twice: do not wait for the end of the step. torchrun hands on the Ctrl-C that the
@@ -381,8 +375,11 @@ class Training:
     # --- checkpoints ------------------------------------------------------------------------------
 
     def save(self) -> None:
+        self._refuse_what_is_not_finite()
         if self.shared and not distributed.writes():
             return
+        if self._board is not None:
+            self._board.flush()
         average = self.averaged.state_dict() if self.averaged is not None else {}
         self.history = {name: [self.curve(name)] for name in self.history}
         save_checkpoint(
@@ -402,6 +399,22 @@ class Training:
                 "seconds": self.seconds_used,
                 "threads": torch.get_num_threads(),
             },
+        )
+
+    def _refuse_what_is_not_finite(self) -> None:
+        """The last good checkpoint is worth more than one of NaN, from which no training comes back."""
+        losses = [
+            parts[-1][-1:] for name, parts in self.history.items() if "loss" in name and parts
+        ]
+        weights = [v for network in self.networks.values() for v in network.state_dict().values()]
+        if all(bool(values.isfinite().all()) for values in [*losses, *weights]):
+            return
+        lr = getattr(self.config, "lr", None)
+        kept = f"{self.path} is as it was" if self.path.is_file() else "nothing was saved"
+        raise UserError(
+            f"The loss or the weights are not finite any more after {self.steps_done:,} steps, in epoch "
+            f"{self.last_epoch}; {kept}. Try a lower learning rate"
+            + (f" than --lr {lr:g}." if lr is not None else ".")
         )
 
     def _spare_a_whole_run(self) -> None:
