@@ -432,7 +432,7 @@ def lessons(result: Result) -> list[str]:
     if game := result.measured("D(x), last epoch", "D(G(z)), last epoch"):
         real, fake = game
         told.append(f"In the last epoch D(x) was {real:.2f} and D(G(z)) {fake:.2f}: these say how the "
-                    "game stands and not how good the images are; a third network says that.")  # fmt: skip
+                    "game stands and not how good the images are.")  # fmt: skip
     return told
 
 
