@@ -1,101 +1,78 @@
-"""The classifier: what convolutions, pooling and dense layers make of a digit (LeCun et al. 1998).
+"""A convolutional network that reads digits, taken apart layer by layer (LeCun et al. 1998).
 
-The network that is attacked in fgsm.py and that scores the samples of the generators, as a lesson of its
-own. A convolution lays one small filter on every place of the image and writes down how well it fits: a
-feature map. Pooling keeps the best fit of four neighbours, so that a stroke counts wherever it lies. A
-second convolution fits larger patterns of the first one's maps, two dense layers weigh them all.
+A convolution lays one small filter on every place of the image and notes how well it fits there: a
+feature map. Pooling keeps the best of four neighbours, so that a stroke may lie a little to the side.
+The second convolution looks for patterns in the maps of the first. Two dense layers weigh all of them.
 
     python -m studies.cnn_classifier                                 # the embedded digits
     python -m studies.cnn_classifier --dataset mnist                 # 99 % in five epochs
     python -m studies.cnn_classifier --dataset mnist --fast          # 99 % in one, a few seconds
     python -m studies.cnn_classifier --dataset folder:PETS --backbone resnet18    # your own classes
 
-With a backbone only the last layer is new: what the others learnt from ImageNet's million photographs
-is kept (transfer learning), so that a few dozen pictures of each class are enough.
+With --backbone only the last layer is new. The others keep what they learnt from the million photographs
+of ImageNet (transfer learning), so that a few dozen pictures of each class are enough.
 
-What to look at: `journey.png`, one digit through all layers; `mistakes.png`, errors that the network was
-sure of; the confusion matrix, which classes are taken for which.
+What to look at: `journey.png`, one digit in all layers; `mistakes.png`, errors of which the network was
+sure; `confusion.png`, which classes are taken for which.
 """
 
 from __future__ import annotations
 
-from imagelab.setup.command import command_line
+from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imagelab.data.datasets import EMBEDDED, Dataset, has_mnist, load_dataset, load_for, mirrored
-from imagelab.report import figures
+from imagelab.data.datasets import EMBEDDED, Dataset, has_mnist, load_dataset, load_for, mirrored, unit
+from imagelab.report import figures, samples
 from imagelab.report.results import Result, start_result
-from imagelab.report.samples import draw_loss
-from imagelab.setup.runtime import UserError, prepare
-from imagelab.setup.settings import (
-    Count,
-    DataSettings,
-    ExportSettings,
-    InputFile,
-    Limits,
-    Rate,
-    ResumableSettings,
-)
-from imagelab.techniques.classifier import (
-    DigitCNN,
-    accuracy,
-    as_unit,
-    predict,
-    train_classifier,
-    usual_epochs,
-)
+from imagelab.setup import settings
+from imagelab.setup.runtime import UserError, autocast, prepare
+from imagelab.setup.settings import Count, InputFile, Limits, Rate
+from imagelab.techniques.classifier import DigitCNN, accuracy, as_unit, predict, usual_epochs
 from imagelab.techniques.export import export_network
 from imagelab.techniques.pretrained import imagenet_resnet18
-from imagelab.training.loop import goes_on
+from imagelab.training.loop import Observer, Training, goes_on, look_away, one_cycle
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SCRIPT = "cnn_classifier"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
-TITLE = "The classifier: a digit's way through the layers"
-SUMMARY = (
-    "Filters, feature maps, pooling, dense layers: what each of them makes of one digit, how often the "
-    "network that is built from them is right, and where it is wrong and sure of it."
-)
-LESSONS = (
-    "{accuracy|.1%} of the held-out images are read rightly; of the others ask whether people would "
-    "argue about them, or whether training never showed their kind.",
-    "Trained on the embedded part of MNIST alone, it reads {accuracy on MNIST's test images|.1%} of "
-    "MNIST's 10,000 test images, none of which is in that part.",
-)
 
 
 @dataclass(frozen=True)
-class Config(ExportSettings, ResumableSettings, DataSettings):
+class Config(settings.ExportSettings, settings.ResumableSettings, settings.DataSettings):
     """Settings of the classifier."""
 
     backbone: Literal["cnn", "resnet18"] = "cnn"
-    """The network: this project's small one, or torchvision's ResNet-18 with a new last layer."""
+    """The network: the small one of this project, or torchvision's ResNet-18 with a new last layer."""
     weights: InputFile | None = None
-    """Weights file of the backbone; default: torchvision's cache, else its download, else none."""
+    """The file with the backbone's weights; default: torchvision's cache, else its download, else none."""
     fast: bool = False
-    """The shortest honest way to 99 % on MNIST: fewer, larger filters and one epoch at a high rate."""
+    """The quickest way to 99 % on MNIST: fewer and larger filters, and one epoch at a high rate."""
     runs: Count = 1
-    """Train so many networks, from this seed and those after it, and give their mean accuracy."""
+    """How many networks to train, with this seed and those after it; their mean accuracy is given."""
     epochs: Count | None = None
-    """Passes over the training images. Default: 5; 1 for the embedded digits and for --fast."""
+    """Passes over the training images; default: 5, but 1 for the embedded digits and for --fast."""
     batch_size: Count = 128
     """Images per step."""
     lr: Rate | None = None
-    """Peak of Adam's learning rate, over the first quarter of the steps up, then down to 0.
-    Default: 3e-3; 1e-2 for --fast; for a backbone 1e-3."""
+    """Peak of Adam's learning rate. It rises over the first quarter of the steps, then falls to 0.
+    Default: 3e-3; for --fast 1e-2; for a backbone 1e-3."""
     image_size: Annotated[int, Limits(4)] | None = None
-    """Side in pixels to which the pictures of folder:PATH are scaled. Default: 32, for a backbone 160."""
+    """Side in pixels to which the pictures of folder:PATH are scaled; default: 32, for a backbone 160."""
 
 
 # --- the networks ---------------------------------------------------------------------------------
-# DigitCNN is in imagelab/techniques/classifier.py, because attacks and measurements use it as well.
+# DigitCNN, of which FastCNN is a smaller one, is in imagelab/techniques/classifier.py: attacks and
+# measurements use it as well.
 
 
 class FastCNN(DigitCNN):

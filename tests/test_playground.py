@@ -39,7 +39,7 @@ FOLDERS = {
 PANELS = {"fgsm": "attack", "gan_mnist": "gan", "mlp_diffusion": "diffusion", "vae": "vae",
           "diffusion_demo": "noise", "unet_diffusion": "ask"}  # fmt: skip
 T = 12
-UNET = {"widths": (8, 12), "blocks": 1, "attention": (), "fold": 2, "T": 1000, "schedule": "cosine",
+UNET = {"widths": (8, 12), "blocks": 1, "attention": (), "patch_size": 2, "T": 1000, "schedule": "cosine",
         "prediction": "v"}  # fmt: skip
 SIGMAS = (0.1, 0.2, 0.3)
 
@@ -86,7 +86,7 @@ def networks() -> dict[str, nn.Module]:
 def unet(config: dict) -> nn.Module:
     """A U-Net of ten classes all of whose layers do something, as they do once they have learnt."""
     torch.manual_seed(4)
-    network = UNet(1, config["widths"], config["blocks"], (), config["fold"], classes=10)
+    network = UNet(1, config["widths"], config["blocks"], (), config["patch_size"], classes=10)
     for value in network.parameters():
         if value.dim() > 1 or not value.any():
             nn.init.normal_(value, std=0.2)
@@ -268,7 +268,7 @@ def test_the_literal_recipe_stands_beside_the_corrected_one_where_they_were_comp
 def test_the_u_net_brings_its_steps_and_its_worker(root):
     page = write(root, "unet_diffusion")
     panel = data_of(page)["panels"]["ask"]
-    assert panel["facts"] == {"levels": 2, "blocks": 1, "fold": 2, "side": 28}
+    assert panel["facts"] == {"levels": 2, "blocks": 1, "patchSize": 2, "side": 28}
     assert panel["predicts"] == "v"
     times, alpha_bar = trailing_steps(1000, 20), cosine_schedule(1000).alpha_bar
     assert [step["t"] for step in panel["steps"]] == [t / 1000 for t in times]

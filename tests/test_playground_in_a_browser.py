@@ -27,6 +27,8 @@ from imagelab.data.quality import psnr
 from imagelab.report import playground
 from imagelab.techniques import attacks, diffusion
 from imagelab.techniques.classifier import checkpoint_path, load_checkpoint, new_classifier
+from studies import inpainting
+from studies.unet_diffusion import Model
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), "")
@@ -325,15 +327,15 @@ WORKER = """
 """
 
 
-@pytest.mark.parametrize(("widths", "blocks", "fold"), [
+@pytest.mark.parametrize(("widths", "blocks", "patch_size"), [
     ((8, 12), 1, 2), ((8, 12, 20), 2, 1), ((12,), 1, 4), ((8, 8), 2, 2),
 ], ids=str)  # fmt: skip
-def test_a_forward_of_the_u_net(sums, float32, widths, blocks, fold):
-    network = pg.unet({"widths": widths, "blocks": blocks, "fold": fold})
+def test_a_forward_of_the_u_net(sums, float32, widths, blocks, patch_size):
+    network = pg.unet({"widths": widths, "blocks": blocks, "patch_size": patch_size})
     x = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(5))
     found = compute(sums, f"{WORKER} return unet(f(x), 0.35, [7, 10]);", x=x,
                     net=[[k, v] for k, v in network.state_dict().items()], facts={
-                        "levels": len(widths), "blocks": blocks, "fold": fold, "side": 28,
+                        "levels": len(widths), "blocks": blocks, "patchSize": patch_size, "side": 28,
                     })  # fmt: skip
     for one, label in zip(found, (7, 10), strict=True):
         expected = network(x, torch.tensor([0.35]), torch.tensor([label])).flatten()
@@ -345,10 +347,8 @@ def test_a_forward_of_the_u_net(sums, float32, widths, blocks, fold):
 def estimate_of(nets, label: int, scale: float):
     """The U-Net's guided x̂₀ as Python computes it."""
     schedule = diffusion.make_schedule(pg.UNET["schedule"], pg.UNET["T"])
-    asked, nothing = ({"label": torch.tensor([k])} for k in (label, 10))
-    return schedule, diffusion.estimator(
-        nets["unet"], schedule, pg.UNET["prediction"], asked, nothing, scale
-    )
+    model = Model(nets["unet"], schedule, pg.UNET["prediction"], (1, 28, 28))
+    return schedule, model.of_classes(torch.tensor([label]), scale)
 
 
 @pytest.mark.parametrize("scale", [0, 1, 3.5])
@@ -360,7 +360,7 @@ def test_the_whole_sampling_from_the_same_noise(sums, nets, float32, scale):
         const estimate = (x, step) => p.guidedEstimate(unet, predicts, x, step, asks);
         for await (const state of p.solved(estimate, steps, f(noise))) way.push(state);
         return way;""", noise=noise, scale=scale, net=None, facts=None)  # fmt: skip
-    schedule, estimate = estimate_of(nets, 4 if scale else 10, scale or 1)
+    schedule, estimate = estimate_of(nets, 4, scale)
     states = [x for _, x in diffusion.dpm_solver(schedule, estimate, noise, 20)]
     assert len(found) == 20 and [round(state["t"], 3) for state in found][:2] == [0.999, 0.949]
     for ours, theirs in zip([one["x"] for one in found] + [found[-1]["x0"]], states, strict=True):
@@ -381,10 +381,10 @@ def test_repaint_with_given_noise(sums, nets, float32):
         for await (end of p.repainted(estimate, steps, levels, f(known), f(hole), draw));
         return [end.x, levels];""", known=known, hole=hole.float(), noise=list(noise[:100]), net=None,
         facts=None)  # fmt: skip
-    assert levels == diffusion.repaint_levels(20, 5, 2)
+    assert levels == inpainting.repaint_levels(20, 5, 2)
     handed = iter(noise)
     schedule, estimate = estimate_of(nets, 2, 1.5)
-    expected = diffusion.repaint(schedule, estimate, known, hole,
+    expected = inpainting.repaint(schedule, estimate, known, hole,
                                  lambda: next(handed).reshape(1, 1, 28, 28), 20, 5, 2)  # fmt: skip
     torch.testing.assert_close(found, expected.flatten(), atol=5e-3, rtol=1e-2)
     assert torch.equal(found[:252], known.flatten()[:252])

@@ -310,7 +310,7 @@ def ask(play: Playground, root: Path, results: dict) -> Panel:
         "unet_diffusion",
         {"network": play.add_network("unet", weights, DRAWING), "noun": what,
          "facts": {"levels": len(config["widths"]), "blocks": config["blocks"],
-                   "fold": config["fold"], "side": SHAPE[1]},
+                   "patchSize": config["patch_size"], "side": SHAPE[1]},
          "predicts": config["prediction"],
          "steps": [{"t": t / config["T"], "alphaBar": schedule.alpha_bar[t].item()} for t in times]},
     )  # fmt: skip

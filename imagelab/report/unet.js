@@ -1,5 +1,6 @@
-// The U-Net of unet.py in plain JavaScript. The playground starts this file as a Web Worker, so that the
-// page goes on while it computes: first it is told the network, then it answers one image after another.
+// The U-Net of imagelab/techniques/unet.py in plain JavaScript. The playground starts this file as a Web
+// Worker, so that the page goes on while it computes: first it is told the network, then it answers one
+// image after another.
 //
 // Images are planes of numbers, channel after channel, row after row: (C, H, W); weights are laid out as
 // PyTorch has them. A convolution is one product of its weights with all pixels' neighbourhoods.
@@ -110,9 +111,9 @@ function unfolded(x, height, width, r) {
   return y;
 }
 
-/** A U-Net by its tensors and `facts`: levels, blocks, fold, classes. Returns (x, t, label) => answer, for an
+/** A U-Net by its tensors and `facts`: levels, blocks, patchSize, classes. Returns (x, t, label) => answer, for an
  * image (1, side, side), t from 0 to 1 and a class, or the number of classes for none. */
-function unetOf(net, { levels, blocks, fold, side }) {
+function unetOf(net, { levels, blocks, patchSize, side }) {
   const dense = (x, name) => products(net[`${name}.weight`], x, net[`${name}.bias`], x.length);
   const conv3 = (x, size, name) => {
     const patches = neighbourhoods(x, size, size);
@@ -158,8 +159,8 @@ function unetOf(net, { levels, blocks, fold, side }) {
 
   return (x, t, label) => {
     const e = embed(t, label);
-    let size = side / fold;
-    let h = conv3(folded(x, side, side, fold), size, "first");
+    let size = side / patchSize;
+    let h = conv3(folded(x, side, side, patchSize), size, "first");
     const skips = [h];
     for (let level = 0; level < levels; level++) {
       if (level) [h, size] = [halved(h, size, size), size / 2];
@@ -171,7 +172,7 @@ function unetOf(net, { levels, blocks, fold, side }) {
       const count = up === levels - 1 ? blocks + 1 : blocks;
       for (let k = 0; k < count; k++) h = block(joined(h, skips.pop()), size, e, `up.${up}.${k}.block`);
     }
-    return unfolded(conv3(silu(norm(h, size * size, "norm")), size, "last"), size, size, fold);
+    return unfolded(conv3(silu(norm(h, size * size, "norm")), size, "last"), size, size, patchSize);
   };
 }
 

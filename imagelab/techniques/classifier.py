@@ -1,13 +1,13 @@
-"""The small CNN that reads the images: attacks are made against it, samples are scored with it.
+"""The small CNN that classifies images: it is attacked, and it scores the samples of generators.
 
-It is trained on the data set in use at its first use and cached in `classifier_models/`.
+It is trained when it is first used, on the data set in use, and kept in `classifier_models/`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,8 +28,8 @@ Change = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 class DigitCNN(nn.Module):
     """Conv 32 3×3, pool, Conv 64 3×3, pool, Dense 128, Dense `classes`.
 
-    Takes images (B, C, H, W) in [0, 1]; the normalisation is inside, so that an attack works in
-    pixel space.
+    Images (B, C, H, W) in [0, 1] to logits (B, classes). The network normalises the images itself, so
+    that an attack works in pixel space.
     """
 
     num_features = 128
@@ -43,7 +43,7 @@ class DigitCNN(nn.Module):
         self.dense2 = nn.Linear(self.num_features, classes)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """The 128 numbers before the last layer."""
+        """The 128 numbers before the last layer, (B, 128), for images (B, C, H, W) in [0, 1]."""
         x = (x - 0.13) / 0.31  # MNIST's mean and spread                             (B, C, 28, 28)
         # ReLU after the pooling is the same as before it, at a quarter of the cost.
         x = F.relu(F.max_pool2d(self.conv1(x), 2))  #                                (B, 32, 14, 14)
@@ -56,14 +56,17 @@ class DigitCNN(nn.Module):
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """How the classifier is trained. Five epochs of MNIST read its test images at 99 %; its embedded
-    part, each digit of it in 14 variations, is learnt in one (a second brings half a point)."""
+    """How the classifier is trained.
+
+    After five epochs of MNIST it reads 99 % of the test images. The embedded part holds each digit in
+    14 variations: one epoch is enough there, a second one adds half a point.
+    """
 
     seed: int = 0
     epochs: int = 5
     batch_size: int = 128
     lr: float = 3e-3
-    """Peak of Adam's learning rate: it climbs over the first quarter of the steps, then falls to 0."""
+    """Peak of Adam's learning rate. It rises over the first quarter of the steps, then falls to 0."""
     resume: bool = False
 
 
@@ -73,6 +76,7 @@ def usual_epochs(name: str) -> int:
 
 
 def checkpoint_path(output_dir: Path, data: Dataset, quick: bool, name: str = "cnn") -> Path:
+    """Where the classifier of these data is kept. `name` is that of a variant."""
     return Path(output_dir) / FOLDER / f"{data.file_name}_{name}{'_quick' if quick else ''}.pth"
 
 
@@ -85,10 +89,11 @@ def trained_classifier(
     change: Change | None = None,
     epochs: int | None = None,
 ) -> DigitCNN:
-    """The classifier for `data`, in eval mode on its device: from the cache, else trained now.
+    """The classifier for `data`, in eval mode on its device: from its checkpoint, else trained now.
 
-    One that learns from changed images needs a `name` of its own in the cache. A training that was
-    stopped goes on where it was; a cached one for other data or another seed is trained anew.
+    `change` is done to each batch of training images; a classifier with one needs its own `name`. A
+    training that was stopped goes on. A checkpoint of other data or of another seed is replaced. Raises
+    UserError where the data have one class only, or where the checkpoint is damaged.
     """
     data.needs_two_classes()
     path = checkpoint_path(output_dir, data, quick, name)
@@ -97,10 +102,7 @@ def trained_classifier(
     model = new_classifier(data, seed)
     state = _cached(path, config, data)
     if state is None or state["epoch"] < config.epochs:
-        resume = state is not None
-        config = ClassifierConfig(**{**vars(config), "resume": resume})
-        train_classifier(model, data, config, path, change=change,
-                         go_on="the same command goes on")  # fmt: skip
+        train_classifier(model, data, replace(config, resume=state is not None), path, change)
     else:
         load_weights(model, state["model"]["classifier"], path)
     return model.eval().requires_grad_(False)
@@ -116,67 +118,63 @@ def new_classifier(data: Dataset, seed: int) -> DigitCNN:
 def train_classifier(
     model: nn.Module,
     data: Dataset,
-    config,
+    config: ClassifierConfig,
     path: Path,
-    script: str = SCRIPT,
-    optimizer: torch.optim.Optimizer | None = None,
     change: Change | None = None,
     after_epoch: Observer = look_away,
-    **more,
 ) -> Training:
-    """Cross-entropy under a learning rate that rises to `config.lr` and falls; Adam unless told.
+    """Minimise the cross-entropy by Adam, or go on from `path` with `config.resume`.
 
-    `change` is done to the images of each batch; `more` goes to Training.
+    `change` is done to the images of each batch; `after_epoch` looks on.
     """
-    device = data.images.device
-    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     model.train()
-    training = Training(path, script, config, data, networks={"classifier": model},
-                        optimizers={"adam": optimizer}, label="classifier", **more)  # fmt: skip
+    training = Training(
+        path, SCRIPT, config, data, networks={"classifier": model}, optimizers={"adam": adam},
+        label="classifier", go_on="the same command goes on",
+    )  # fmt: skip
     if config.resume:
         training.load()
     with training:
         for epoch in training.epochs():
             for batch in training.batches():
-                optimizer.param_groups[0]["lr"] = config.lr * one_cycle(training.progress)
-                images = unit(data.images[batch])
+                x = unit(data.images[batch])  # (B, C, H, W) in [0, 1]
                 if change is not None:
-                    images = change(images, training.rng)
-                images = images.contiguous(memory_format=torch.channels_last)
-                with autocast(device):
-                    loss = F.cross_entropy(model(images), data.labels[batch])
-                optimizer.zero_grad()
+                    x = change(x, training.rng)
+                adam.param_groups[0]["lr"] = config.lr * one_cycle(training.progress)
+                with autocast(x.device):
+                    loss = F.cross_entropy(model(as_unit(x)), data.labels[batch])
+                adam.zero_grad()
                 loss.backward()
-                optimizer.step()
+                adam.step()
                 training.log(loss=loss)
             after_epoch(training, epoch)
     return training
 
 
 def _cached(path: Path, config: ClassifierConfig, data: Dataset) -> dict | None:
-    """The checkpoint if it is of this configuration and these data; a damaged one is an error."""
+    """The checkpoint, if it has these settings and these data. UserError where it is damaged."""
     if not path.is_file():
         return None
     state = load_checkpoint(path, SCRIPT, data.images.device)
-    same = {k: v for k, v in state["config"].items() if k != "resume"} == {
-        k: v for k, v in vars(config).items() if k != "resume"
-    }
+    same = {**state["config"], "resume": False} == {**vars(config), "resume": False}
     here = data.describe()
     return state if same and {**state["dataset"], "source": here["source"]} == here else None
 
 
 @torch.no_grad()
-def predict(model: DigitCNN, images: torch.Tensor, chunk: int = 250) -> torch.Tensor:
+def predict(model: nn.Module, images: torch.Tensor, chunk: int = 250) -> torch.Tensor:
     """Class probabilities (N, classes) for images (N, C, H, W), uint8 or float in [0, 1]."""
     return torch.cat([model(as_unit(part)).softmax(dim=1) for part in images.split(chunk)])
 
 
-def accuracy(model: DigitCNN, images: torch.Tensor, labels: torch.Tensor) -> float:
+def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """The part of the images (N, C, H, W), as for `predict`, whose class is that of `labels` (N,)."""
     return (predict(model, images).argmax(dim=1) == labels).float().mean().item()
 
 
 def as_unit(images: torch.Tensor) -> torch.Tensor:
-    """uint8 or float images as float in [0, 1], channels last."""
+    """Images (N, C, H, W), uint8 or float in [0, 1], as float in [0, 1], channels last in memory."""
     images = unit(images) if images.dtype == torch.uint8 else images
     return images.contiguous(memory_format=torch.channels_last)
 
