@@ -358,10 +358,8 @@ def checkpoint_path(config) -> Path:
 def load_model(path: Path, device: torch.device, script: str = SCRIPT, **condition: int) -> Model:
     """The averaged network of a checkpoint, whatever settings it was trained with."""
     saved = load_checkpoint(path, script, device)
-    config = {
-        "patch_size": saved["config"].get("fold"),
-        **saved["config"],
-    }  # its name in older ones
+    config = saved["config"]
+    config.setdefault("patch_size", config.get("fold"))  # its name in older checkpoints
     with as_described(path):
         condition = condition or {"classes": saved["dataset"]["classes"]}
         model = build(config, saved["dataset"]["shape"], **condition)
