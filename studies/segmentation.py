@@ -315,9 +315,9 @@ def load_model(
 TITLE = "Segmentation: what every pixel is"
 SUMMARY = (
     "A U-Net gives every pixel of a picture its class. By default the picture is a street: sky, road, "
-    "markings, cars, people. Drawn scenes, whose masks are exact, stand in where there are no photographs. "
-    "The measure is the overlap (IoU) of prediction and truth, class by class, because most pixels belong "
-    "to few classes."
+    "markings, cars, people. The streets are drawn and their masks are exact, so that no photographs are "
+    "needed. The measure is the overlap (IoU) of prediction and truth, class by class, because most "
+    "pixels belong to few classes."
 )
 COLOURS = {
     "sky": "#56B4E9", "road": "#999999", "marking": "#F0E442", "building": "#D55E00",

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from imagelab.data import digit_scenes
-from imagelab.data.boxes import draw_boxes, fit, load_boxed
+from imagelab.data.boxes import fit, load_boxed
 from imagelab.data.datasets import load_dataset
+from imagelab.report.boxes import draw_boxes
 from imagelab.setup.runtime import UserError
 from imagelab.setup.terminal import told
 
@@ -339,25 +340,25 @@ def test_fit_keeps_proportions():
 
 
 def test_held_out_scenes_have_held_out_digits(monkeypatch):
-    drawn, draw = [], digit_scenes.draw_scenes
+    rendered, render = [], digit_scenes.render_scenes
 
     def watched(digits, *args, **more):
-        drawn.append(digits)
-        return draw(digits, *args, **more)
+        rendered.append(digits)
+        return render(digits, *args, **more)
 
-    monkeypatch.setattr(digit_scenes, "draw_scenes", watched)
+    monkeypatch.setattr(digit_scenes, "render_scenes", watched)
     data = load_boxed("digit-scenes", 6, 4, 64)
     assert data.images.shape == (6, 3, 64, 64) and data.test_images.shape == (4, 3, 64, 64)
     assert "held-out digits" in data.source and data.classes == tuple("0123456789")
     digits = load_dataset("mnist-5k", Path())
-    assert torch.equal(drawn[0], digits.images) and torch.equal(drawn[1], digits.test_images)
+    assert torch.equal(rendered[0], digits.images) and torch.equal(rendered[1], digits.test_images)
 
 
 def test_drawn_boxes():
     picture = np.full((200, 300, 3), 128, np.uint8)
     found = {"boxes": torch.tensor([[20.0, 30.0, 60.0, 70.0], [5.0, 5.0, 10.0, 10.0]]),
              "labels": torch.tensor([0, 1]), "scores": torch.tensor([0.9, 0.2])}  # fmt: skip
-    drawn = draw_boxes(picture, found, ("cat", "dog"), least=0.4, scale=0.5)
+    drawn = draw_boxes(picture, found, ("cat", "dog"), min_score=0.4, scale=0.5)
     assert (picture == 128).all()  # the picture itself is left alone
     changed = (drawn != 128).any(axis=2)
     assert changed[139:142, 60:100].any() and changed[80:120, 39:42].any()  # twice as large

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from conftest import complaint, elsewhere, run_here, untaught
 from PIL import Image
 
+from imagelab.data.boxes import load_boxed
 from imagelab.setup.runtime import UserError, generator, in_float32
 from imagelab.training.checkpoints import load_checkpoint
 from studies import detection
@@ -18,30 +20,34 @@ BOXES = [torch.tensor([[10.0, 12.0, 50.0, 60.0], [70.0, 70.0, 90.0, 120.0]]), to
 LABELS = [torch.tensor([3, 1]), torch.zeros(0, dtype=torch.long), torch.tensor([0])]
 
 
-def perfect_answers() -> torch.Tensor:
-    """What a network would say that knows BOXES and LABELS."""
-    answers = torch.zeros(3, 8, 8, 5 + 4)
-    answers[..., 0] = -20
+def perfect_predictions() -> torch.Tensor:
+    """The predictions of a network that knows BOXES and LABELS."""
+    predictions = torch.zeros(3, 8, 8, 5 + 4)
+    predictions[..., 0] = -20
     boxes, labels = torch.cat(BOXES), torch.cat(LABELS)
-    for k, row, column, thing in zip(*detection.cells_of(BOXES, answers.shape), strict=True):
+    for k, row, column, index in zip(
+        *detection.responsible_cells(BOXES, predictions.shape), strict=True
+    ):
         middle, sides = (
-            (boxes[thing, :2] + boxes[thing, 2:]) / 2,
-            boxes[thing, 2:] - boxes[thing, :2],
+            (boxes[index, :2] + boxes[index, 2:]) / 2,
+            boxes[index, 2:] - boxes[index, :2],
         )
         inside = (middle / detection.CELL - torch.stack([column, row]) + 0.5) / 2
-        answers[k, row, column, 0] = 20
-        answers[k, row, column, 1:3] = inside.clamp(1e-6, 1 - 1e-6).logit()
-        answers[k, row, column, 3:5] = (sides / 32).log()
-        answers[k, row, column, 5:] = torch.eye(4)[labels[thing]] * 30
-    return answers
+        predictions[k, row, column, 0] = 20
+        predictions[k, row, column, 1:3] = inside.clamp(1e-6, 1 - 1e-6).logit()
+        predictions[k, row, column, 3:5] = (sides / 32).log()
+        predictions[k, row, column, 5:] = torch.eye(4)[labels[index]] * 30
+    return predictions
 
 
-def test_the_cells_that_answer():
-    """The one of the middle and those on its nearer sides, in the right picture, inside the grid."""
+def test_the_responsible_cells():
+    """The one of the centre and those on its nearer sides, in the right picture, inside the grid."""
     boxes = [torch.zeros(0, 4), torch.tensor([[30.0, 30.0, 50.0, 36.0], [0.0, 0.0, 6.0, 6.0]])]
-    cells = set(zip(*(part.tolist() for part in detection.cells_of(boxes, (2, 4, 4))), strict=True))
+    cells = set(
+        zip(*(part.tolist() for part in detection.responsible_cells(boxes, (2, 4, 4))), strict=True)
+    )
     assert cells == {
-        (1, 2, 2, 0), (1, 2, 3, 0), (1, 1, 2, 0),  # its middle is at 40, 33: right of the half, above it
+        (1, 2, 2, 0), (1, 2, 3, 0), (1, 1, 2, 0),  # its centre is at 40, 33: right of the half, above it
         (1, 0, 0, 1),  # in the corner: the neighbours would lie outside
     }  # fmt: skip
 
@@ -53,44 +59,44 @@ def test_a_grid_of_cells():
     assert size < 5e6
 
 
-def test_answers_and_boxes_are_each_others_inverse():
-    answers = perfect_answers()
-    *at, thing = detection.cells_of(BOXES, answers.shape)
-    found = detection.boxes_of(answers)[tuple(at)]
-    assert len(thing) > len(torch.cat(BOXES))
-    assert torch.allclose(found, torch.cat(BOXES)[thing], atol=1e-3)
+def test_predictions_and_boxes_are_each_others_inverse():
+    predictions = perfect_predictions()
+    *cells, index = detection.responsible_cells(BOXES, predictions.shape)
+    found = detection.decode_boxes(predictions)[tuple(cells)]
+    assert len(index) > len(torch.cat(BOXES))
+    assert torch.allclose(found, torch.cat(BOXES)[index], atol=1e-3)
 
 
 def test_the_loss_is_zero_for_the_truth_alone():
-    answers = perfect_answers()
-    assert detection.detection_loss(answers, BOXES, LABELS).item() == pytest.approx(0, abs=1e-4)
+    predictions = perfect_predictions()
+    assert detection.detection_loss(predictions, BOXES, LABELS).item() == pytest.approx(0, abs=1e-4)
     shifted = [box + 6 for box in BOXES]
     swapped = [LABELS[0].flip(0), LABELS[1], LABELS[2]]
-    assert detection.detection_loss(answers, shifted, LABELS) > 0.1
-    assert detection.detection_loss(answers, BOXES, swapped) > 1
-    blind = answers.clone()
+    assert detection.detection_loss(predictions, shifted, LABELS) > 0.1
+    assert detection.detection_loss(predictions, BOXES, swapped) > 1
+    blind = predictions.clone()
     blind[..., 0] = -20
     assert detection.detection_loss(blind, BOXES, LABELS) > 10
 
 
-def test_a_batch_without_things_has_a_loss():
-    answers = torch.zeros(2, 4, 4, 9, requires_grad=True)
+def test_a_batch_without_objects_has_a_loss():
+    predictions = torch.zeros(2, 4, 4, 9, requires_grad=True)
     empty = [torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.long)] * 2
-    detection.detection_loss(answers, *empty).backward()
-    assert (answers.grad[..., 0] > 0).all()  # every cell is pushed towards 'nothing here'
+    detection.detection_loss(predictions, *empty).backward()
+    assert (predictions.grad[..., 0] > 0).all()  # every cell is pushed towards 'nothing here'
 
 
-class Says(torch.nn.Module):
-    def __init__(self, answers: torch.Tensor) -> None:
+class Predicts(torch.nn.Module):
+    def __init__(self, predictions: torch.Tensor) -> None:
         super().__init__()
-        self.answers = answers
+        self.predictions = predictions
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.answers
+        return self.predictions
 
 
 def test_the_truth_is_detected_once_each():
-    found = detection.detect(Says(perfect_answers()), torch.zeros(3, 3, 128, 128), 0.5)
+    found = detection.detect(Predicts(perfect_predictions()), torch.zeros(3, 3, 128, 128), 0.5)
     for one, boxes, labels in zip(found, BOXES, LABELS, strict=True):
         assert len(one["boxes"]) == len(boxes)
         order = one["labels"].argsort()
@@ -99,26 +105,28 @@ def test_the_truth_is_detected_once_each():
 
 
 def test_what_is_found_twice_is_kept_once():
-    """The neighbours that answer for a thing as well say the same box."""
-    answers, x = perfect_answers(), torch.zeros(3, 3, 128, 128)
-    cells = len(detection.cells_of(BOXES[:1], answers.shape)[0])
-    assert len(detection.detect(Says(answers), x, 0.5, overlap=1.0)[0]["boxes"]) == cells > 2
-    assert len(detection.detect(Says(answers), x, 0.5)[0]["boxes"]) == 2
+    """The neighbours that are responsible for an object as well predict the same box."""
+    predictions, x = perfect_predictions(), torch.zeros(3, 3, 128, 128)
+    cells = len(detection.responsible_cells(BOXES[:1], predictions.shape)[0])
+    assert (
+        len(detection.detect(Predicts(predictions), x, 0.5, max_iou=1.0)[0]["boxes"]) == cells > 2
+    )
+    assert len(detection.detect(Predicts(predictions), x, 0.5)[0]["boxes"]) == 2
 
 
-def test_second_guesses_are_found_for_the_measurement_only():
-    answers, x = perfect_answers(), torch.zeros(3, 3, 128, 128)
-    sure = detection.detect(Says(answers), x, 0.01, doubts=True)[0]
+def test_less_likely_classes_are_found_for_the_measurement_only():
+    predictions, x = perfect_predictions(), torch.zeros(3, 3, 128, 128)
+    sure = detection.detect(Predicts(predictions), x, 0.01, every_class=True)[0]
     assert len(sure["boxes"]) == 2
-    kinds = answers[..., 5:].amax(dim=-1, keepdim=True)
-    answers[..., 5:] = answers[..., 5:].where(
-        answers[..., 5:] == kinds, kinds - 1
+    kinds = predictions[..., 5:].amax(dim=-1, keepdim=True)
+    predictions[..., 5:] = predictions[..., 5:].where(
+        predictions[..., 5:] == kinds, kinds - 1
     )  # e times less likely
-    doubted = detection.detect(Says(answers), x, 0.01, doubts=True)[0]
-    assert len(doubted["boxes"]) == 2 * (answers.shape[-1] - 5)
+    doubted = detection.detect(Predicts(predictions), x, 0.01, every_class=True)[0]
+    assert len(doubted["boxes"]) == 2 * (predictions.shape[-1] - 5)
     assert doubted["scores"][2:].max() < doubted["scores"][:2].min()
     assert doubted["labels"][:2].sort().values.tolist() == LABELS[0].sort().values.tolist()
-    assert len(detection.detect(Says(answers), x, 0.01)[0]["boxes"]) == 2
+    assert len(detection.detect(Predicts(predictions), x, 0.01)[0]["boxes"]) == 2
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -138,13 +146,32 @@ def test_pictures_and_boxes_move_together(flip):
     assert any(left) == flip
 
 
-def test_things_that_leave_the_picture_are_dropped():
+def test_objects_that_leave_the_picture_are_dropped():
     images = torch.rand(40, 3, 64, 64)
     boxes, labels = [torch.tensor([[0.0, 0.0, 6.0, 6.0]])] * 40, [torch.tensor([0])] * 40
     _, moved, kinds = detection.augment(images, boxes, labels, generator(0, "test"), False)
     counts = [len(own) for own in moved]
     assert 0 < sum(counts) < 40 and counts == [len(own) for own in kinds]
     assert all((own >= 0).all() and (own <= 64).all() for own in moved)
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_same_weights(tmp_path):
+    data = load_boxed("digit-scenes", 8, 2, 64)
+    config = detection.Config(epochs=3, batch_size=4, width=4, size=64, output_dir=tmp_path)
+    seen = []
+    whole = detection.train(config, data, lambda _, epoch: seen.append(epoch))
+
+    def stop(_training, epoch: int) -> None:
+        if epoch == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        detection.train(config, data, stop)
+    resumed = replace(config, resume=True)
+    again = detection.train(resumed, data, lambda _, epoch: seen.append(epoch))
+    assert seen == [1, 2, 3, 2, 3]
+    for name, value in whole.networks["detector"].state_dict().items():
+        assert torch.equal(value, again.networks["detector"].state_dict()[name]), name
 
 
 @pytest.fixture(scope="module")
@@ -163,10 +190,12 @@ def test_the_network_finds_the_same_elsewhere_at_any_size(quick):
     found = elsewhere(quick / "detector.onnx", pictures=pictures)
     assert found.shape == (3, 6 * 8, 4 + 10)
     with torch.no_grad(), in_float32():
-        answers = model.eval()(pictures)
-    assert torch.allclose(found[..., :4], detection.boxes_of(answers).flatten(1, 2), atol=1e-2)
+        predictions = model.eval()(pictures)
+    assert torch.allclose(
+        found[..., :4], detection.decode_boxes(predictions).flatten(1, 2), atol=1e-2
+    )
     with in_float32():
-        one = detection.detect(model, pictures, 0.0, overlap=1.0)[0]
+        one = detection.detect(model, pictures, 0.0, max_iou=1.0)[0]
     assert torch.allclose(found[0, :, 4:].amax(dim=1).max(), one["scores"].max(), atol=1e-4)
 
 
@@ -239,4 +268,4 @@ def test_wrong_input(quick, tmp_path):
         saved = torch.load(model, weights_only=True)
         torch.save(saved | {"extra": {}}, tmp_path / "other.pth")
         asked = detection.Predict(source="a.png", output=tmp_path, model=tmp_path / "other.pth")
-        detection.looking(asked, torch.device("cpu"))
+        detection.make_predictor(asked, torch.device("cpu"))

@@ -16,17 +16,17 @@ def digits():
 
 
 def test_one_seed_one_set_of_scenes(digits):
-    first = digit_scenes.draw_scenes(digits.images, digits.labels, 8, 5, 128)
-    again = digit_scenes.draw_scenes(digits.images, digits.labels, 8, 5, 128)
+    first = digit_scenes.render_scenes(digits.images, digits.labels, 8, 5, 128)
+    again = digit_scenes.render_scenes(digits.images, digits.labels, 8, 5, 128)
     assert first[0].shape == (8, 3, 128, 128) and first[0].dtype == torch.uint8
     assert torch.equal(first[0], again[0])
     assert all(torch.equal(a, b) for a, b in zip(first[1], again[1], strict=True))
-    other = digit_scenes.draw_scenes(digits.images, digits.labels, 8, 6, 128)
+    other = digit_scenes.render_scenes(digits.images, digits.labels, 8, 6, 128)
     assert not torch.equal(first[0], other[0])
 
 
 def test_boxes_lie_inside_and_overlap_a_little(digits):
-    _, boxes, labels = digit_scenes.draw_scenes(digits.images, digits.labels, 60, 0, 256)
+    _, boxes, labels = digit_scenes.render_scenes(digits.images, digits.labels, 60, 0, 256)
     for own, kinds in zip(boxes, labels, strict=True):
         assert 1 <= len(own) == len(kinds) <= digit_scenes.MOST
         assert (own >= 0).all() and (own <= 256).all()

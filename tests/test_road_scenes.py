@@ -7,7 +7,7 @@ from imagelab.data import road_scenes
 
 
 def scene(seed: int, height: int = 96, width: int = 144):
-    return road_scenes.draw_scene(np.random.default_rng(seed), height, width)
+    return road_scenes.render_scene(np.random.default_rng(seed), height, width)
 
 
 def test_one_seed_one_scene():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,16 +14,16 @@ from conftest import complaint, elsewhere, run_here, untaught
 from PIL import Image
 from test_masks import write_pair
 
-from imagelab.data.masks import IGNORE
+from imagelab.data.masks import IGNORE, load_masked
 from imagelab.setup.runtime import generator, in_float32
 from imagelab.training.checkpoints import load_checkpoint
 from studies import segmentation
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (37, 51), (8, 8)])
-@pytest.mark.parametrize("fold", [1, 2, 4])
-def test_any_size_comes_back(height, width, fold):
-    model = segmentation.UNet(5, (8, 16, 24), fold).eval()
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+def test_any_size_comes_back(height, width, patch_size):
+    model = segmentation.SegmentationUNet(5, (8, 16, 24), patch_size).eval()
     logits = model(torch.rand(2, 3, height, width))
     assert logits.shape == (2, 5, height, width)
 
@@ -30,7 +31,7 @@ def test_any_size_comes_back(height, width, fold):
 def test_skip_connections_carry_detail():
     """Without what was seen on the way down, neighbouring pixels could hardly differ."""
     torch.manual_seed(0)
-    model = segmentation.UNet(2, (8, 16, 24), 1).eval()
+    model = segmentation.SegmentationUNet(2, (8, 16, 24), 1).eval()
     x = torch.rand(1, 3, 32, 32)
     changed = x.clone()
     changed[0, :, 16, 16] = 1 - changed[0, :, 16, 16]
@@ -151,6 +152,25 @@ def test_overlay_leaves_what_has_no_class():
     assert seen[0].tolist() == [[50] * 3, [150, 100, 50], [100] * 3, [150, 100, 50]]
 
 
+def test_a_training_that_was_stopped_goes_on_to_the_same_weights(tmp_path):
+    data = load_masked("scenes", tmp_path, height=32, scenes=8, test=2)
+    config = segmentation.Config(epochs=3, batch_size=4, widths=(4, 8), output_dir=tmp_path)
+    seen = []
+    whole = segmentation.train(config, data, lambda _, epoch: seen.append(epoch))
+
+    def stop(_training, epoch: int) -> None:
+        if epoch == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        segmentation.train(config, data, stop)
+    resumed = replace(config, resume=True)
+    again = segmentation.train(resumed, data, lambda _, epoch: seen.append(epoch))
+    assert seen == [1, 2, 3, 2, 3]
+    for name, value in whole.networks["unet"].state_dict().items():
+        assert torch.equal(value, again.networks["unet"].state_dict()[name]), name
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("segmentation")
@@ -171,9 +191,11 @@ def test_a_run_leaves_what_was_promised(quick):
     assert result["metrics"]["pixel accuracy"]["value"] > 0.5
 
 
-def test_the_network_names_the_same_pixels_elsewhere_at_any_size(quick):
+def test_the_network_predicts_the_same_elsewhere_at_any_size(quick):
     saved = load_checkpoint(quick / "study_models/segmentation/scenes.pth", "segmentation")
-    model = segmentation.UNet(len(saved["extra"]["classes"]), saved["config"]["widths"], 2)
+    model = segmentation.SegmentationUNet(
+        len(saved["extra"]["classes"]), saved["config"]["widths"], 2
+    )
     model.load_state_dict(saved["model"]["unet"])
     pictures = torch.rand(3, 3, 45, 81)
     logits = elsewhere(quick / "unet.onnx", pictures=pictures)
@@ -181,6 +203,18 @@ def test_the_network_names_the_same_pixels_elsewhere_at_any_size(quick):
         assert torch.allclose(logits, model.eval()(pictures), atol=1e-4)
     words = onnx.load(quick / "unet.onnx").metadata_props
     assert json.loads({w.key: w.value for w in words}["classes"]) == saved["extra"]["classes"]
+
+
+def test_an_older_checkpoint_is_still_read(quick, tmp_path):
+    """It calls the patch size "fold"."""
+    path = quick / "study_models/segmentation/scenes.pth"
+    saved = torch.load(path, weights_only=True)
+    saved["config"]["fold"] = saved["config"].pop("patch_size")
+    torch.save(saved, tmp_path / "old.pth")
+    (old, classes, height), (new, *_) = map(segmentation.load_model, (tmp_path / "old.pth", path))
+    assert old.patch_size == 2 and height == 128 and "pedestrian" in classes
+    x = torch.rand(1, 3, 32, 48)
+    assert torch.equal(old(x), new(x))
 
 
 def test_pretraining_and_resuming_and_predicting_on_real_folders(quick, tmp_path):
@@ -212,12 +246,12 @@ def test_pretraining_and_resuming_and_predicting_on_real_folders(quick, tmp_path
     assert abs(np.median(left, axis=0) - np.median(right, axis=0)).sum() > 100
 
 
-def test_pixels_are_named_in_strips():
+def test_a_large_picture_is_predicted_in_strips():
     """As of the whole picture at once, which for 12,000×12,000 pixels took 12 GB."""
     torch.manual_seed(0)
-    model = segmentation.UNet(3, (8, 16), 1).eval()
+    model = segmentation.SegmentationUNet(3, (8, 16), 1).eval()
     picture = np.asarray(Image.effect_noise((150, 203), 90).convert("RGB").resize((150, 203)))
-    strips = list(segmentation.name_pixels(model, picture, 40, strip=64))
+    strips = list(segmentation.predict_strips(model, picture, 40, strip=64))
     assert [rows.stop - rows.start for rows, _ in strips] == [64, 64, 64, 11]
     assert all(mask.dtype == np.uint8 and mask.shape[1] == 150 for _, mask in strips)
     small = cv2.resize(picture, (30, 40), interpolation=cv2.INTER_AREA)

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from imagelab.data.video import _untrue_line_left_out, change, open_video, write_video
+from imagelab.data.video import _untrue_line_left_out, open_video, process_media, write_video
 from imagelab.setup.runtime import UserError
 from imagelab.setup.terminal import told
 
@@ -74,7 +74,7 @@ def test_a_damaged_stretch_does_not_end_the_film(tmp_path, capsys):
     raw = bytearray((tmp_path / "film.avi").read_bytes())
     raw[len(raw) // 2 : len(raw) // 2 + len(raw) // 20] = bytes(len(raw) // 20)
     (tmp_path / "film.avi").write_bytes(raw)
-    said = change(str(tmp_path / "film.avi"), tmp_path / "dark.avi", lambda: darker)
+    said = process_media(str(tmp_path / "film.avi"), tmp_path / "dark.avi", lambda: darker)
     read = int(said.split()[0])
     assert 52 <= read < 60
     assert f"film.avi: {60 - read} of 60 frames could not be read" in capsys.readouterr().err
@@ -138,7 +138,7 @@ def test_a_folder_of_digits_is_no_camera(tmp_path, monkeypatch):
     for folder in ("2024", "clips.mp4"):
         (tmp_path / folder).mkdir()
         Image.new("L", (20, 30), 200).save(tmp_path / folder / "0.jpg")
-        assert "1 pictures" in change(folder, tmp_path / "out", lambda: darker)
+        assert "1 pictures" in process_media(folder, tmp_path / "out", lambda: darker)
 
 
 def darker(picture: np.ndarray) -> np.ndarray:
@@ -147,21 +147,21 @@ def darker(picture: np.ndarray) -> np.ndarray:
 
 def test_pictures_folders_and_films(tmp_path):
     write_video(tmp_path / "film.mp4", frames(5))
-    said = change(str(tmp_path / "film.mp4"), tmp_path / "dark.webm", lambda: darker)
+    said = process_media(str(tmp_path / "film.mp4"), tmp_path / "dark.webm", lambda: darker)
     assert said.startswith("5 frames")
     with open_video(tmp_path / "dark.webm") as video:
         assert max(frame.max() for frame in video.frames) < 150
     for k in range(2):
         Image.new("L", (20, 30), 200).save(tmp_path / f"{k}.jpg")
-    assert "1 pictures" in change(tmp_path / "0.jpg", tmp_path / "0.png", lambda: darker)
+    assert "1 pictures" in process_media(tmp_path / "0.jpg", tmp_path / "0.png", lambda: darker)
     assert np.asarray(Image.open(tmp_path / "0.png")).max() == 100
     write_video(tmp_path / "film.avi", frames(3))
     (tmp_path / "film.avi").rename(tmp_path / "film.mpg")  # a kind that is read, though not written
-    assert change(tmp_path / "film.mpg", tmp_path / "mpg.mp4", lambda: darker).startswith(
+    assert process_media(tmp_path / "film.mpg", tmp_path / "mpg.mp4", lambda: darker).startswith(
         "3 frames"
     )
     (tmp_path / "0.png").unlink()
-    assert "2 pictures" in change(tmp_path, tmp_path / "out", lambda: darker)
+    assert "2 pictures" in process_media(tmp_path, tmp_path / "out", lambda: darker)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0.png", "1.png"]
 
 
@@ -171,8 +171,8 @@ def test_pictures_are_not_overwritten_by_what_is_found_in_them(tmp_path):
     write_video(tmp_path / "film.mp4", frames(2))
     for name in ("", "a.jpg", "film.mp4"):  # a folder of pictures, a picture, a video
         with pytest.raises(UserError, match="choose another --output"):
-            change(tmp_path / name, tmp_path / "." / name, never)
-    change(tmp_path, tmp_path / "out", lambda: darker)
+            process_media(tmp_path / name, tmp_path / "." / name, never)
+    process_media(tmp_path, tmp_path / "out", lambda: darker)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.jpg.png", "a.png.png"]
 
 
@@ -196,15 +196,15 @@ def test_what_cannot_be_is_said_before_the_work(tmp_path, source, output, says):
     (tmp_path / "empty").mkdir()
     write_video(tmp_path / "film.avi", frames(2))
     with pytest.raises(UserError, match=says):
-        change(str(tmp_path / source), tmp_path / output, never)
+        process_media(str(tmp_path / source), tmp_path / output, never)
 
 
 def test_a_film_that_is_none_and_a_camera_that_is_not_there(tmp_path, capfd):
     (tmp_path / "film.mp4").write_bytes(b"no film at all" * 50)
     with pytest.raises(UserError, match="cannot be read as a video"):
-        change(str(tmp_path / "film.mp4"), tmp_path / "out.mp4", lambda: darker)
+        process_media(str(tmp_path / "film.mp4"), tmp_path / "out.mp4", lambda: darker)
     with pytest.raises(UserError, match="Camera 97 cannot be read"):
-        change("97", tmp_path / "out.mp4", lambda: darker)
+        process_media("97", tmp_path / "out.mp4", lambda: darker)
     assert not (tmp_path / "out.mp4").exists()
 
 

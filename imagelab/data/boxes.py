@@ -1,8 +1,7 @@
-"""Pictures in which things have boxes: drawn digit scenes, YOLO text files, COCO JSON; drawing boxes."""
+"""Pictures with boxes around the objects in them: drawn digit scenes, YOLO text files, COCO JSON."""
 
 from __future__ import annotations
 
-import functools
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,7 +20,6 @@ from imagelab.data.datasets import (
     pictures_in,
 )
 from imagelab.data.pictures import exif_orientation, open_picture
-from imagelab.report import figures
 from imagelab.setup.runtime import UserError
 from imagelab.setup.settings import unknown
 from imagelab.setup.terminal import readable, tell_once
@@ -81,9 +79,9 @@ def _drawn(count: int, test: int, size: int) -> BoxedPictures:
     Those to train on hold up to twice as many digits: as much more to learn from each.
     """
     digits = load_dataset(EMBEDDED, Path())
-    draw = digit_scenes.draw_scenes
-    train = draw(digits.images, digits.labels, count, 0, size, most=2 * digit_scenes.MOST)
-    held_out = draw(digits.test_images, digits.test_labels, test, 1, size)
+    render = digit_scenes.render_scenes
+    train = render(digits.images, digits.labels, count, 0, size, most=2 * digit_scenes.MOST)
+    held_out = render(digits.test_images, digits.test_labels, test, 1, size)
     source = (
         f"{count:,} scenes of MNIST digits over photographs, {test:,} held out, of held-out digits"
     )
@@ -332,52 +330,3 @@ def fit(picture: np.ndarray, size: int) -> tuple[np.ndarray, float]:
     square = np.full((size, size, 3), 128, np.uint8)
     square[:height, :width] = cv2.resize(picture, (width, height), interpolation=method)
     return square, scale
-
-
-# --- drawing --------------------------------------------------------------------------------------
-
-
-def draw_boxes(
-    picture: np.ndarray, found: dict[str, torch.Tensor], classes: tuple[str, ...], least: float,
-    scale: float = 1.0,
-) -> np.ndarray:  # fmt: skip
-    """A copy of (H, W, 3) uint8 with boxes, their classes, and how sure they are.
-
-    `found` holds boxes (n, 4) x1 y1 x2 y2, here divided by `scale`, labels (n,) and scores (n,) from
-    0 to 1, of which those under `least` are not drawn.
-    """
-    import cv2
-
-    drawn = np.ascontiguousarray(picture).copy()
-    side = max(picture.shape)
-    thick, size = max(round(side / 400), 1), round(max(side / 24, 11))
-    for box, label, score in zip(
-        *(found[name].tolist() for name in ("boxes", "labels", "scores")), strict=True
-    ):
-        if score < least:
-            continue
-        left, top, right, bottom = (round(at / scale) for at in box)
-        colour = figures.rgb(figures.CLASS_COLOURS[label % len(figures.CLASS_COLOURS)])
-        cv2.rectangle(drawn, (left, top), (right, bottom), colour, thick, cv2.LINE_AA)
-        text = _label(f"{classes[label]} {score:.0%}", size, colour)
-        height, width = text.shape[:2]
-        left, top = min(left, max(picture.shape[1] - width, 0)), max(top - height, 0)
-        place = drawn[top : top + height, max(left, 0) : left + width]
-        place[:] = text[: place.shape[0], : place.shape[1]]
-    return drawn
-
-
-@functools.lru_cache(maxsize=1000)
-def _label(text: str, size: int, colour: tuple[int, int, int]) -> np.ndarray:
-    """A text `size` pixels high on its colour, (H, W, 3) uint8.
-
-    OpenCV before 5 has no letters beyond ASCII.
-    """
-    from PIL import Image, ImageDraw, ImageFont
-
-    font = ImageFont.truetype(figures.font_file(text), size)
-    *_, right, bottom = font.getbbox(text)
-    picture = Image.new("RGB", (right + 2, max(sum(font.getmetrics()), bottom)), colour)
-    ink = (0, 0, 0) if sum(colour) > 380 else (255, 255, 255)
-    ImageDraw.Draw(picture).text((1, 0), text, ink, font)
-    return np.asarray(picture)

@@ -1,6 +1,6 @@
-"""Photographs with MNIST digits strewn over them, and the box of each: seeded, unlimited.
+"""Photographs with MNIST digits laid over them, and the box of each: seeded, as many as one likes.
 
-The same digits wander over a photograph in a film.
+In a film the digits move over a photograph.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_OVERLAP = 0.15  # IoU of two boxes, at most
 MOST = 6  # digits in a scene
 
 
-def draw_scenes(
+def render_scenes(
     digits: torch.Tensor, labels: torch.Tensor, count: int, seed: int, size: int = 256,
     photographs: tuple[str, ...] = BACKGROUNDS, most: int = MOST,
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:  # fmt: skip
@@ -60,7 +60,7 @@ def draw_scenes(
 def moving_scene(
     digits: torch.Tensor, frames: int, seed: int, size: int = 256
 ) -> Iterator[np.ndarray]:
-    """Frames (size, size, 3) uint8 of five `digits` that wander over a held-out photograph."""
+    """Frames (size, size, 3) uint8 of five `digits` that move over a held-out photograph."""
     rng = np.random.default_rng(seed)
     still = _background(_photographs(HELD_OUT), rng, size)
     chosen = digits[rng.integers(len(digits), size=5), 0].cpu().numpy()

@@ -89,7 +89,7 @@ def _drawn(count: int, test: int, height: int) -> MaskedPictures:
         pictures = np.empty((n, height, width, 3), np.uint8)
         masks = np.empty((n, height, width), np.uint8)
         for k in progress(range(n), label, "scene", keep=True):
-            pictures[k], masks[k] = road_scenes.draw_scene(rng, height, width)
+            pictures[k], masks[k] = road_scenes.render_scene(rng, height, width)
         return _stacked(pictures, masks)
 
     return MaskedPictures(

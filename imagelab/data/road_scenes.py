@@ -1,4 +1,4 @@
-"""Road scenes drawn with perspective, and which pixel is what: unlimited, seeded, exact.
+"""Road scenes rendered in perspective, with the class of every pixel: seeded, as many as one likes.
 
 A camera above a road looks towards a horizon. Everything stands on the ground plane: a thing of height
 h metres at distance z is f·h/z pixels high, and its foot lies f·c/z below the horizon, c the camera's
@@ -22,13 +22,13 @@ GRAINS = {
 }
 
 
-def draw_scene(rng: np.random.Generator, height: int = 128, width: int = 192):
+def render_scene(rng: np.random.Generator, height: int = 128, width: int = 192):
     """A picture (H, W, 3) of 0 to 255 and the class of each pixel (H, W), both uint8."""
-    return _Scene(rng, height, width).draw()
+    return _Scene(rng, height, width).render()
 
 
 class _Scene:
-    """The camera, and painters from the horizon forwards."""
+    """The camera, and what is painted: far things first, near ones over them."""
 
     def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
         self.rng, self.height, self.width = rng, height, width
@@ -83,7 +83,7 @@ class _Scene:
         )
         return 1 + strength * (source[np.ix_(rows, columns)] - 1)
 
-    def draw(self) -> tuple[np.ndarray, np.ndarray]:
+    def render(self) -> tuple[np.ndarray, np.ndarray]:
         rng = self.rng
         rows = np.linspace(0, 1, self.height, dtype=np.float32)[:, None, None]
         self.picture[:] = self.sky * (0.75 + 0.35 * rows)

@@ -1,6 +1,7 @@
 """Frames of a video file or a camera, one at a time, and writing them (by OpenCV).
 
-`change` takes a picture, a folder, a video or a camera, and writes what a function makes of each picture.
+`process_media` reads a picture, a folder, a video or a camera, and writes what a predictor makes of each
+picture.
 Videos have even sides: of an odd one the last row or column is lost in writing.
 """
 
@@ -180,14 +181,15 @@ def _length(path: Path) -> int:
         capture.release()
 
 
-Change = Callable[[np.ndarray], np.ndarray]  # a picture (H, W, 3) uint8 to another of its size
+Predictor = Callable[[np.ndarray], np.ndarray]  # a picture (H, W, 3) uint8 to another of its size
 
 
-def change(source: str | Path, output: Path, by: Callable[[], Change]) -> str:
-    """Write each picture of `source` changed; in words, how many there were and how fast it went.
+def process_media(source: str | Path, output: Path, make_predictor: Callable[[], Predictor]) -> str:
+    """Write what the predictor makes of each picture; returns a sentence: how many, and how fast.
 
     `source` is a picture, a folder of pictures, a video, or a camera's number; `output` a picture, a
-    folder, or a video. `by` makes the function that changes pictures, once the two are known to be fit.
+    folder, or a video. `make_predictor` is called once both are known to be usable: loading a network
+    takes time. Raises UserError where one is not.
     """
     source, output = str(source), Path(output)
     path = Path(source)
@@ -198,7 +200,7 @@ def change(source: str | Path, output: Path, by: Callable[[], Change]) -> str:
         if not is_camera and not path.is_file():
             raise UserError(f"There is no video {source}.")
         check_video_name(output)
-        return _change_video(int(source) if is_camera else path, output, by())
+        return _process_video(int(source) if is_camera else path, output, make_predictor())
     if path.is_dir():
         pictures = pictures_in(path)
         if not pictures:
@@ -209,21 +211,21 @@ def change(source: str | Path, output: Path, by: Callable[[], Change]) -> str:
         picture_format(output)
         open_picture(path)
         pictures, outputs = [path], [output]
-    look, seconds = by(), 0.0
+    predictor, seconds = make_predictor(), 0.0
     for picture, to in zip(pictures, outputs, strict=True):
         image = read_colours(picture)
         started = time.perf_counter()
-        image = look(image)
+        image = predictor(image)
         seconds += time.perf_counter() - started
         write_picture(to, image)
     rate = len(pictures) / max(seconds, 1e-9)  # some clocks are coarse
     return f"{len(pictures)} pictures, {rate:.1f} a second. Written: {output}"
 
 
-def _change_video(source: Path | int, output: Path, look: Change) -> str:
+def _process_video(source: Path | int, output: Path, predictor: Predictor) -> str:
     started = time.perf_counter()
     with open_video(source) as video:
         frames = progress(video.frames, str(output), "frame", video.length or None, keep=True)
-        count = write_video(output, map(look, frames), video.rate)
+        count = write_video(output, map(predictor, frames), video.rate)
     rate = count / (time.perf_counter() - started)
     return f"{count:,} frames, {rate:.1f} a second with reading and writing. Written: {output}"
