@@ -62,8 +62,8 @@ def play(
     data: datasets.Dataset,
     G: nn.Module,
     D: nn.Module,
-    draw: Layers,
-    judge: Layers,
+    generate: Layers,
+    logits: Layers,
     size: int,
     lr: float,
 ) -> list[float]:
@@ -73,15 +73,15 @@ def play(
     loss_of, losses = nn.BCELoss(), []
     for real, _ in batches(data, size):
         ones, zeros = torch.ones(size), torch.zeros(size)
-        fake = draw(torch.randn(size, 100))
+        fake = generate(torch.randn(size, 100))
         adam_d.zero_grad()
         d_loss = (
-            loss_of(judge(real).sigmoid(), ones) + loss_of(judge(fake.detach()).sigmoid(), zeros)
+            loss_of(logits(real).sigmoid(), ones) + loss_of(logits(fake.detach()).sigmoid(), zeros)
         ) / 2
         d_loss.backward()
         adam_d.step()
         adam_g.zero_grad()
-        g_loss = loss_of(judge(fake).sigmoid(), ones)
+        g_loss = loss_of(logits(fake).sigmoid(), ones)
         g_loss.backward()
         adam_g.step()
         losses += [d_loss.item(), g_loss.item()]
@@ -100,10 +100,13 @@ def conv_gan(data: datasets.Dataset, config: dcgan.Config) -> list[float]:
     for network in (G, D):
         network.to(memory_format=torch.contiguous_format)
 
-    def draw(z: torch.Tensor) -> torch.Tensor:
+    def generate(z: torch.Tensor) -> torch.Tensor:
         return G.grow(G.dense(z).reshape(-1, *G.start))
 
-    return play(data, G, D, draw, lambda x: D.layers(x).squeeze(1), config.batch_size, config.lr)
+    def logits(x: torch.Tensor) -> torch.Tensor:
+        return D.layers(x).squeeze(1)
+
+    return play(data, G, D, generate, logits, config.batch_size, config.lr)
 
 
 @in_float32

@@ -12,7 +12,7 @@ import torch
 import gan_mnist
 import mlp_diffusion
 from imagelab.data.datasets import load_dataset
-from imagelab.report.evaluator import MIN_SAMPLES, Judge
+from imagelab.report.evaluator import MIN_SAMPLES, Evaluator
 from imagelab.techniques.classifier import new_classifier
 from studies import dcgan, unet_diffusion, vae
 
@@ -28,7 +28,7 @@ def sampling(device: torch.device, quick: bool) -> Iterator[tuple]:
     unet = unet_diffusion.build(vars(unet_diffusion.Config()), shape, classes=10)
     unet.network.to(device, memory_format=torch.channels_last).eval()
     config = unet_diffusion.Config()
-    for name, n, draw in (
+    for name, n, sample in (
         ("MLP GAN", 10_000, lambda n: gan_mnist.sample(gan, n, 0)),
         ("VAE, 16 latents", 10_000, lambda n: vae.sample(coder, n, 0)),
         ("DCGAN", 1_000, lambda n: gan_mnist.sample(conv, n, 0)),
@@ -36,9 +36,9 @@ def sampling(device: torch.device, quick: bool) -> Iterator[tuple]:
         ("U-Net DDPM, 20 guided steps", 25, lambda n: unet_diffusion.sample(unet, config, n)),
     ):
         n = max(n // 10, 10) if quick else n
-        yield f"{name}: sampling", "images drawn", n, lambda draw=draw, n=n: draw(n), None
+        yield f"{name}: sampling", "images drawn", n, lambda f=sample, n=n: f(n), None
     n = MIN_SAMPLES if quick else 10_000
     held_out = {"test_images": data.images[:n], "test_labels": data.labels[:n]}
-    judge = Judge(new_classifier(data, 0).eval(), replace(data, **held_out), n)
-    samples = data.images[-n:]
-    yield f"scoring, n = {n:,}", "images scored", n, lambda: judge.scores(samples), None
+    evaluator = Evaluator(new_classifier(data, 0).eval(), replace(data, **held_out), n)
+    images = data.images[-n:]
+    yield f"scoring, n = {n:,}", "images scored", n, lambda: evaluator.scores(images), None

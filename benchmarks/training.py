@@ -16,7 +16,6 @@ import gan_mnist
 import mlp_diffusion
 from benchmarks import ordinary
 from imagelab.data.datasets import Dataset, load_dataset
-from imagelab.report.results import start_result
 from imagelab.techniques.classifier import ClassifierConfig, new_classifier, train_classifier
 from studies import dcgan, unet_diffusion
 
@@ -51,20 +50,16 @@ def trainings(
     """Of each network: batch size, images (those of IMAGES), ours (given a folder), the ordinary way."""
     images = images or IMAGES
     # As often written on both sides: without what the ordinary script has not.
-    gan = gan_mnist.Config(
-        **gan_mnist.AS_OFTEN_WRITTEN, epochs=1, log_every=10**9, grid_every=10**9
-    )
-    conv = dcgan.Config(epochs=1, batch_size=64, log_every=10**9, grid_every=10**9)
+    gan = gan_mnist.Config(**gan_mnist.AS_OFTEN_WRITTEN, epochs=1, log_every=10**9)
+    conv = dcgan.Config(epochs=1, batch_size=64, log_every=10**9)
     ddpm = mlp_diffusion.Config(epochs=1, batch_size=512)
     cnn = ClassifierConfig(epochs=1, batch_size=256)
     unet = unet_diffusion.Config(epochs=1)
     parts = {name: part(data, n) for name, n in images.items()}
 
     def play(how, config, own: Dataset, folder: Path) -> object:
-        config = replace(config, output_dir=folder)
-        result = start_result("gan", "", "", config, "pictures", CPU, own)
         networks = how.build(config, own.shape, CPU)
-        return gan_mnist.train(config, own, *networks, folder / "model.pth", result)
+        return gan_mnist.train(config, own, *networks, folder / "model.pth")
 
     return {
         "MLP GAN": (64, images["gan"], lambda at: play(gan_mnist, gan, parts["gan"], at),
@@ -123,7 +118,7 @@ class Products(TorchDispatchMode):
 
 def products_of_a_step(name: str, size: int, data: Dataset) -> list[tuple[Callable, tuple, dict]]:
     """The products of one training step of the network `name`, of batches of `size`: what a second
-    batch adds to the first, which also has what is drawn at the end."""
+    batch adds to the first."""
     calls = []
     for batches in (1, 2):
         train = quietly(trainings(data, dict.fromkeys(IMAGES, batches * size))[name][2])

@@ -1,51 +1,54 @@
 """VAE, GANs and diffusion under one clock: what textbooks assert about them, measured.
 
-Every model of this collection that draws trains on the same data for the same number of seconds, three
-times from different seeds, and is judged by the same classifier. One table shows what each costs and
-reaches; below it, the usual claims stand beside what was measured.
+Every generative model of this collection trains on the same data for the same number of seconds, from
+three seeds. The same classifier scores their samples. One table shows what each model costs and reaches;
+below it, the usual claims stand beside what was measured.
 
     python -m studies.model_comparison                     # about a quarter of an hour on two CPU cores
     python -m studies.model_comparison --budget 20 --repeats 2
     python -m studies.model_comparison --models vae gan    # some of them
     python -m studies.model_comparison --resume            # go on after Ctrl-C
 
-A budget in seconds measures the machine as well as the model: on another one the same seconds buy
-another number of epochs, and the order may be another one too. The table says what an epoch takes.
+A budget in seconds measures the machine as well as the model. On another machine the same seconds buy
+another number of epochs, and the order may be another one too. The table says how long an epoch takes.
 """
 
 from __future__ import annotations
 
-from imagelab.setup.command import command_line
+from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
 import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 
 import gan_mnist
 import mlp_diffusion
 from imagelab.data.datasets import Dataset, load_for, random_subset, to_uint8
-from imagelab.report import figures
-from imagelab.report.evaluator import Judge, Scores
+from imagelab.report import figures, samples
+from imagelab.report.evaluator import Evaluator, Scores
 from imagelab.report.results import Result, start_result
-from imagelab.report.samples import judge_for
 from imagelab.setup.runtime import Stopwatch, UserError, generator, prepare
 from imagelab.setup.settings import BoardSettings, Count, DataSettings, Limits
+from imagelab.techniques import diffusion
 from imagelab.techniques.diffusion import image_noise, way_back
 from imagelab.training.loop import Training, goes_on
 from studies import dcgan, unet_diffusion, vae
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SCRIPT = "model_comparison"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
-TITLE = "VAE, GANs and diffusion under one clock"
 EPOCHS = 100_000  # more than any budget allows: the clock ends the training
-FAILED = 0.1  # a run whose samples cover less than this part of the real images has failed
+FAILED = 0.1  # a training whose samples cover less than this part of the real images has failed
 STEPS = 10  # columns of the picture of what can be looked at; of the U-Net's sampling
-SLOW = 3.0  # seconds: a drawing that lasts longer is not repeated to measure its time
+SLOW = 3.0  # seconds: sampling that lasts longer is not repeated to measure its time
 
 
 @dataclass(frozen=True)
@@ -66,85 +69,80 @@ class Config(BoardSettings, DataSettings):
     """Samples to score of each; at most as many as there are held-out images."""
 
 
+# --- the models, each as its own script trains it -------------------------------------------------
+
+
 @dataclass
 class Trained:
-    """A model after its training: how to draw from it, and what can be looked at inside."""
+    """A model after its training: how to sample from it, and what can be looked at inside."""
 
-    run: Training
-    draw: Callable[[int, int], torch.Tensor]
+    training: Training
+    sample: Callable[[int, int], torch.Tensor]
     """(n, seed) to n images (n, C, H, W) uint8."""
     parameters: int
-    """Of all that drawing takes."""
+    """Of all that sampling takes."""
     inside: Callable[[], torch.Tensor]
     """STEPS images (STEPS, C, H, W) uint8: a walk through the latents, or the reverse process."""
 
 
-# --- the models, each as its own script trains it -------------------------------------------------
-
-
-def train_vae(config: Config, data: Dataset, path: Path, result: Result) -> Trained:
+def train_vae(config: Config, data: Dataset, path: Path) -> Trained:
     own = vae.Config(**shared(config, path), latent_sizes=(16,), epochs=EPOCHS)
-    run = vae.train(own, 16, data, path)
-    model = run.networks["vae"]
+    training = vae.train(own, 16, data, path)
+    model = training.networks["vae"]
     return Trained(
-        run,
+        training,
         lambda n, seed: vae.sample(model, n, seed),
         parameters(model.decoder),
-        lambda: vae.draw(model, walk(16, config.seed, data.images.device)),
+        lambda: vae.generate(model, walk(16, config.seed, data.images.device)),
     )
 
 
-def train_gan(config: Config, data: Dataset, path: Path, result: Result, how=gan_mnist) -> Trained:
+def train_gan(config: Config, data: Dataset, path: Path, how=gan_mnist) -> Trained:
+    """The MLP GAN, or the networks and settings of another module `how`."""
     own = how.Config(**shared(config, path), epochs=EPOCHS, grid_every=0, log_every=10**9)
     G, D = how.build(own, data.shape, data.images.device)
-    run = gan_mnist.train(own, data, G, D, path, result)
-    drawing = gan_mnist.drawing_network(run)
+    training = gan_mnist.train(own, data, G, D, path, SCRIPT)
+    averaged = gan_mnist.sampling_network(training)
+    z = walk(own.latent_size, config.seed, data.images.device)
     return Trained(
-        run,
-        lambda n, seed: gan_mnist.sample(drawing, n, seed),
+        training,
+        lambda n, seed: gan_mnist.sample(averaged, n, seed),
         parameters(G),
-        lambda: gan_mnist.draw(drawing, walk(own.latent_size, config.seed, data.images.device)),
+        lambda: gan_mnist.generate(averaged, z),
     )
 
 
-def train_dcgan(config: Config, data: Dataset, path: Path, result: Result) -> Trained:
-    return train_gan(config, data, path, result, how=dcgan)
-
-
-def train_ddpm(config: Config, data: Dataset, path: Path, result: Result) -> Trained:
+def train_ddpm(config: Config, data: Dataset, path: Path) -> Trained:
     own = mlp_diffusion.Config(**shared(config, path), epochs=EPOCHS)
-    run = mlp_diffusion.train(own, data, path)
-    model = run.averaged
+    training = mlp_diffusion.train(own, data, path)
+    model = training.averaged
     return Trained(
-        run,
+        training,
         lambda n, seed: mlp_diffusion.sample(model, n, data.shape, seed),
         parameters(model),
-        lambda: reverse_process(model, data, config.seed),
+        lambda: mlp_states(model, data, config.seed),
     )
 
 
-def train_unet(config: Config, data: Dataset, path: Path, result: Result) -> Trained:
+def train_unet(config: Config, data: Dataset, path: Path) -> Trained:
     own = unet_diffusion.Config(**shared(config, path), epochs=EPOCHS, steps=STEPS, guidance=1.0)
-    run, model = unet_diffusion.train(own, data, path)
-    label = torch.zeros(1, dtype=torch.long, device=data.images.device)
-    noise = image_noise(config.seed, 0, 1, data.shape, label.device)
-    states = way_back(own.sampler, model.schedule, model.of_classes(label), STEPS, own.eta, noise)
+    training, model = unet_diffusion.train(own, data, path)
     return Trained(
-        run,
+        training,
         lambda n, seed: unet_diffusion.sample(model, replace(own, seed=seed), n)[0],
         parameters(model.network),
-        lambda: to_uint8(torch.cat([x for _, x in states][-STEPS:])),
+        lambda: unet_states(model, own),
     )
 
 
-TRAIN = {"vae": train_vae, "gan": train_gan, "dcgan": train_dcgan, "ddpm": train_ddpm,
-         "unet": train_unet}  # fmt: skip
+TRAIN = {"vae": train_vae, "gan": train_gan, "dcgan": partial(train_gan, how=dcgan),
+         "ddpm": train_ddpm, "unet": train_unet}  # fmt: skip
 NAMES = {"vae": "VAE", "gan": "MLP GAN", "dcgan": "DCGAN", "ddpm": "MLP DDPM", "unet": "U-Net DDPM"}
 DIFFUSION, GANS = ("ddpm", "unet"), ("gan", "dcgan")
 
 
 def shared(config: Config, path: Path) -> dict[str, Any]:
-    """What the models' own settings take over from those of the comparison."""
+    """The settings of the comparison that every model takes over."""
     return {
         "output_dir": config.output_dir,
         "seed": config.seed,
@@ -166,8 +164,8 @@ def walk(latent_size: int, seed: int, device: torch.device) -> torch.Tensor:
     return angle.cos() * a + angle.sin() * b
 
 
-def reverse_process(model: mlp_diffusion.Denoiser, data: Dataset, seed: int) -> torch.Tensor:
-    """One sample on its way from x_T to the image, at STEPS moments."""
+def mlp_states(model: mlp_diffusion.Denoiser, data: Dataset, seed: int) -> torch.Tensor:
+    """One sample on its way from x_T to the image, at STEPS moments (STEPS, C, H, W), uint8."""
     rng = generator(seed, "reverse process")
     x_T = torch.randn(1, math.prod(data.shape), generator=rng).to(data.images.device)
     states = [x for _, x in mlp_diffusion.reverse_process(model, x_T, rng)]
@@ -175,7 +173,18 @@ def reverse_process(model: mlp_diffusion.Denoiser, data: Dataset, seed: int) -> 
     return to_uint8(torch.cat(chosen).reshape(-1, *data.shape))
 
 
-# --- measuring ------------------------------------------------------------------------------------
+def unet_states(model: unet_diffusion.Model, config: unet_diffusion.Config) -> torch.Tensor:
+    """One sample of the first class, at its last STEPS states (STEPS, C, H, W), uint8."""
+    label = torch.zeros(1, dtype=torch.long, device=model.device)
+    noise = diffusion.image_noise(config.seed, 0, 1, model.shape, model.device)
+    estimate = model.of_classes(label)
+    states = diffusion.reverse_process(
+        config.sampler, model.schedule, estimate, STEPS, config.eta, noise
+    )
+    return to_uint8(torch.cat([x for _, x in states][-STEPS:]))
+
+
+# --- one clock, one classifier --------------------------------------------------------------------
 
 
 @dataclass
@@ -187,7 +196,7 @@ class Measured:
     scores: Scores
     epochs: float
     milliseconds: float
-    """Per image: the median of three drawings of a thousand, or of all where those are slow."""
+    """Per image: the median of three times a thousand images, or of all where sampling is slow."""
     parameters: int
     samples: torch.Tensor
     inside: torch.Tensor
@@ -197,51 +206,55 @@ class Measured:
         return not math.isfinite(self.scores.frechet) or self.scores.coverage < FAILED
 
 
-def measure(name: str, config: Config, data: Dataset, judge: Judge, result: Result) -> Measured:
-    """Train one model with the seed of `config`, draw and score."""
+def measure(name: str, config: Config, data: Dataset, evaluator: Evaluator) -> Measured:
+    """Train one model for the budget with the seed of `config`, sample and score."""
     path = config.output_dir / MODELS / f"{name}_seed{config.seed}.pth"
-    trained = TRAIN[name](config, data, path, result)
-    with Stopwatch() as watch:
-        samples = trained.draw(judge.n, config.seed)
-    each = [watch.seconds / judge.n]
-    if watch.seconds < SLOW:  # else it was long enough to be a measurement
-        each = []
+    trained = TRAIN[name](config, data, path)
+    with Stopwatch() as stopwatch:
+        images = trained.sample(evaluator.n, config.seed)
+    seconds_each = [stopwatch.seconds / evaluator.n]
+    if stopwatch.seconds < SLOW:  # else it was long enough to be a measurement
+        seconds_each = []
         for _ in range(3):
-            with Stopwatch() as watch:
-                trained.draw(1000, config.seed)
-            each.append(watch.seconds / 1000)
-    run = trained.run
-    shown = random_subset(len(samples), STEPS, "shown")  # the first of the U-Net's are of one class
+            with Stopwatch() as stopwatch:
+                trained.sample(1000, config.seed)
+            seconds_each.append(stopwatch.seconds / 1000)
+    training = trained.training
+    shown = random_subset(len(images), STEPS, "shown")  # the first of the U-Net's are of one class
     return Measured(
-        name, config.seed, judge.scores(samples), run.steps_done / run.steps_per_epoch,
-        1000 * statistics.median(each), trained.parameters, samples[shown], trained.inside(),
+        name, config.seed, evaluator.scores(images),
+        training.steps_done / training.steps_per_epoch, 1000 * statistics.median(seconds_each),
+        trained.parameters, images[shown], trained.inside(),
     )  # fmt: skip
 
 
-def table_row(name: str, runs: list[Measured], budget: float) -> list[Any]:
-    """What a model's runs come to: means, and the spread of the distance."""
-    mean = {
-        key: statistics.mean(getattr(run.scores, key) for run in runs)
-        for key in ("frechet", "kid", "coverage", "entropy")
-    }
-    spread_of = spread(runs) if len(runs) > 1 else ""  # one run has none
-    return [
-        NAMES[name], mean["frechet"], spread_of, sum(run.failed for run in runs), mean["kid"],
-        mean["coverage"], mean["entropy"], budget / statistics.mean(run.epochs for run in runs),
-        statistics.mean(run.milliseconds for run in runs), runs[0].parameters,
-    ]  # fmt: skip
+def spread(measured: list[Measured]) -> float:
+    """The largest distance less the smallest, as a share of the mean."""
+    distances = [one.scores.frechet for one in measured]
+    return (max(distances) - min(distances)) / statistics.mean(distances)
 
 
+# === the lesson ends here; below: measured, plotted, reported =====================================
+
+TITLE = "VAE, GANs and diffusion under one clock"
 COLUMNS = [
     "model", "Fréchet distance", "its spread", "failed runs", "kernel distance", "coverage",
     "entropy of classes", "seconds per epoch", "ms per image", "parameters",
 ]  # fmt: skip
 
 
-def spread(runs: list[Measured]) -> float:
-    """The largest distance less the smallest, as a share of the mean."""
-    distances = [run.scores.frechet for run in runs]
-    return (max(distances) - min(distances)) / statistics.mean(distances)
+def table_row(name: str, measured: list[Measured], budget: float) -> list[Any]:
+    """The figures of one model: means over its trainings, and the spread of the distance."""
+    mean = {
+        key: statistics.mean(getattr(one.scores, key) for one in measured)
+        for key in ("frechet", "kid", "coverage", "entropy")
+    }
+    spread_of = spread(measured) if len(measured) > 1 else ""  # one training has none
+    return [
+        NAMES[name], mean["frechet"], spread_of, sum(one.failed for one in measured), mean["kid"],
+        mean["coverage"], mean["entropy"], budget / statistics.mean(one.epochs for one in measured),
+        statistics.mean(one.milliseconds for one in measured), measured[0].parameters,
+    ]  # fmt: skip
 
 
 def claims(rows: dict[str, list[Any]]) -> list[list[str]]:
@@ -277,11 +290,11 @@ def claims(rows: dict[str, list[Any]]) -> list[list[str]]:
     return said
 
 
-def summary(rows: dict[str, list[Any]], said: list[list[str]], config: Config, n: int) -> str:
+def summary(said: list[list[str]], config: Config, n: int) -> str:
     """The paragraph under the title: how it was measured, and where the textbook was right."""
     text = (
         f"Every model trained for {config.budget:g} seconds from each of {config.repeats} seeds and "
-        f"drew {n:,} images for the same judge."
+        f"drew {n:,} images, which the same classifier scored."
     )
     for verdict, words in (
         ("agrees", "The measurement agrees with the textbook that"),
@@ -295,28 +308,66 @@ def summary(rows: dict[str, list[Any]], said: list[list[str]], config: Config, n
     return text
 
 
-# --- figures --------------------------------------------------------------------------------------
-
-
-def draw_quality(path: Path, measured: dict[str, list[Measured]], judge: Judge) -> None:
+def plot_quality(measured: dict[str, list[Measured]], evaluator: Evaluator) -> Figure:
     """Distance against the time that an image takes, a point per seed."""
     figure, axes = figures.new_figure(6.4, 4.2)
     axis = axes[0, 0]
-    for k, (name, runs) in enumerate(measured.items()):
+    for k, (name, of_model) in enumerate(measured.items()):
         axis.scatter(
-            [run.milliseconds for run in runs], [run.scores.frechet for run in runs],
+            [one.milliseconds for one in of_model], [one.scores.frechet for one in of_model],
             label=NAMES[name], color=figures.PALETTE[k], marker=figures.MARKERS[k], s=45,
         )  # fmt: skip
-    axis.axhline(judge.floor.frechet, color="#666666", linewidth=1, linestyle="--",
+    axis.axhline(evaluator.floor.frechet, color="#666666", linewidth=1, linestyle="--",
                  label="held-out real images (floor)")  # fmt: skip
     axis.set(xscale="log", xlabel="milliseconds per image drawn",
-             ylabel=f"Fréchet distance (n = {judge.n:,})")  # fmt: skip
+             ylabel=f"Fréchet distance (n = {evaluator.n:,})")  # fmt: skip
     figures.log_scale(axis)
     figure.legend(loc="outside upper center", ncols=3)
-    figures.save_figure(figure, path)
+    return figure
 
 
-# --- the run --------------------------------------------------------------------------------------
+def report(
+    config: Config,
+    data: Dataset,
+    measured: dict[str, list[Measured]],
+    evaluator: Evaluator,
+    result: Result,
+) -> None:
+    """Enter the table, the claims, the metrics and the figures into `result`."""
+    n = evaluator.n
+    rows = {name: table_row(name, own, config.budget) for name, own in measured.items()}
+    real = {"held-out real images (floor)": evaluator.floor,
+            "training images (memoriser)": evaluator.memoriser}  # fmt: skip
+    real_rows = [[name, s.frechet, "", "", s.kid, s.coverage, s.entropy, "", "", ""]
+                 for name, s in real.items() if s is not None]  # fmt: skip
+    caption = f"Means over {config.repeats} seeds, {config.budget:g} s of training each "
+    caption += f"(n = {n:,}); the U-Net is asked for all classes equally often"
+    result.evaluator = evaluator.name
+    result.add_table(caption, COLUMNS, [*rows.values(), *real_rows])
+    said = claims(rows)
+    result.add_table("The textbook's claims", ["claim", "measured", "verdict"], said)
+    result.summary = summary(said, config, n)
+    for name, own in measured.items():
+        distance = statistics.mean(one.scores.frechet for one in own)
+        result.add_metric(f"{NAMES[name]}: Fréchet distance", distance, n,
+                          floor=evaluator.floor.frechet, better="lower")  # fmt: skip
+    caption = "Quality against the time an image takes."
+    result.add_figure("quality_and_time.png", plot_quality(measured, evaluator), caption)
+    pictures = {NAMES[name]: own[0].samples for name, own in measured.items()}
+    figure = figures.plot_rows({"real": data.test_images[:STEPS]} | pictures)
+    result.add_figure("samples.png", figure, "Samples of each model's first seed, not picked.")
+    figure = figures.plot_rows({NAMES[name]: own[0].inside for name, own in measured.items()})
+    caption = "What can be looked at: a walk through the latents of VAE and GANs, "
+    caption += "the reverse process of the diffusion models."
+    result.add_figure("inside.png", figure, caption)
+
+
+def lessons(_result: Result) -> list[str]:
+    """What the figures teach."""
+    return [
+        "A budget in seconds measures the machine as well as the models: on a faster one the same "
+        "seconds buy more epochs, of which the slowest models gain most."
+    ]
 
 
 def run(config: Config) -> Result:
@@ -325,44 +376,15 @@ def run(config: Config) -> Result:
     config = config.quickened(budget=3.0, repeats=1, num_samples=500)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, "", config, PICTURES, device, data)
-    judge = judge_for(config, data, config.num_samples)
-    if judge is None:
-        raise UserError("Without a judge there is nothing to compare.")
+    evaluator = samples.evaluator_for(config, data, config.num_samples)
+    if evaluator is None:
+        raise UserError("The samples cannot be scored, so there is nothing to compare.")
     measured: dict[str, list[Measured]] = {name: [] for name in TRAIN if name in config.models}
     for seed in range(config.seed, config.seed + config.repeats):
-        for name, runs in measured.items():
-            runs.append(measure(name, replace(config, seed=seed), data, judge, result))
-
-    rows = {name: table_row(name, runs, config.budget) for name, runs in measured.items()}
-    real = {"held-out real images (floor)": judge.floor,
-            "training images (memoriser)": judge.memoriser}  # fmt: skip
-    real_rows = [[name, s.frechet, "", "", s.kid, s.coverage, s.entropy, "", "", ""]
-                 for name, s in real.items() if s is not None]  # fmt: skip
-    result.judge = judge.name
-    result.add_table(
-        f"Means over {config.repeats} seeds, {config.budget:g} s of training each (n = {judge.n:,}); the "
-        "U-Net is told the classes evenly",
-        COLUMNS, [*rows.values(), *real_rows],
-    )  # fmt: skip
-    said = claims(rows)
-    result.add_table("The textbook's claims", ["claim", "measured", "verdict"], said)
-    result.summary = summary(rows, said, config, judge.n)
-    for name, runs in measured.items():
-        distance = statistics.mean(run.scores.frechet for run in runs)
-        result.add_metric(f"{NAMES[name]}: Fréchet distance", distance, judge.n,
-                          floor=judge.floor.frechet, better="lower")  # fmt: skip
-    path = result.add_file("quality_and_time.png", "Quality against the time an image takes.")
-    draw_quality(path, measured, judge)
-    path = result.add_file("samples.png", "Samples of each model's first seed, not picked.")
-    pictures = {NAMES[name]: runs[0].samples for name, runs in measured.items()}
-    figures.named_rows(path, {"real": data.test_images[:STEPS]} | pictures)
-    path = result.add_file("inside.png", "What can be looked at: a walk through the latents of VAE "
-                           "and GANs, the reverse process of the diffusion model.")  # fmt: skip
-    figures.named_rows(path, {NAMES[name]: runs[0].inside for name, runs in measured.items()})
-    return result.save(
-        "A budget in seconds measures the machine as well as the models: on a faster one the same "
-        "seconds buy more epochs, of which the slowest models gain most."
-    )
+        for name, own in measured.items():
+            own.append(measure(name, replace(config, seed=seed), data, evaluator))
+    report(config, data, measured, evaluator, result)
+    return result.save(*lessons(result))
 
 
 def main() -> None:

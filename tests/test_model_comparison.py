@@ -16,19 +16,19 @@ def measured(model: str, distance: float, coverage: float = 0.8, ms: float = 0.1
     return study.Measured(model, 0, scores, 2.0, ms, 10, image, image)
 
 
-def rows(**runs: list) -> dict[str, list]:
-    return {name: study.table_row(name, of, 10.0) for name, of in runs.items()}
+def rows(**measured: list) -> dict[str, list]:
+    return {name: study.table_row(name, of, 10.0) for name, of in measured.items()}
 
 
 def test_a_row_holds_means_and_the_spread():
-    runs = [measured("vae", 90.0), measured("vae", 110.0, coverage=0.05)]
-    row = dict(zip(study.COLUMNS, rows(vae=runs)["vae"], strict=True))
+    two = [measured("vae", 90.0), measured("vae", 110.0, coverage=0.05)]
+    row = dict(zip(study.COLUMNS, rows(vae=two)["vae"], strict=True))
     assert row["Fréchet distance"] == 100 and row["its spread"] == pytest.approx(0.2)
     assert row["failed runs"] == 1 and row["coverage"] == pytest.approx(0.425)
     assert row["seconds per epoch"] == 5 and row["entropy of classes"] == pytest.approx(1)
 
 
-def test_a_claim_is_judged_by_what_was_measured():
+def test_a_claim_is_checked_against_what_was_measured():
     textbook = rows(
         vae=[measured("vae", 100, 0.9)] * 2,
         gan=[measured("gan", d, 0.3) for d in (50, 70)],
@@ -61,7 +61,7 @@ def test_a_claim_is_judged_by_what_was_measured():
 
 def test_the_paragraph_says_where_they_differ():
     said = [["GANs draw better than VAEs.", "", "does not agree"], ["VAEs are fast.", "", "agrees"]]
-    text = study.summary({}, said, study.Config(budget=7), 500)
+    text = study.summary(said, study.Config(budget=7), 500)
     assert "7 seconds" in text and "500 images" in text
     assert "agrees with the textbook that VAEs are fast." in text
     assert "does not agree that GANs draw better than VAEs." in text
@@ -95,7 +95,7 @@ def test_a_quick_comparison(judged, tmp_path):
     assert "which --quick would overwrite" in complaint(*study_, "--output-dir", tmp_path)
 
 
-def test_no_judge_no_comparison(tmp_path):
+def test_without_scores_there_is_no_comparison(tmp_path):
     sentence = complaint("studies.model_comparison", "--quick", "--num-samples", 10,
                          "--dataset", "mnist-5k", "--output-dir", tmp_path)  # fmt: skip
     assert "nothing to compare" in sentence
