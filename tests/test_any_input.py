@@ -209,6 +209,7 @@ def test_any_picture_is_attacked_or_refused(victim, judged, monkeypatch):
     small = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 5))
     monkeypatch.setattr(fgsm, "imagenet_resnet18", lambda *_: (small, tuple("abcde")))
     data, path, outcomes = load_dataset("mnist-5k", Path()).shortened(), judged / "any.png", []
+    path.touch()
     config = fgsm.Config(image=path, quick=True, output_dir=judged, victim=victim)
 
     @settings(STEADY, max_examples=12)

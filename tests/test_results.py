@@ -208,6 +208,9 @@ def test_a_table_fits_into_the_terminal(monkeypatch):
     assert len(numbers) == 1 and numbers[0].endswith("0.370")
     monkeypatch.setenv("COLUMNS", "5")  # narrower than its words: as narrow as they allow
     assert max(map(len, text_table(columns, rows).splitlines())) == 7 + 2 + 8 + 2 + 8
+    monkeypatch.setenv("COLUMNS", "34")  # the widest column has no word to break at
+    lines = text_table(["file", "what it shows"], [["a_long_name_of_a_file.png", "what it shows"]])
+    assert lines.splitlines()[2:] == ["a_long_name_of_a_file.png  what it", " " * 27 + "shows"]
     assert text_table(["a", ""], [["", ""]]).splitlines()[0] == "a"
 
 
