@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from imagelab.report.results import (
     wilson,
     write_json,
 )
+from imagelab.setup.runtime import UserError
 from imagelab.setup.settings import Settings
 
 
@@ -95,6 +97,19 @@ def test_paths_and_letters_in_json(tmp_path):
     text = (tmp_path / "a.json").read_text(encoding="utf-8")
     assert "ε" in text and text.endswith("}\n")
     assert json.loads(text) == {"where": str(Path("a/b")), "1": ["ε"]}
+
+
+def test_ones_own_picture_is_not_written_over(tmp_path):
+    """Such as one that an earlier run has left in its folder."""
+
+    @dataclass(frozen=True)
+    class WithImage(Settings):
+        image: Path | None = None
+
+    config = WithImage(output_dir=tmp_path, image=tmp_path / "out" / "blur.png")
+    with pytest.raises(UserError, match=r"blur\.png lies in the folder that this run writes into"):
+        start_result("a", "", "", config, "out", torch.device("cpu"))
+    start_result("a", "", "", config, "other", torch.device("cpu"))
 
 
 def test_bytes_that_are_no_utf8_in_json(tmp_path):
