@@ -122,7 +122,7 @@ def accuracy_curves(
     """Accuracy at each of EPSILONS under random signs, Gaussian noise and FGSM."""
     aim = labels if targeted is None else torch.full_like(labels, targeted)
     curves = {"random sign noise": [], "Gaussian noise": [], "FGSM": []}
-    for epsilon in progress(EPSILONS, "noise and FGSM", "ε"):
+    for epsilon in progress(EPSILONS, "noise and FGSM", "size"):
         rng = generator(seed, "noise of the curve")
         shown = (
             sign_noise(images, epsilon, rng),

@@ -151,7 +151,7 @@ def test_wrong_input(tmp_path):
               tmp_path)  # fmt: skip
     assert "colour" in complaint(*shared, "--backbone", "resnet18")
     assert "--runs" in complaint(*shared, "--runs", 0)
-    assert "--backbone resnet18" in complaint(*shared, "--weights", "none.pth")
+    assert "--backbone resnet18" in complaint(*shared, "--weights", __file__)
     for k in range(30):
         (tmp_path / "own" / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
         Image.new("L", (20, 20), 8 * k).save(tmp_path / "own" / "ab"[k % 2] / f"{k}.png")

@@ -148,7 +148,7 @@ def test_values_in_between_are_no_classes(pairs, suffix, says):
     mask.resize((48, 32), Image.Resampling.LANCZOS if suffix == "png" else 0).save(
         path.with_suffix(f".{suffix}")
     )
-    with pytest.raises(UserError, match=rf"street03\.{suffix} holds \d+ values.*{says}"):
+    with pytest.raises(UserError, match=rf"street03\.{suffix} .*{says}"):
         load_masked(f"folder:{pairs[0]}:{pairs[1]}", Path())
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from imagelab.report.results import (
     wilson,
     write_json,
 )
+from imagelab.setup.runtime import UserError
 from imagelab.setup.settings import Settings
 
 
@@ -95,6 +97,19 @@ def test_paths_and_letters_in_json(tmp_path):
     text = (tmp_path / "a.json").read_text(encoding="utf-8")
     assert "ε" in text and text.endswith("}\n")
     assert json.loads(text) == {"where": str(Path("a/b")), "1": ["ε"]}
+
+
+def test_ones_own_picture_is_not_written_over(tmp_path):
+    """Such as one that an earlier run has left in its folder."""
+
+    @dataclass(frozen=True)
+    class WithImage(Settings):
+        image: Path | None = None
+
+    config = WithImage(output_dir=tmp_path, image=tmp_path / "out" / "blur.png")
+    with pytest.raises(UserError, match=r"blur\.png lies in the folder that this run writes into"):
+        start_result("a", "", "", config, "out", torch.device("cpu"))
+    start_result("a", "", "", config, "other", torch.device("cpu"))
 
 
 def test_bytes_that_are_no_utf8_in_json(tmp_path):
@@ -208,6 +223,9 @@ def test_a_table_fits_into_the_terminal(monkeypatch):
     assert len(numbers) == 1 and numbers[0].endswith("0.370")
     monkeypatch.setenv("COLUMNS", "5")  # narrower than its words: as narrow as they allow
     assert max(map(len, text_table(columns, rows).splitlines())) == 7 + 2 + 8 + 2 + 8
+    monkeypatch.setenv("COLUMNS", "34")  # the widest column has no word to break at
+    lines = text_table(["file", "what it shows"], [["a_long_name_of_a_file.png", "what it shows"]])
+    assert lines.splitlines()[2:] == ["a_long_name_of_a_file.png  what it", " " * 27 + "shows"]
     assert text_table(["a", ""], [["", ""]]).splitlines()[0] == "a"
 
 

@@ -97,7 +97,8 @@ def test_a_module_that_fails_otherwise_is_not_passed_over(tmp_path):
         answer(tmp_path, "1 / 0\n", parts="import torch\nNet = 1\n")
 
 
-def test_where_settings_need_torch_the_script_answers_with_it(tmp_path):
+@pytest.mark.parametrize("setting", ["pi: float = torch.pi", "pi: Number = 3.14"])
+def test_where_settings_need_torch_the_script_answers_with_it(setting, tmp_path):
     """A copy of the project with a script of that kind."""
     shutil.copytree(ROOT / "imagelab", tmp_path / "imagelab")
     (tmp_path / "odd.py").write_text(
@@ -109,14 +110,16 @@ def test_where_settings_need_torch_the_script_answers_with_it(tmp_path):
         import torch
         from imagelab.setup.settings import Common
 
+        Number = {torch.pi: float}[torch.pi]
+
         @dataclass(frozen=True)
         class Config(Common):
-            pi: float = torch.pi
+            SETTING
             """A setting."""
 
         if __name__ == "__main__":
             command_line(Config, print, __doc__)
-    ''')
+    ''').replace("SETTING", setting)
     )
     done = subprocess.run([sys.executable, str(tmp_path / "odd.py"), "--help"], capture_output=True,
                           encoding="utf-8", check=True)  # fmt: skip

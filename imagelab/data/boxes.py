@@ -158,9 +158,9 @@ def _yolo_names(root: Path, labels: Path) -> dict[int, str]:
     else:
         try:
             content = yaml.safe_load("\n".join(lines))
-            names = content["names"] if isinstance(content, dict) else None
-        except (yaml.YAMLError, KeyError, RecursionError) as error:
-            raise UserError(f"{readable(path)} is no YAML file with `names`.") from error
+            names = content.get("names", {}) if isinstance(content, dict) else None
+        except (yaml.YAMLError, RecursionError) as error:
+            raise UserError(f"{readable(path)} is no YAML file.") from error
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not all(isinstance(k, int) and k >= 0 for k in names):

@@ -27,7 +27,7 @@ CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence"
           "pedestrian", "bicyclist")  # fmt: skip
 TEST_SCENES = 200
 SOFT_VALUES = 2  # of a mask that may cover no area: very thin things
-LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")  # formats that keep no exact values, as a rule
+MAYBE_LOSSY = ("WEBP", "AVIF")  # formats that may keep exact values
 HEIGHTS = {"scenes": 128, "camvid": 180, "cityscapes": 128}  # pixels, unless told
 
 
@@ -213,24 +213,26 @@ def class_values(masks: Sequence[Path], ignore_255: bool = False) -> list[int]:
 
 
 def _refuse_soft_edges(mask: np.ndarray, path: Path) -> None:
-    """Raises UserError where a mask (H, W) uint8 holds many values that form no area, in a lossy format
-    any.
+    """Raises UserError where a mask (H, W) uint8 holds many values that form no area, or is a JPEG.
 
     A class covers areas, in which whole squares of 2×2 pixels are alike; the values in between that a
     lossy format, a scaling or a soft brush leave at edges hardly do.
     """
+    with opened(path) as file:
+        kind = file.format
     counts = np.bincount(mask.ravel(), minlength=256)
     corner = mask[:-1, :-1]
     alike = (corner == mask[1:, :-1]) & (corner == mask[:-1, 1:]) & (corner == mask[1:, 1:])
     areas = np.bincount(corner[alike], minlength=256)
     soft = (counts > 0) & (areas < counts / 10)
-    with opened(path) as file:
-        lossy = file.format in LOSSY
-    if soft.sum() > (0 if lossy else max(SOFT_VALUES, ((counts > 0) & ~soft).sum())):
+    allowed = 0 if kind in MAYBE_LOSSY else max(SOFT_VALUES, ((counts > 0) & ~soft).sum())
+    if kind in ("JPEG", "MPO") or soft.sum() > allowed:
+        cause = (
+            "a lossy format" if kind in ("JPEG", "MPO", *MAYBE_LOSSY) else "scaling or soft edges"
+        )
         raise UserError(
-            f"{readable(path)} holds {soft.sum()} values in between, which cover no area: they come of "
-            f"{'a lossy format' if lossy else 'scaling or soft edges'}. Save masks as PNG, with one "
-            "exact value per class."
+            f"{readable(path)} is no mask of exact values: {cause} left values in between, which cover "
+            "no area. Save masks as PNG, with one exact value per class."
         )
 
 

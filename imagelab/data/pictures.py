@@ -7,6 +7,7 @@ import contextlib
 import io
 import math
 import re
+import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +64,7 @@ def opened(path: Path) -> Iterator:
         raise UserError(
             f"{readable(path)} has far more pixels than {MAX_SIDE:,}×{MAX_SIDE:,}."
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise UserError(
             f"{readable(path)} is damaged and cannot be read ({readable(error)})."
         ) from error
@@ -162,7 +163,9 @@ def _deep_colours(path: Path) -> np.ndarray:
     """All 16 bits of a file's colours, upright, (H, W, 3), or (H, W, 4) with opacity."""
     import cv2
 
-    values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    values = None
+    with contextlib.suppress(cv2.error):
+        values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16 or values.ndim != 3:
         raise UserError(f"{readable(path)} has colours of 16 bits in a form that cannot be read.")
     return values[..., [2, 1, 0, 3][: values.shape[2]]]

@@ -86,6 +86,7 @@ NOTEBOOK_STYLE = """
 .imagelab img { max-width: 100%; height: auto; background: #fff; }
 .imagelab img.pixelated { image-rendering: pixelated; }
 .imagelab figure { margin: 0 0 1rem; }
+.imagelab td, .imagelab th { padding: .2rem .9rem .2rem 0; text-align: left; }
 .imagelab .scroll { overflow-x: auto; }
 .imagelab .soft, .imagelab figcaption { opacity: .75; }
 """

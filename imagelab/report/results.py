@@ -17,9 +17,9 @@ import torch
 
 from imagelab.report import figures
 from imagelab.setup.files import atomic_path, claim
-from imagelab.setup.runtime import machine, versions
+from imagelab.setup.runtime import UserError, machine, versions
 from imagelab.setup.settings import Settings, plain
-from imagelab.setup.terminal import as_utf8, is_terminal, tell_if_silent, wrapped
+from imagelab.setup.terminal import as_utf8, is_terminal, readable, tell_if_silent, wrapped
 from imagelab.setup.terminal import columns as terminal_columns
 from imagelab.training import distributed
 
@@ -163,8 +163,15 @@ def start_result(
 ) -> Result:
     """A Result whose clock starts now, for pictures in `folder` under --output-dir.
 
-    Raises UserError where another run is writing into that folder.
+    Raises UserError where another run is writing into that folder, or where the user's own picture
+    (--image) lies in it, which might be written over.
     """
+    image = getattr(config, "image", None)
+    if image is not None and image.resolve().parent == (config.output_dir / folder).resolve():
+        raise UserError(
+            f"{readable(image)} lies in the folder that this run writes into: move it elsewhere, or "
+            "choose another --output-dir."
+        )
     if distributed.writes():
         claim(Path(config.output_dir) / folder)
     return Result(
