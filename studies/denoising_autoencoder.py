@@ -1,9 +1,9 @@
 """Denoising by learning: a convolutional autoencoder for digits, a residual network for photographs.
 
-Both are shown noisy pictures and asked for the clean ones (Vincent et al. 2008). The autoencoder draws
-the whole picture anew through a narrow middle, which suits digits, all of one kind. The residual
-network estimates the noise and takes it away (Zhang et al. 2017, DnCNN), so that what it does not
-understand stays as it was: it suits photographs of any content, size and noise.
+Both networks see noisy pictures and learn to return the clean ones (Vincent et al. 2008). The autoencoder
+draws the whole picture anew from a small middle layer: that suits digits, which are all of one kind. The
+residual network estimates the noise and subtracts it (DnCNN, Zhang et al. 2017). What it does not
+understand stays as it was: that suits photographs of any content, size and noise.
 
     python -m studies.denoising_autoencoder                   # digits, and the comparison on photographs
     python -m studies.denoising_autoencoder --dataset mnist
@@ -11,21 +11,22 @@ understand stays as it was: it suits photographs of any content, size and noise.
     python -m studies.denoising_autoencoder denoise --export denoiser.onnx
     python -m studies.denoising_autoencoder photographs       # trains the residual network: an hour
 
-`denoise` works at once, with weights that come with the project; `photographs` makes them. In
-imagelab/techniques/ are the residual network and its weights (denoiser.py, denoiser.pth) and the
-classical methods beside it (restoration.py).
+`denoise` needs no training: it takes weights that come with the project and were made by `photographs`.
+The residual network is in imagelab/techniques/denoiser.py, its weights in denoiser.pth beside it, and
+the classical methods in restoration.py.
 
-What to look at: `digits.png`, strokes redrawn rather than cleaned; `photographs.png`, edges that stay
-while flat parts grow smooth; in the table, how far learning is ahead of the best classical method.
+What to look at: `digits.png`, strokes that are drawn anew; `photographs.png`, edges that stay while flat
+parts become smooth; in the table, how far learning is ahead of the best classical method.
 """
 
 from __future__ import annotations
 
-from imagelab.setup.command import command_line
+from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -36,115 +37,44 @@ from imagelab.data.datasets import EMBEDDED, Dataset, load_for, random_subset, u
 from imagelab.data.photographs import HELD_OUT, photograph, random_patches
 from imagelab.data.pictures import open_picture, picture_format, write_picture
 from imagelab.data.quality import mean_psnr, mean_ssim
-from imagelab.report import figures
+from imagelab.report import figures, samples
 from imagelab.report.results import Result, start_result
-from imagelab.report.samples import draw_loss, write_samples
+from imagelab.setup import settings
 from imagelab.setup.runtime import UserError, autocast, generator, in_eval_mode, prepare
-from imagelab.setup.settings import (
-    Common,
-    Count,
-    ExportSettings,
-    Limits,
-    Rate,
-    ResumableSettings,
-    TrainingSettings,
-    plain,
-)
-from imagelab.techniques.denoiser import SCRIPT, WEIGHTS, Denoiser, restore, trained_denoiser
+from imagelab.setup.settings import Count, ExportSettings, Fraction, Rate
+from imagelab.techniques import denoiser, restoration
+from imagelab.techniques.denoiser import ResidualDenoiser, restore, trained_denoiser
 from imagelab.techniques.export import export_network
-from imagelab.techniques.restoration import (
-    CLASSICAL,
-    add_noise,
-    by_filters,
-    compare,
-    estimated_sigma,
-    methods,
-)
-from imagelab.training.checkpoints import (
-    check_trained_for,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-)
-from imagelab.training.loop import Training, one_cycle
+from imagelab.techniques.restoration import Restore, Restored, add_noise
+from imagelab.training import checkpoints
+from imagelab.training.loop import Observer, Training, look_away, one_cycle
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCRIPT = denoiser.SCRIPT
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
-TITLE = "Denoising autoencoder: learning what a clean picture is"
-SUMMARY = (
-    "A network that has seen many pairs of noisy and clean images redraws what the noise has hidden; "
-    "another, which only takes noise away, does so for photographs that it has never seen, and is "
-    "measured beside the classical methods."
-)
-LESSONS = (
-    "Redrawing noisy images reaches {autoencoder: PSNR|.1f} dB: the network has learnt what such "
-    "images look like, a filter has not.",
-    "On photographs, of which nobody knows all, a network that only takes noise away reaches "
-    "{photographs, σ = 25: learned|.1f} dB at σ = 25 of 255.",
-)
-Sigma = Annotated[float, Limits(0, 1)]
 
 
 @dataclass(frozen=True)
-class Config(ExportSettings, TrainingSettings):
+class Config(ExportSettings, settings.TrainingSettings):
     """Settings of the autoencoder for small images."""
 
-    sigma: Sigma = 0.5
+    sigma: Fraction = 0.5
     """Standard deviation of the noise, for pixels in [0, 1]; the sum is clipped to [0, 1]."""
     epochs: Count | None = None
     """Passes over the training images, each with fresh noise; default: 5, on the embedded digits 3."""
     batch_size: Count = 128
     """Images per step."""
     lr: Rate = 4e-3
-    """Peak of Adam's learning rate: it climbs over the first quarter of the steps, then falls to 0."""
-
-
-@dataclass(frozen=True)
-class Photographs(ExportSettings, ResumableSettings):
-    """Train the residual network on scikit-image's photographs, and compare it on others."""
-
-    patches: Count = 32_000
-    """How many patches of 64×64 pixels to train on."""
-    epochs: Count = 9
-    """Passes over the patches."""
-    batch_size: Count = 16
-    """Patches per step, each with its own σ."""
-    lr: Rate = 2e-3
-    """Peak of Adam's learning rate: it climbs over the first quarter of the steps, then falls to 0."""
-    max_sigma: Sigma = 0.4
-    """σ is drawn as this times a squared uniform number: small ones more often."""
-    width: Count = 48
-    """Channels of the network at half the size; twice as many at a quarter."""
-    blocks: Count = 2
-    """Residual blocks in each of its three parts."""
-    ema_decay: Annotated[float, Limits(0, 1)] = 0.999
-    """Decay of the moving average of the weights, which is what is kept."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Denoise(ExportSettings, Common):
-    """Take the noise out of a picture of your own."""
-
-    image: Path | None = None
-    """The noisy picture: any format, size and bit depth; 16 bits are read as 8."""
-    output: Path | None = None
-    """Where to write the result; the suffix (.png, .jpg, .webp, ...) decides the format."""
-    sigma: Sigma | None = None
-    """Standard deviation of the noise, for pixels in [0, 1]; measured in the picture if not given."""
-    weights: Path = WEIGHTS
-    """A checkpoint of `photographs`; default: the one that comes with the project."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        asked = (self.image is not None) + (self.output is not None)
-        if asked == 1 or (asked == 0 and self.export is None):
-            raise UserError("Give both --image and --output, or --export alone.")
+    """Peak of Adam's learning rate. It rises over the first quarter of the steps, then falls to 0."""
 
 
 # --- small images: the autoencoder ----------------------------------------------------------------
 
 
 class Autoencoder(nn.Module):
-    """Images (B, C, H, W) in [0, 1], H and W divisible by 4, to the same: drawn anew."""
+    """Noisy images (B, C, H, W) in [0, 1] to clean ones, drawn anew; H and W are divisible by 4."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -161,77 +91,108 @@ class Autoencoder(nn.Module):
             return self.layers(x.contiguous(memory_format=torch.channels_last)).float()
 
 
-def train(config: Config, data: Dataset, path: Path) -> Training:
-    """Train the autoencoder, or go on with --resume."""
+def build(config: Config, data: Dataset) -> Autoencoder:
+    """The autoencoder with its first weights, the same for the same seed."""
     torch.manual_seed(config.seed)
     model = Autoencoder(data.shape[0]).to(data.images.device, memory_format=torch.channels_last)
     *hidden, last = (layer for layer in model.layers if isinstance(layer, nn.Conv2d))
     for layer in hidden:
         nn.init.kaiming_normal_(layer.weight)
-    # From 0.5 everywhere the first steps drive all pixels to black, where the sigmoid is so flat that
-    # no gradient brings them back: start from the mean grey.
+    # The last layer starts from the mean grey of the images. From 0.5 everywhere the first steps would
+    # drive all pixels to black, where the sigmoid is so flat that no gradient brings them back.
     nn.init.constant_(last.bias, unit(data.images).mean().logit().item())
+    return model
+
+
+def denoising_loss(
+    model: nn.Module, clean: torch.Tensor, sigma: float, rng: torch.Generator
+) -> torch.Tensor:
+    """The mean squared error of what `model` makes of `clean` (B, C, H, W) with fresh noise: a scalar.
+
+    E‖f(x + σ·ε) − x‖² per pixel, ε ~ N(0, I), the noisy images clipped to [0, 1] (Vincent et al. 2008).
+    """
+    return F.mse_loss(model(add_noise(clean, sigma, rng)), clean)
+
+
+def train(config: Config, data: Dataset, path: Path, after_epoch: Observer = look_away) -> Training:
+    """Train the autoencoder, or go on with --resume. `after_epoch` looks on."""
+    model = build(config, data)
     adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    run = Training(path, SCRIPT, config, data, {"autoencoder": model}, {"adam": adam},
-                   label="autoencoder")  # fmt: skip
-    with run:
-        for _ in run.epochs():
-            for batch in run.batches():
-                adam.param_groups[0]["lr"] = config.lr * one_cycle(run.progress)
-                x = unit(data.images[batch])
-                loss = F.mse_loss(model(add_noise(x, config.sigma, run.rng)), x)
+    training = Training(
+        path, SCRIPT, config, data, networks={"autoencoder": model}, optimizers={"adam": adam},
+        label="autoencoder",
+    )  # fmt: skip
+    if config.resume:
+        training.load()
+    with training:
+        for epoch in training.epochs():
+            for batch in training.batches():
+                x = unit(data.images[batch])  # (B, C, H, W) in [0, 1]
+                loss = denoising_loss(model, x, config.sigma, training.rng)
+                adam.param_groups[0]["lr"] = config.lr * one_cycle(training.progress)
                 adam.zero_grad()
                 loss.backward()
                 adam.step()
-                run.log(loss=loss)
-    return run
+                training.log(loss=loss)
+            after_epoch(training, epoch)
+    return training
 
 
 @torch.no_grad()
 def denoised(model: nn.Module, noisy: torch.Tensor) -> torch.Tensor:
-    """Images (N, C, H, W) in [0, 1] through the network, in portions."""
+    """Noisy images (N, C, H, W) in [0, 1] to clean ones, 1,000 at a time."""
     with in_eval_mode(model):
         return torch.cat([model(part) for part in noisy.split(1000)])
 
 
-def evaluate_digits(
-    config: Config, data: Dataset, model: nn.Module, result: Result
-) -> torch.Tensor:
-    """The table and the picture of held-out images: noisy, by two filters, by learning.
+def checkpoint_path(config: Config) -> Path:
+    return config.output_dir / MODELS / "autoencoder.pth"
 
-    Returns those that the autoencoder restored, uint8.
-    """
-    rng = generator(config.seed, "held-out noise", data.images.device)
-    clean = unit(data.test_images)
-    noisy = add_noise(clean, config.sigma, rng)
-    training = unit(data.images[random_subset(len(data.images), 1000, "best blur")])
-    ways = by_filters(noisy, config.sigma, training, rng)
-    ways["autoencoder"] = denoised(model, noisy)
-    rows = [[name, mean_psnr(x, clean), mean_ssim(x, clean)] for name, x in ways.items()]
-    n = len(clean)
-    result.add_table(f"{data.name}: {n:,} held-out images, σ = {config.sigma}",
-                     ["", "PSNR (dB)", "SSIM"], rows)  # fmt: skip
-    result.add_metric("autoencoder: PSNR", rows[-1][1], n, unit="dB", better="higher")
-    result.add_metric("autoencoder: SSIM", rows[-1][2], n, better="higher")
-    path = result.add_file(
-        "digits.png", "Held-out images, the same with noise, and three ways back."
-    )
-    images = {name: (x * 255).round().byte() for name, x in {"clean": clean, **ways}.items()}
-    figures.named_rows(path, {name: x[:10] for name, x in images.items()})
-    return images["autoencoder"]
+
+def load_autoencoder(config: Config, data: Dataset) -> Autoencoder:
+    """The autoencoder of the checkpoint. UserError where it was trained for other images or another σ."""
+    path, device = checkpoint_path(config), data.images.device
+    saved = checkpoints.load_checkpoint(path, SCRIPT, device)
+    checkpoints.check_trained_for(saved, path, data, config, "sigma")
+    model = Autoencoder(data.shape[0]).to(device, memory_format=torch.channels_last)
+    checkpoints.load_weights(model, saved["model"].get("autoencoder"), path)
+    return model
 
 
 # --- photographs: the residual network ------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Photographs(ExportSettings, settings.ResumableSettings):
+    """Train the residual network on photographs, and compare it with classical methods on others."""
+
+    patches: Count = 32_000
+    """How many patches of 64×64 pixels to train on."""
+    epochs: Count = 9
+    """Passes over the patches."""
+    batch_size: Count = 16
+    """Patches per step, each with its own σ."""
+    lr: Rate = 2e-3
+    """Peak of Adam's learning rate. It rises over the first quarter of the steps, then falls to 0."""
+    max_sigma: Fraction = 0.4
+    """The largest σ. Each σ is this times the square of a uniform number: most are small."""
+    width: Count = 48
+    """Channels of the network at half the size of the picture; twice as many at a quarter."""
+    blocks: Count = 2
+    """Residual blocks in each of its three parts."""
+    ema_decay: Fraction = 0.999
+    """Decay of the moving average of the weights. The average is what is kept."""
+
+
 def noisy_patches(
     x: torch.Tensor, max_sigma: float, rng: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Clean and noisy patches (B, 3, H, W) and their σ (B,), from clean colour patches in [0, 1].
+    """Clean and noisy patches (B, 3, H, W) and their σ (B,), from colour patches `x` in [0, 1].
 
-    Their colours change places and half of them become negatives: a few photographs hold few colours,
-    and without this a picture with others came out 0.3 to 1.2 dB worse. Half become grey, three equal
-    channels with the same noise in each; a quarter are clipped to [0, 1], as the noise in a file is.
+    The colours of each patch change places, and half of the patches become negatives: a few photographs
+    hold few colours, and without this pictures with other colours came out 0.3 to 1.2 dB worse. Half
+    become grey: three equal channels with the same noise in each. A quarter of the noisy patches are
+    clipped to [0, 1], as the noise in a file is.
     """
     draws = torch.rand(5, len(x), 1, 1, 1, generator=rng, device=x.device)
     sigma, grey, clipped = max_sigma * draws[0].square(), draws[1] < 0.5, draws[2] < 0.25
@@ -239,75 +200,206 @@ def noisy_patches(
     order = torch.rand(len(x), 3, 1, 1, generator=rng, device=x.device).argsort(dim=1)
     x = x.gather(1, order.expand_as(x))
     x = torch.where(draws[4] < 0.5, x, 1 - x)
-    red, green, share = x[:, :1], x[:, 1:2], draws[3]  # of which a grey is mixed
+    red, green, share = x[:, :1], x[:, 1:2], draws[3]  # a grey is a mix of the two
     x = torch.where(grey, share * red + (1 - share) * green, x)
     noisy = x + sigma * torch.where(grey, eps[:, :1], eps)
     return x, torch.where(clipped, noisy.clamp(0, 1), noisy), sigma.flatten()
 
 
-def train_photographs(config: Photographs, data: Dataset, path: Path) -> Training:
-    """Train the residual network on patches, or go on with --resume; the average is the result."""
+def train_photographs(
+    config: Photographs, data: Dataset, path: Path, after_epoch: Observer = look_away
+) -> Training:
+    """Train the residual network on patches, or go on with --resume; its average is the result."""
     torch.manual_seed(config.seed)
-    model = Denoiser(config.width, config.blocks)
+    model = ResidualDenoiser(config.width, config.blocks)
     model.to(data.images.device, memory_format=torch.channels_last)
     adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    run = Training(path, SCRIPT, config, data, {"denoiser": model}, {"adam": adam},
-                   ema="denoiser", ema_decay=config.ema_decay, label="denoiser")  # fmt: skip
-    with run:
-        for _ in run.epochs():
-            for batch in run.batches():
-                adam.param_groups[0]["lr"] = config.lr * one_cycle(run.progress)
-                clean, noisy, sigma = noisy_patches(
-                    unit(data.images[batch]), config.max_sigma, run.rng
-                )
+    training = Training(
+        path, SCRIPT, config, data, networks={"denoiser": model}, optimizers={"adam": adam},
+        ema="denoiser", ema_decay=config.ema_decay, label="denoiser",
+    )  # fmt: skip
+    if config.resume:
+        training.load()
+    with training:
+        for epoch in training.epochs():
+            for batch in training.batches():
+                patches = unit(data.images[batch])  # (B, 3, 64, 64) in [0, 1]
+                clean, noisy, sigma = noisy_patches(patches, config.max_sigma, training.rng)
                 loss = F.l1_loss(model(noisy, sigma), clean)
+                adam.param_groups[0]["lr"] = config.lr * one_cycle(training.progress)
                 adam.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 0.1)  # rare large steps undo much
                 adam.step()
-                run.log(loss=loss)
-    return run
+                training.log(loss=loss)
+            after_epoch(training, epoch)
+    return training
+
+
+def save_weights(training: Training, path: Path) -> None:
+    """The averaged weights alone, for `trained_denoiser`: small enough to come with the project.
+
+    Their 16 bits are half the bytes, and change the result by less than 0.01 dB.
+    """
+    config = settings.plain(training.config)
+    checkpoints.save_checkpoint(path, {
+        "script": SCRIPT,
+        "config": {name: config[name] for name in ("width", "blocks", "max_sigma", "seed")},
+        "dataset": training.data.describe(),
+        "epoch": training.epoch,
+        "step": training.step,
+        "ema": {name: values.half() for name, values in training.averaged.state_dict().items()},
+        "model": {}, "optimizer": {}, "rng": {}, "history": {}, "extra": {},
+    })  # fmt: skip
+
+
+def export_denoiser(path: Path | str | None, model: ResidualDenoiser) -> None:
+    """The residual network as a file: noisy pictures (N, 3, H, W) and σ (N,) to clean ones."""
+    inputs = {"noisy": torch.rand(2, 3, 64, 96), "sigma": torch.rand(2)}
+    export_network(path, model, inputs, "clean", any_size=True)
+
+
+# --- a picture of your own ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoise(ExportSettings, settings.Common):
+    """Take the noise out of a picture of your own."""
+
+    image: Path | None = None
+    """The noisy picture, of any format, size and bit depth; 16 bits are read as 8."""
+    output: Path | None = None
+    """Where to write the result; the suffix (.png, .jpg, .webp, ...) decides the format."""
+    sigma: Fraction | None = None
+    """Standard deviation of the noise, for pixels in [0, 1]; default: as measured in the picture."""
+    weights: Path = denoiser.WEIGHTS
+    """A checkpoint of `photographs`; default: the one that comes with the project."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = (self.image is not None) + (self.output is not None)
+        if given == 1 or (given == 0 and self.export is None):
+            raise UserError("Give both --image and --output, or --export alone.")
+
+
+def run_denoise(config: Denoise) -> None:
+    """Read a picture, restore it tile by tile, write it."""
+    device = prepare(0, config.device)
+    if config.image is None:
+        export_denoiser(config.export, trained_denoiser(device, config.weights))
+        return
+    picture_format(config.output, config.image)  # refuses a suffix before the work, not after it
+    picture = np.asarray(open_picture(config.image))
+    model = trained_denoiser(device, config.weights)
+    export_denoiser(config.export, model)
+    sigma = restoration.estimated_sigma(picture) if config.sigma is None else config.sigma
+    print(f"{picture.shape[1]}×{picture.shape[0]} pixels, "
+          f"σ = {sigma:.3f} ({'measured' if config.sigma is None else 'given'}).")  # fmt: skip
+    write_picture(config.output, restore(model, picture, sigma, progress=True))
+    print(f"Written: {config.output}")
+
+
+# === the lesson ends here; below: measured, plotted, reported =====================================
+
+TITLE = "Denoising autoencoder: learning what a clean picture is"
+SUMMARY = (
+    "A network that has seen many pairs of noisy and clean images draws again what the noise has hidden. "
+    "Another one only takes noise away. It is measured beside the classical methods, on photographs that "
+    "it has never seen."
+)
+
+
+def evaluate_digits(
+    config: Config, data: Dataset, model: nn.Module, result: Result
+) -> torch.Tensor:
+    """The table and the picture of held-out images: noisy, by two filters, by the autoencoder.
+
+    Returns those of the autoencoder, uint8 (N, C, H, W).
+    """
+    rng = generator(config.seed, "held-out noise", data.images.device)
+    clean = unit(data.test_images)
+    noisy = add_noise(clean, config.sigma, rng)
+    some = unit(data.images[random_subset(len(data.images), 1000, "best blur")])
+    restored = restoration.by_filters(noisy, config.sigma, some, rng)
+    restored["autoencoder"] = denoised(model, noisy)
+    rows = [[name, mean_psnr(x, clean), mean_ssim(x, clean)] for name, x in restored.items()]
+    n = len(clean)
+    result.add_table(f"{data.name}: {n:,} held-out images, σ = {config.sigma}",
+                     ["", "PSNR (dB)", "SSIM"], rows)  # fmt: skip
+    result.add_metric("autoencoder: PSNR", rows[-1][1], n, unit="dB", better="higher")
+    result.add_metric("autoencoder: SSIM", rows[-1][2], n, better="higher")
+    images = {k: (x * 255).round().byte() for k, x in {"clean": clean, **restored}.items()}
+    figure = figures.plot_rows({name: x[:10] for name, x in images.items()})
+    caption = (
+        "Held-out images, the same with noise, and what two filters and the autoencoder make of it."
+    )
+    result.add_figure("digits.png", figure, caption)
+    return images["autoencoder"]
+
+
+Found = dict[str, dict[str, Restored]]  # of each photograph what each method made of it
+
+
+def restored_photographs(
+    names: tuple[str, ...], sigma: float, by: dict[str, Restore], rng: np.random.Generator
+) -> Found:
+    """What each method in `by` makes of photographs with noise of `sigma`.
+
+    The noise is not clipped, as in published comparisons, and every method is told its σ.
+    """
+    found = {}
+    for name in names:
+        clean = photograph(name) / 255
+        noisy = clean + rng.normal(0, sigma, clean.shape)
+        found[name] = restoration.compare(clean, noisy, sigma, by)
+    return found
 
 
 def evaluate_photographs(
-    names: tuple[str, ...], sigmas: tuple[float, ...], by: dict, seed: int, result: Result
+    names: tuple[str, ...],
+    sigmas: tuple[int, ...],
+    by: dict[str, Restore],
+    seed: int,
+    result: Result,
 ) -> None:
-    """Tables of every method on photographs that no network here was trained on, and a picture.
+    """Tables of every method at noise of `sigmas` (of 255), and a picture of the first.
 
-    The noise is not clipped, as in published comparisons, and its σ is told to every method.
+    None of the photographs `names` was trained on.
     """
     rng = np.random.default_rng(seed)
-    shown = {}
     for sigma in sigmas:
-        found = {}
-        for name in names:
-            clean = photograph(name) / 255
-            noisy = clean + rng.normal(0, sigma, clean.shape)
-            found[name] = compare(clean, noisy, sigma, by)
-        ways = list(found[names[0]])
-        rows = [
-            [way, *[found[name][way].psnr for name in names],
-             *[np.mean([getattr(found[name][way], what) for name in names])
-               for what in ("psnr", "ssim", "seconds")]]
-            for way in ways
-        ]  # fmt: skip
-        result.add_table(
-            f"Photographs, σ = {sigma * 255:.0f} of 255: PSNR (dB) of each, and means",
-            ["", *names, "PSNR (dB)", "SSIM", "s per picture"], rows,
-        )  # fmt: skip
-        means = {row[0]: row[-3] for row in rows}
-        best = max(CLASSICAL, key=means.get)
-        result.add_metric(f"photographs, σ = {sigma * 255:.0f}: learned", means["learned"],
-                          len(names), unit="dB", better="higher")  # fmt: skip
-        gain = means["learned"] - means[best]
-        result.add_metric(f"σ = {sigma * 255:.0f}: learned less {best}", gain, len(names),
-                          unit="dB", better="higher")  # fmt: skip
-        shown = shown or found
-    draw_photographs(result, shown, f"σ = {sigmas[0] * 255:.0f} of 255")
+        found = restored_photographs(names, sigma / 255, by, rng)
+        report_photographs(found, sigma, result)
+        if sigma == sigmas[0]:
+            caption = f"160×160 pixels of each, σ = {sigma} of 255; dB of the whole."
+            result.add_figure("photographs.png", plot_photographs(found), caption)
 
 
-def draw_photographs(result: Result, found: dict, noise: str) -> None:
-    """The middle of each photograph: clean, noisy, by the best classical methods, learned."""
+def report_photographs(found: Found, sigma: int, result: Result) -> None:
+    """The table of one σ (of 255); the learned method's mean and its lead over the best classical one."""
+    n, rows, means = len(found), [], {}
+    for way in next(iter(found.values())):
+        each = [of[way] for of in found.values()]
+        quality = [
+            np.mean([getattr(x, name) for x in each]) for name in ("psnr", "ssim", "seconds")
+        ]
+        rows.append([way, *[x.psnr for x in each], *quality])
+        means[way] = quality[0]
+    result.add_table(
+        f"Photographs, σ = {sigma} of 255: PSNR (dB) of each, and means",
+        ["", *found, "PSNR (dB)", "SSIM", "s per picture"], rows,
+    )  # fmt: skip
+    best = max(restoration.CLASSICAL, key=means.get)
+    learned = means["learned"]
+    for name, value in (
+        (f"photographs, σ = {sigma}: learned", learned),
+        (f"σ = {sigma}: learned less {best}", learned - means[best]),
+    ):
+        result.add_metric(name, value, n, unit="dB", better="higher")
+
+
+def plot_photographs(found: Found) -> Figure:
+    """The middle of each photograph: clean, noisy, by two classical methods, learned."""
     ways = ("clean", "noisy", "Gaussian blur", "non-local means", "learned")
     figure, axes = figures.new_figure(2.5 * len(ways), 2.65 * len(found), len(found), len(ways))
     for line, (name, restored) in zip(axes, found.items(), strict=True):
@@ -318,11 +410,23 @@ def draw_photographs(result: Result, found: dict, noise: str) -> None:
             part = picture[top : top + 160, left : left + 160].clip(0, 1)
             figures.show_image(axis, part, way + quality)
     figures.name_rows(axes, list(found))
-    path = result.add_file("photographs.png", f"160×160 pixels of each, {noise}; dB of the whole.")
-    figures.save_figure(figure, path)
+    return figure
 
 
-# --- the runs -------------------------------------------------------------------------------------
+def lessons(result: Result) -> list[str]:
+    """What the figures teach, as far as they were measured."""
+    told = []
+    if psnr := result.measured("autoencoder: PSNR"):
+        told.append(
+            f"The autoencoder reaches {psnr[0]:.1f} dB: it has learnt what such images look like, and a "
+            "filter has not."
+        )
+    if psnr := result.measured("photographs, σ = 25: learned"):
+        told.append(
+            "Nobody knows all photographs. A network that only takes noise away reaches "
+            f"{psnr[0]:.1f} dB on new ones at σ = 25 of 255."
+        )
+    return told
 
 
 def run(config: Config) -> Result:
@@ -334,26 +438,23 @@ def run(config: Config) -> Result:
     if any(side % 4 for side in data.shape[1:]):
         raise UserError(f"The images' sides must be divisible by 4; they are {data.shape[1:]}.")
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
-    path = config.output_dir / MODELS / "autoencoder.pth"
     if config.sample_only:
-        model = Autoencoder(data.shape[0]).to(device, memory_format=torch.channels_last)
-        saved = load_checkpoint(path, SCRIPT, device)
-        check_trained_for(saved, path, data, config, "sigma")
-        load_weights(model, saved["model"].get("autoencoder"), path)
+        model = load_autoencoder(config, data)
     else:
-        training = train(config, data, path)
+        training = train(config, data, checkpoint_path(config))
         model = training.networks["autoencoder"]
-        draw_loss(result.add_file("loss.png", "The autoencoder's loss."), training, "MSE")
+        loss = samples.plot_loss(training, "MSE")
+        result.add_figure("loss.png", loss, "The autoencoder's loss.")
     images = evaluate_digits(config, data, model, result)
-    write_samples(config.samples_file, images)
+    samples.write_samples(config.samples_file, images)
     export_network(config.export, model, {"noisy": torch.rand(2, *data.shape)}, "clean")
     names = HELD_OUT[3:4] if config.quick else HELD_OUT[3:]  # no choice was made on these
-    evaluate_photographs(names, (25 / 255,), methods(device), config.seed, result)
-    return result.save(*LESSONS)
+    evaluate_photographs(names, (25,), restoration.methods(device), config.seed, result)
+    return result.save(*lessons(result))
 
 
 def run_photographs(config: Photographs) -> Result:
-    """Train the residual network, write it small enough to go with the project, and compare it."""
+    """Train the residual network, write its weights in a small file, and compare it."""
     device = prepare(config.seed, config.device)
     config = config.quickened(patches=200, epochs=2)
     data = random_patches(config.patches, config.seed).to(device)
@@ -361,47 +462,16 @@ def run_photographs(config: Photographs) -> Result:
                           f"{PICTURES}/photographs", device, data)  # fmt: skip
     folder = config.output_dir / MODELS
     training = train_photographs(config, data, folder / "photographs.pth")
-    unused = {"model": {}, "optimizer": {}, "rng": {}, "history": {}, "extra": {}}
-    save_checkpoint(folder / WEIGHTS.name, {
-        "script": SCRIPT,
-        "config": {name: plain(config)[name] for name in ("width", "blocks", "max_sigma", "seed")},
-        "dataset": data.describe(),
-        "epoch": training.epoch,
-        "step": training.step,
-        # Half the bytes; 16 bits change the result by less than 0.01 dB.
-        "ema": {name: values.half() for name, values in training.averaged.state_dict().items()},
-    } | unused)  # fmt: skip
-    draw_loss(result.add_file("loss.png", "The residual network's loss."), training, "mean error")
+    save_weights(training, folder / denoiser.WEIGHTS.name)
+    loss = samples.plot_loss(training, "mean error")
+    result.add_figure("loss.png", loss, "The residual network's loss.")
     model = training.averaged.eval()
-    by = CLASSICAL | {"learned": lambda picture, sigma: restore(model, picture, sigma)}
+    by = restoration.CLASSICAL | {"learned": partial(restore, model)}
     names = HELD_OUT[1:2] if config.quick else HELD_OUT
-    sigmas = (25 / 255,) if config.quick else (25 / 255, 15 / 255, 50 / 255)
+    sigmas = (25,) if config.quick else (25, 15, 50)
     evaluate_photographs(names, sigmas, by, config.seed, result)
     export_denoiser(config.export, model)
     return result.save()
-
-
-def export_denoiser(path: Path | str | None, model: Denoiser) -> None:
-    """The residual network as a file: noisy pictures (N, 3, H, W) and σ (N,) to clean ones."""
-    inputs = {"noisy": torch.rand(2, 3, 64, 96), "sigma": torch.rand(2)}
-    export_network(path, model, inputs, "clean", any_size=True)
-
-
-def run_denoise(config: Denoise) -> None:
-    """Read a picture, restore it tile by tile, write it."""
-    device = prepare(0, config.device)
-    if config.image is None:
-        export_denoiser(config.export, trained_denoiser(device, config.weights))
-        return
-    picture_format(config.output, config.image)  # before the work, not after it
-    picture = np.asarray(open_picture(config.image))
-    model = trained_denoiser(device, config.weights)
-    export_denoiser(config.export, model)
-    sigma = estimated_sigma(picture) if config.sigma is None else config.sigma
-    print(f"{picture.shape[1]}×{picture.shape[0]} pixels, "
-          f"σ = {sigma:.3f} ({'measured' if config.sigma is None else 'given'}).")  # fmt: skip
-    write_picture(config.output, restore(model, picture, sigma, progress=True))
-    print(f"Written: {config.output}")
 
 
 def main() -> None:

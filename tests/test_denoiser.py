@@ -8,16 +8,16 @@ from imagelab.data.photographs import photograph
 from imagelab.data.quality import psnr
 from imagelab.setup.runtime import UserError
 from imagelab.techniques import denoiser
-from imagelab.techniques.denoiser import WEIGHTS, Denoiser, restore, tiles, trained_denoiser
+from imagelab.techniques.denoiser import WEIGHTS, ResidualDenoiser, restore, tiles, trained_denoiser
 from imagelab.techniques.restoration import CLASSICAL
 from imagelab.training.checkpoints import load_checkpoint
 
 
 @pytest.fixture
-def random_network() -> Denoiser:
+def random_network() -> ResidualDenoiser:
     """A small network whose layers all do something, also those that are at zero to begin with."""
     torch.manual_seed(0)
-    model = Denoiser(width=8, blocks=1).eval().requires_grad_(False)
+    model = ResidualDenoiser(width=8, blocks=1).eval().requires_grad_(False)
     for layer in model.modules():
         if isinstance(layer, torch.nn.Conv2d):
             torch.nn.init.normal_(layer.weight, 0, 0.1)
@@ -30,7 +30,7 @@ def noise(*shape: int) -> np.ndarray:
 
 def test_an_untrained_network_changes_nothing():
     picture = noise(30, 21, 3)
-    assert np.array_equal(restore(Denoiser(8, 1), picture, 0.3), picture)
+    assert np.array_equal(restore(ResidualDenoiser(8, 1), picture, 0.3), picture)
 
 
 def test_without_noise_the_picture_is_left_alone(random_network):
@@ -43,7 +43,7 @@ def test_the_network_looks_as_far_as_it_says(random_network):
     x = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor([0.1])
     distances = []
-    for place in range(48, 52):  # in each place of the 4×4 pixels that are folded and halved
+    for place in range(48, 52):  # in each place of 4×4 pixels, which end in one place of the middle
         changed = x.clone()
         changed[..., place, place] += 5
         difference = random_network(changed, sigma) != random_network(x, sigma)
@@ -59,7 +59,9 @@ def test_every_pixel_is_in_one_tile():
         assert all(
             o.start <= i.start and i.stop <= o.stop for i, o in zip(inner, outer, strict=True)
         )
-        assert all(o.start % 4 == 0 for o in outer)  # pixels are folded, then halved
+        assert all(
+            o.start % 4 == 0 for o in outer
+        )  # 2×2 pixels become one place, then the size is halved
     assert (count == 1).all()
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,12 @@ from conftest import complaint, elsewhere, run_here, untaught
 from PIL import Image
 from safetensors.torch import load_file
 
-from imagelab.data.photographs import photograph
+from imagelab.data.photographs import photograph, random_patches
 from imagelab.data.quality import psnr
+from imagelab.report.results import start_result
+from imagelab.setup.runtime import Interrupted
 from imagelab.techniques.denoiser import restore, trained_denoiser
+from imagelab.techniques.restoration import CLASSICAL, Restored
 from imagelab.training.checkpoints import load_checkpoint
 from studies import denoising_autoencoder as study
 
@@ -51,6 +56,74 @@ def test_the_checkpoint_measures_the_same_again(quick):
     assert results(quick)["tables"][0] == before["tables"][0]
     images = np.load(quick / "s.npz")["images"]
     assert images.shape == (1000, 28, 28) and images.dtype == np.uint8 and images.std() > 10
+
+
+def test_the_loss_is_the_mean_squared_error_of_what_the_network_makes_of_noise():
+    """Of a network that changes nothing: the noise's own variance, σ²."""
+    rng = torch.Generator().manual_seed(0)
+    grey = torch.full((4, 1, 200, 200), 0.5)
+    loss = study.denoising_loss(torch.nn.Identity(), grey, 0.1, rng)
+    assert loss.item() == pytest.approx(0.01, rel=0.02)
+    assert study.denoising_loss(lambda x: torch.full_like(x, 0.2), grey, 0.1, rng) == (
+        pytest.approx(0.09)
+    )
+
+
+def test_the_autoencoder_starts_from_the_mean_grey(stripes):
+    model = study.build(study.Config(), stripes)
+    assert model.layers[-2].bias.sigmoid().item() == pytest.approx(
+        stripes.images.double().mean().item() / 255
+    )
+    again = study.build(study.Config(), stripes)
+    assert torch.equal(again.layers[0].weight, model.layers[0].weight)
+
+
+def train_autoencoder(stripes, path, **more):
+    config = replace(study.Config(epochs=2, batch_size=60), **more.pop("settings", {}))
+    return study.train(config, stripes, path, **more).networks["autoencoder"]
+
+
+def train_residual(_stripes, path, **more):
+    config = study.Photographs(epochs=2, batch_size=4, width=4, blocks=1)
+    config = replace(config, **more.pop("settings", {}))
+    return study.train_photographs(config, random_patches(12, 0), path, **more).averaged
+
+
+@pytest.mark.parametrize("train", [train_autoencoder, train_residual])
+def test_a_training_that_was_watched_and_stopped_goes_on_to_the_same_weights(
+    train, stripes, tmp_path
+):
+    seen = []
+
+    def stop_after_the_first(_training, epoch):
+        seen.append(epoch)
+        signal.raise_signal(signal.SIGINT)
+
+    straight = train(stripes, tmp_path / "straight.pth").state_dict()
+    with pytest.raises(Interrupted, match="--resume"):
+        train(stripes, tmp_path / "stopped.pth", after_epoch=stop_after_the_first)
+    assert seen == [1]
+    resumed = train(stripes, tmp_path / "stopped.pth", settings={"resume": True}).state_dict()
+    assert all(torch.equal(resumed[name], values) for name, values in straight.items())
+
+
+def test_photographs_are_reported_beside_the_best_classical_method(tmp_path):
+    config = study.Config(output_dir=tmp_path)
+    result = start_result(study.SCRIPT, "", "", config, "pictures", torch.device("cpu"))
+    psnr_of = {"noisy": 20, **dict.fromkeys(CLASSICAL, 24), "total variation": 26, "learned": 29}
+    names = ("camera", "coins")
+    found = {
+        name: {way: Restored(np.zeros((9, 9)), psnr + k, 0.5, 1.0) for way, psnr in psnr_of.items()}
+        for k, name in enumerate(names)
+    }
+    study.report_photographs(found, 25, result)
+    (table,) = result.tables
+    assert table["rows"][-1] == ["learned", 29, 30, 29.5, 0.5, 1.0]
+    values = {name: (metric.value, metric.n) for name, metric in result.metrics.items()}
+    assert values == {
+        "photographs, σ = 25: learned": (29.5, 2),
+        "σ = 25: learned less total variation": (3.0, 2),
+    }
 
 
 def test_noisy_patches():

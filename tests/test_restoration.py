@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import itertools
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from skimage.restoration import denoise_wavelet
 
 from imagelab.data.photographs import photograph
 from imagelab.data.quality import psnr
@@ -49,6 +52,18 @@ def test_without_noise_little_is_done(name, clean):
 def test_a_flat_picture_stays_flat(name):
     flat = np.full((40, 40), 0.4)
     assert CLASSICAL[name](flat, 0.1) == pytest.approx(flat, abs=0.5 / 255)
+
+
+@pytest.mark.parametrize("clean", [GREY, COLOUR], ids=["grey", "colour"])
+def test_wavelets_are_averaged_over_nine_shifts(clean):
+    noisy, expected = with_noise(clean, 0.2), np.zeros_like(clean)
+    for shift in itertools.product((0, 3, 6), repeat=2):
+        shifted = denoise_wavelet(
+            np.roll(noisy, shift, axis=(0, 1)), 0.2, method="BayesShrink",
+            channel_axis=2 if clean.ndim == 3 else None,
+        )  # fmt: skip
+        expected += np.roll(shifted, [-step for step in shift], axis=(0, 1)) / 9
+    assert np.allclose(CLASSICAL["wavelet shrinkage"](noisy, 0.2), expected, rtol=0, atol=1e-12)
 
 
 def test_sigma_is_measured():

@@ -16,8 +16,11 @@ PATCH = 64  # pixels
 
 
 def photograph(name: str) -> np.ndarray:
-    """A photograph that comes inside scikit-image, scikit-learn (china, flower) or matplotlib
-    (grace_hopper): (H, W) or (H, W, 3) uint8."""
+    """One of the photographs named in TRAINING and HELD_OUT: (H, W) or (H, W, 3) uint8.
+
+    `china` and `flower` come inside scikit-learn, `grace_hopper` inside matplotlib, all others inside
+    scikit-image.
+    """
     if name in ("china", "flower"):
         from sklearn.datasets import load_sample_image
 
@@ -35,7 +38,11 @@ def photograph(name: str) -> np.ndarray:
 
 
 def random_patches(count: int, seed: int) -> Dataset:
-    """`count` patches (3, 64, 64) of the TRAINING photographs at six scales, flipped and turned."""
+    """`count` patches (3, 64, 64) of the TRAINING photographs at six scales, mirrored and turned.
+
+    Their labels are the numbers of the photographs. Larger photographs are drawn from more often, by the
+    square root of their pixels.
+    """
     from PIL import Image
 
     rng = np.random.default_rng(seed)

@@ -1,6 +1,6 @@
 """A small residual network that takes Gaussian noise of any σ out of pictures of any size.
 
-`studies/denoising_autoencoder.py` trains it; trained weights lie beside this file (`denoiser.pth`).
+studies/denoising_autoencoder.py trains it. Trained weights lie beside this file: `denoiser.pth`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from imagelab.training.checkpoints import load_checkpoint, load_weights
 
 SCRIPT = "denoising_autoencoder"
 WEIGHTS = Path(__file__).with_name("denoiser.pth")
-TILE = 256  # pixels on a side that are restored at a time, divisible by 4
+TILE = 256  # pixels: the side of the squares that are restored one by one, divisible by 4
 
 
 class Block(nn.Module):
-    """x + two 3×3 convolutions, which change nothing at first (He et al. 2016)."""
+    """x (B, width, H, W) + two 3×3 convolutions of it (He et al. 2016), which give 0 at first."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -37,14 +37,14 @@ class Block(nn.Module):
         return x + self.conv2(F.relu(self.conv1(x)))
 
 
-class Denoiser(nn.Module):
-    """x̂ = x − σ·f(x, σ), f a U-Net of residual blocks (after DRUNet, Zhang et al. 2021, far smaller).
+class ResidualDenoiser(nn.Module):
+    """x̂ = x − σ·f(x, σ), where f is a small U-Net of residual blocks (after DRUNet, Zhang et al. 2021).
 
-    It works on 2×2 pixels folded into channels (FFDNet, Zhang et al. 2018), a quarter of the work,
-    and at half of that size, where flat parts are averaged widely. The factor σ makes σ = 0 return the
-    picture unchanged. One network serves colour and grey, which is three equal channels. A plain chain
-    of ten convolutions ended 0.8 dB behind after twice the training: most of its units never switched
-    off, so that it was little more than a linear filter.
+    Each square of 2×2 pixels becomes one place with four times the channels (FFDNet, Zhang et al. 2018):
+    a quarter of the work. The middle works at half of that size, where flat parts are averaged widely.
+    Because of the factor σ, a picture without noise (σ = 0) stays as it is. Grey pictures are three equal
+    channels. A plain chain of ten convolutions was 0.8 dB worse after twice the training: most of its
+    units were never switched off, so that it was little more than a linear filter.
     """
 
     def __init__(self, width: int = 48, blocks: int = 2) -> None:
@@ -68,11 +68,11 @@ class Denoiser(nn.Module):
 
     @property
     def reach(self) -> int:
-        """Pixels: how far an output looks to each side, at most; divisible by 4."""
+        """How many pixels to each side an output depends on, at most; divisible by 4."""
         return 16 * self.blocks + 8
 
     def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """Noisy pictures (B, 3, H, W) around [0, 1], sides divisible by 4, and σ (B,) to x̂."""
+        """Noisy pictures (B, 3, H, W) around [0, 1], sides divisible by 4, and their σ (B,) to x̂."""
         with autocast(x.device):
             pixels = F.pixel_unshuffle(x - 0.5, 2)  #               (B, 12, H/2, W/2)
             level = sigma[:, None, None, None].expand(-1, 1, *pixels.shape[2:])
@@ -85,23 +85,26 @@ class Denoiser(nn.Module):
         return x - sigma[:, None, None, None] * noise.float()
 
 
-def trained_denoiser(device: torch.device | str = "cpu", path: Path = WEIGHTS) -> Denoiser:
-    """The network with the weights that come with the project, or those of another checkpoint."""
+def trained_denoiser(device: torch.device | str = "cpu", path: Path = WEIGHTS) -> ResidualDenoiser:
+    """The network in eval mode with the weights that come with the project, or of another checkpoint.
+
+    Raises UserError where `path` is not a checkpoint of this network.
+    """
     saved = load_checkpoint(path, SCRIPT, device)
     if not saved["ema"] or not saved["config"].keys() >= {"width", "blocks"}:
         raise UserError(f"{path} is not that of the network for photographs.")
-    model = Denoiser(saved["config"]["width"], saved["config"]["blocks"])
+    model = ResidualDenoiser(saved["config"]["width"], saved["config"]["blocks"])
     load_weights(model, saved["ema"], path)
     return model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def restore(
-    model: Denoiser, picture: np.ndarray, sigma: float, progress: bool = False
+    model: ResidualDenoiser, picture: np.ndarray, sigma: float, progress: bool = False
 ) -> np.ndarray:
     """A picture (H, W) or (H, W, 3), uint8 or float in [0, 1], without its noise of `sigma`.
 
-    `sigma` is in units of [0, 1] for both types; the result has the picture's shape and type. The
-    work is done in overlapping tiles, so that memory does not grow with the picture beyond itself.
+    `sigma` is in units of [0, 1] for both types. The result has the picture's shape and type. It is made
+    from overlapping tiles, so that a large picture takes little memory besides its own.
     """
     restored = np.empty_like(picture)
     parts = list(tiles(*picture.shape[:2], margin=model.reach))
@@ -116,10 +119,10 @@ def restore(
 def tiles(
     height: int, width: int, margin: int, size: int = TILE
 ) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    """Squares that cover a picture, each as (rows, columns), and the same with `margin` around it.
+    """Squares that cover a picture, each as (rows, columns), and the same square with a `margin`.
 
-    With a margin divisible by 4 and not below the network's reach, a tile's result is that of the
-    whole picture: there are no seams.
+    The margin is divisible by 4 and at least the network's reach. Then each tile's result is that of the
+    whole picture, and there are no seams.
     """
     for top in range(0, height, size):
         for left in range(0, width, size):
@@ -130,7 +133,7 @@ def tiles(
 
 
 @torch.no_grad()
-def _restore_tile(model: Denoiser, tile: np.ndarray, sigma: float) -> np.ndarray:
+def _restore_tile(model: ResidualDenoiser, tile: np.ndarray, sigma: float) -> np.ndarray:
     device = next(model.parameters()).device
     x = torch.from_numpy(tile.copy()).to(device)
     x = x.float() / 255 if tile.dtype == np.uint8 else x.float()
