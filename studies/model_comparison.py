@@ -36,7 +36,6 @@ from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import Stopwatch, UserError, generator, prepare
 from imagelab.setup.settings import BoardSettings, Count, DataSettings, Limits
 from imagelab.techniques import diffusion
-from imagelab.techniques.diffusion import image_noise, way_back
 from imagelab.training.loop import Training, goes_on
 from studies import dcgan, unet_diffusion, vae
 

@@ -33,7 +33,7 @@ def test_the_generator_draws_the_same_elsewhere(trained):
     z = torch.randn(7, 100)
     drawn = elsewhere(path, latents=z)
     assert drawn.shape == (7, 1, 28, 28) and drawn.std() > 0.1
-    with torch.no_grad():
+    with torch.no_grad(), in_float32():
         assert torch.allclose(drawn, G(z), atol=1e-5)
 
 

@@ -60,7 +60,8 @@ def test_images_are_moved_whole_and_gradients_go_back():
 
 def test_the_rate_falls_and_the_average_draws(tmp_path, stripes):
     """From the half of the training on; G's samples are those of the averaged weights."""
-    from imagelab.report.results import start_result
+    from imagelab.report import figures
+from imagelab.report.results import start_result
 
     config = gan.Config(output_dir=tmp_path, batch_size=32, epochs=4, grid_every=0)
     result = start_result("gan_mnist", "", "", config, "pictures", torch.device("cpu"), stripes)
@@ -73,10 +74,10 @@ def test_the_rate_falls_and_the_average_draws(tmp_path, stripes):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.Adam, "step", note)
-        run = gan.train(config, stripes, G, D, tmp_path / "a.pth", result)
+        run = gan.train(config, stripes, G, D, tmp_path / "a.pth")
     assert len(rates) == 2 * 40 and set(rates[:38]) == {config.lr}
     assert rates[-1] < 0.06 * config.lr and rates[40:] == sorted(rates[40:], reverse=True)
-    drawing = gan.drawing_network(run)
+    drawing = gan.sampling_network(run)
     assert drawing is run.averaged and drawing is not G
     assert not torch.equal(drawing.layers[0].weight, G.layers[0].weight)
     loaded = gan.load_generator(tmp_path / "a.pth", torch.device("cpu"))
@@ -92,17 +93,17 @@ def test_the_recipe_as_often_written_stands_beside_it_at_equal_epochs(
     config = gan.Config(output_dir=tmp_path, batch_size=32, epochs=3, compare_epochs=compared)
     result = start_result("gan_mnist", "", "", config, "pictures", torch.device("cpu"), stripes)
     result.folder.mkdir(exist_ok=True)
-    runs = gan.train_compared(config, stripes, result)
+    runs = gan.train_compared(config, stripes)
     assert len(runs) == trained
     old = runs["as often written"].config
     assert (old.lr, old.beta1, old.fall, old.ema_decay) == (2e-4, 0.5, 1.0, 0.0)
     assert (old.batch_size, old.moved) == (64, 0)
     assert old.epochs == (compared) and runs["as often written"].averaged is None
     G, D = gan.build(config, stripes.shape, torch.device("cpu"))
-    main = gan.train(config, stripes, G, D, tmp_path / "a.pth", result)
-    drawn = {}
+    main = gan.train(config, stripes, G, D, tmp_path / "a.pth")
+    drawn, (figure, _) = {}, figures.new_figure(1, 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gan, "draw_comparison", lambda _path, samples, _scores: drawn.update(samples))
+        patch.setattr(gan.samples, "plot_comparison", lambda images, _: drawn.update(images) or figure)
         gan.report_compared({"here": main, **runs}, 40, None, result)
     assert len(drawn) == 2 and all(f"epochs: {compared}\n" in title for title in drawn)
 
@@ -116,7 +117,7 @@ def test_the_main_job_left_what_was_promised(main_job):
         assert (folder / entry["path"]).is_file(), entry
     assert result["metrics"]["Fréchet distance"]["n"] == 500
     assert result["metrics"]["Fréchet distance"]["floor"] > 0
-    assert result["judge"].startswith("mnist-5k CNN")
+    assert result["evaluator"].startswith("mnist-5k CNN")
 
 
 def test_sampling_from_the_checkpoint(main_job, tmp_path):

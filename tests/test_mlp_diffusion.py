@@ -10,6 +10,7 @@ import torch
 from conftest import complaint, run_here, untaught
 
 import mlp_diffusion as ddpm
+from imagelab.report import figures
 from imagelab.setup.runtime import Interrupted
 from imagelab.setup.settings import plain
 from imagelab.techniques.diffusion import linear_schedule
@@ -213,10 +214,10 @@ def test_all_recipes_are_compared_at_equal_epochs(tmp_path, stripes, compared, t
     assert len(others) == trained
     result = start_result("a", "", "", config, "pictures", torch.device("cpu"), stripes)
     result.folder.mkdir(exist_ok=True)
-    drawn = {}
+    drawn, (figure, _) = {}, figures.new_figure(1, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            ddpm, "draw_comparison", lambda _path, samples, _scores: drawn.update(samples)
+            ddpm.samples, "plot_comparison", lambda images, _: drawn.update(images) or figure
         )
         ddpm.evaluate(config, stripes, main, others, None, result)
     assert len(drawn) == 4 and all(f"\nepochs: {compared}" in name for name in drawn)

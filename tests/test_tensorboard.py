@@ -33,12 +33,17 @@ def train(stripes, folder, **settings) -> Training:
     model = nn.Linear(1, 1)
     adam = torch.optim.SGD(model.parameters(), lr=0.1)
     path = folder / "models" / "line.pth"
-    with Training(path, "line", config, stripes, {"line": model}, {"sgd": adam}) as run:
-        for epoch in run.epochs():
-            for _ in run.batches():
-                run.log(loss=torch.tensor(float(run.steps_done)), other=torch.tensor(0.5))
-            write_grid(folder / f"{epoch}.png", stripes.images[epoch * 100 :], run)
-    return run
+    training = Training(
+        path, "line", config, stripes, networks={"line": model}, optimizers={"sgd": adam}
+    )
+    if config.resume:
+        training.load()
+    with training:
+        for epoch in training.epochs():
+            for _ in training.batches():
+                training.log(loss=torch.tensor(float(training.steps_done)), other=torch.tensor(0.5))
+            write_grid(folder / f"{epoch}.png", stripes.images[epoch * 100 :], training)
+    return training
 
 
 def shown(folder) -> EventAccumulator:

@@ -125,7 +125,7 @@ def test_the_decoder_draws_the_same_elsewhere(quick):
     z = torch.randn(5, model.latent_size)
     means = elsewhere(quick / "d.onnx", latents=z)
     assert means.shape == (5, 1, 28, 28) and means.std() > 0.1
-    assert (means * 255 - vae.draw(model, z)).abs().max() < 1.01
+    assert (means * 255 - vae.generate(model, z)).abs().max() < 1.01
 
 
 def test_a_folder_of_one_class(tmp_path):

@@ -157,8 +157,10 @@ class Training:
             raise UserError("--time-limit needs a single process: their clocks would not agree.")
         if getattr(config, "quick", False) and not config.resume:
             self._spare_a_whole_run()
-        watched = getattr(config, "tensorboard", False) and (not shared or distributed.writes())
-        self._board = Board(self.path, self.steps_done) if watched else None
+        self._watched = getattr(config, "tensorboard", False) and (
+            not shared or distributed.writes()
+        )
+        self._board: Board | None = None
 
     def load(self) -> None:
         """Go on from the checkpoint at `path`. Raises UserError where it is of another run."""
@@ -203,6 +205,8 @@ class Training:
 
     def __enter__(self) -> Training:
         self._started = time.perf_counter()
+        if self._watched:
+            self._board = Board(self.path, self.steps_done)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._ask_to_stop)
