@@ -12,6 +12,7 @@ from conftest import command, complaint, run_here, run_script, untaught
 from PIL import Image
 
 import gan_mnist as gan
+from imagelab.report import figures
 
 
 def test_networks_and_their_shapes():
@@ -60,8 +61,7 @@ def test_images_are_moved_whole_and_gradients_go_back():
 
 def test_the_rate_falls_and_the_average_draws(tmp_path, stripes):
     """From the half of the training on; G's samples are those of the averaged weights."""
-    from imagelab.report import figures
-from imagelab.report.results import start_result
+    from imagelab.report.results import start_result
 
     config = gan.Config(output_dir=tmp_path, batch_size=32, epochs=4, grid_every=0)
     result = start_result("gan_mnist", "", "", config, "pictures", torch.device("cpu"), stripes)
@@ -103,7 +103,9 @@ def test_the_recipe_as_often_written_stands_beside_it_at_equal_epochs(
     main = gan.train(config, stripes, G, D, tmp_path / "a.pth")
     drawn, (figure, _) = {}, figures.new_figure(1, 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gan.samples, "plot_comparison", lambda images, _: drawn.update(images) or figure)
+        patch.setattr(
+            gan.samples, "plot_comparison", lambda images, _: drawn.update(images) or figure
+        )
         gan.report_compared({"here": main, **runs}, 40, None, result)
     assert len(drawn) == 2 and all(f"epochs: {compared}\n" in title for title in drawn)
 
