@@ -61,10 +61,7 @@ def test_images_are_moved_whole_and_gradients_go_back():
 
 def test_the_rate_falls_and_the_average_draws(tmp_path, stripes):
     """From the half of the training on; G's samples are those of the averaged weights."""
-    from imagelab.report.results import start_result
-
     config = gan.Config(output_dir=tmp_path, batch_size=32, epochs=4, grid_every=0)
-    result = start_result("gan_mnist", "", "", config, "pictures", torch.device("cpu"), stripes)
     G, D = gan.build(config, stripes.shape, torch.device("cpu"))
     rates, step = [], torch.optim.Adam.step
 
