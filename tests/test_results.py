@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from imagelab.report.results import (
     Result,
@@ -117,6 +118,17 @@ def test_bytes_that_are_no_utf8_in_json(tmp_path):
     write_json(tmp_path / "a.json", {"caf\udce9": ["caf\udce9 $", Path("caf\udce9")]})
     text = (tmp_path / "a.json").read_text("utf-8")
     assert json.loads(text) == {"caf\\xe9": ["caf\\xe9 $", "caf\\xe9"]}
+
+
+def test_a_saved_result_leaves_its_folder_to_others(tmp_path):
+    """Also where the process goes on, as a notebook's does."""
+    run = start_result("a", "", "", Settings(output_dir=tmp_path), "out", torch.device("cpu"))
+    other = FileLock(tmp_path / "out" / ".lock", timeout=0)
+    with pytest.raises(TimeoutError):
+        other.acquire()
+    run.save()
+    with other:
+        assert (tmp_path / "out" / "results.json").is_file()
 
 
 def test_a_result_starts_with_its_settings(tmp_path, stripes):

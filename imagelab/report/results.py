@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from imagelab.report import figures
-from imagelab.setup.files import atomic_path, claim
+from imagelab.setup.files import atomic_path, claim, give_back
 from imagelab.setup.runtime import UserError, machine, versions
 from imagelab.setup.settings import Settings, plain
 from imagelab.setup.terminal import as_utf8, is_terminal, readable, tell_if_silent, wrapped
@@ -123,6 +123,7 @@ class Result:
         self.seconds = time.perf_counter() - self.started
         self.learned = " ".join(lessons)
         write_json(self.folder / "results.json", {**self.record(), "versions": versions()})
+        give_back(self.folder)  # in a notebook the process goes on
         return self
 
     def record(self) -> dict[str, Any]:

@@ -44,10 +44,11 @@ def claim(folder: Path) -> None:
     _claimed[folder] = lock
 
 
-def give_back() -> None:
-    """End all claims of this process."""
-    while _claimed:
-        _claimed.popitem()[1].release()
+def give_back(folder: Path | None = None) -> None:
+    """End this process's claim on `folder`, if it has one; without a folder, all of its claims."""
+    for claimed in list(_claimed) if folder is None else [Path(folder).resolve()]:
+        if lock := _claimed.pop(claimed, None):
+            lock.release()
 
 
 def keep_apart(output: Path, *sources: Path | str) -> None:
