@@ -231,7 +231,7 @@ def augment(
     x = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     x = (x - 0.5) * uniform(0.75, 1.25)[..., None, None] + 0.5 + uniform(-0.1, 0.1)[..., None, None]
     kept_boxes, kept_labels = [], []
-    for k, (own, kinds) in enumerate(zip(boxes, labels, strict=True)):
+    for k, own in enumerate(boxes):
         corners = own.reshape(-1, 2, 2) - size / 2
         corners = corners * torch.stack([scale[k] * mirror[k], scale[k]], dim=1) + size * shift[k]
         corners = corners + size / 2
@@ -239,7 +239,7 @@ def augment(
         centre = (moved[:, :2] + moved[:, 2:]) / 2
         inside = ((centre > 0) & (centre < size)).all(dim=1)
         kept_boxes.append(moved[inside].clamp(0, size))
-        kept_labels.append(kinds[inside])
+        kept_labels.append(labels[k][inside])
     return x.clamp(0, 1), kept_boxes, kept_labels
 
 
@@ -280,16 +280,18 @@ def train(config: Config, data: BoxedPictures, after_epoch: Observer = look_away
 
 # --- detection ------------------------------------------------------------------------------------
 
-Detections = dict[
-    str, torch.Tensor
-]  # boxes (n, 4) in pixels, labels (n,), scores (n,), highest first
+# boxes (n, 4) x1 y1 x2 y2 in pixels, labels (n,) and scores (n,), the highest first
+Detections = dict[str, torch.Tensor]
 
 
 @torch.no_grad()
 def detect(
-    model: nn.Module, x: torch.Tensor, min_score: float, max_iou: float = 0.5,
+    model: nn.Module,
+    x: torch.Tensor,
+    min_score: float,
+    max_iou: float = 0.5,
     every_class: bool = False,
-) -> list[Detections]:  # fmt: skip
+) -> list[Detections]:
     """The detections in each picture (B, 3, H, W) in [0, 1], after non-maximum suppression.
 
     Of two boxes with an IoU over `max_iou` the one with the lower score is dropped. A box has the class
@@ -344,7 +346,7 @@ def average_precision(
 
     found = [one for part in progress(images.split(32), "detecting", "batch")
              for one in detect(model, unit(part), 0.01, every_class=True)]  # fmt: skip
-    truth = [{"boxes": own, "labels": kinds} for own, kinds in zip(boxes, labels, strict=True)]
+    truth = [{"boxes": own, "labels": labels[k]} for k, own in enumerate(boxes)]
     metric = MeanAveragePrecision(class_metrics=True, sync_on_compute=False)
     metric.warn_on_many_detections = False  # the hundred highest scores of a picture are enough
     metric.update(found, truth)
@@ -507,7 +509,7 @@ def run(config: Config) -> Result:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(Common):
+class PredictBoxes(Common):
     """Find objects in a picture, a folder of pictures, a video, or what a camera sees."""
 
     source: str
@@ -524,7 +526,7 @@ class Predict(Common):
     """Boxes with a lower score than this are not drawn."""
 
 
-def make_predictor(config: Predict, device: torch.device) -> Predictor:
+def make_predictor(config: PredictBoxes, device: torch.device) -> Predictor:
     """Loads the chosen network; what it detects is drawn into pictures of any size."""
     if config.weights is not None and not config.coco:
         raise UserError("--weights are those of the SSDlite: add --coco.")
@@ -540,14 +542,14 @@ def make_predictor(config: Predict, device: torch.device) -> Predictor:
     return predictor
 
 
-def run_predict(config: Predict) -> None:
+def run_predict(config: PredictBoxes) -> None:
     """Read the source, detect, write, and print how fast it went."""
     device = prepare(0, config.device)
     print(process_media(config.source, config.output, lambda: make_predictor(config, device)))
 
 
 def main() -> None:
-    command_line(Config, run, __doc__, {"predict": (Predict, run_predict)})
+    command_line(Config, run, __doc__, {"predict": (PredictBoxes, run_predict)})
 
 
 if __name__ == "__main__":

@@ -459,7 +459,7 @@ def run(config: Config) -> Result:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(Common):
+class PredictMasks(Common):
     """Lay the predicted classes over a picture or a video of your own, each in its colour."""
 
     output: Path
@@ -474,7 +474,7 @@ class Predict(Common):
     """How strongly the colours cover the picture."""
 
 
-def run_predict(config: Predict) -> None:
+def run_predict(config: PredictMasks) -> None:
     """Read, predict, write, and print how much of the picture each class covers."""
     if (config.image is None) == (config.video is None):
         raise UserError("Give either --image or --video.")
@@ -496,7 +496,7 @@ def run_predict(config: Predict) -> None:
 
 
 def main() -> None:
-    command_line(Config, run, __doc__, {"predict": (Predict, run_predict)})
+    command_line(Config, run, __doc__, {"predict": (PredictMasks, run_predict)})
 
 
 if __name__ == "__main__":

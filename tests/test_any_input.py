@@ -129,13 +129,13 @@ def networks(tmp_path_factory) -> Path:
 
 def see(path: Path, networks: Path, output: Path) -> None:
     model = networks / segmentation.MODELS / "noise.pth"
-    segmentation.run_predict(segmentation.Predict(image=path, output=output, model=model))
+    segmentation.run_predict(segmentation.PredictMasks(image=path, output=output, model=model))
 
 
 def find(path: Path, networks: Path, output: Path) -> None:
     model = networks / detection.MODELS / "noise.pth"
     detection.run_predict(
-        detection.Predict(source=str(path), output=output, model=model, least=0.01)
+        detection.PredictBoxes(source=str(path), output=output, model=model, least=0.01)
     )
 
 
@@ -394,7 +394,7 @@ def values_of(hint) -> st.SearchStrategy:
 
 def all_settings() -> list[type]:
     scripts = [driver.module_of(name).Config for name in driver.EVERYTHING]
-    commands = [segmentation.Predict, detection.Predict, inpainting.Inpaint]
+    commands = [segmentation.PredictMasks, detection.PredictBoxes, inpainting.Inpaint]
     commands += [denoising_autoencoder.Denoise, denoising_autoencoder.Photographs]
     return [driver.Config, *scripts, *commands, benchmarks.Config, faults.Config]
 

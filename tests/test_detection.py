@@ -267,5 +267,7 @@ def test_wrong_input(quick, tmp_path):
     with pytest.raises(UserError, match="does not say"):
         saved = torch.load(model, weights_only=True)
         torch.save(saved | {"extra": {}}, tmp_path / "other.pth")
-        asked = detection.Predict(source="a.png", output=tmp_path, model=tmp_path / "other.pth")
+        asked = detection.PredictBoxes(
+            source="a.png", output=tmp_path, model=tmp_path / "other.pth"
+        )
         detection.make_predictor(asked, torch.device("cpu"))

@@ -70,6 +70,6 @@ def test_a_path_may_be_a_string():
     assert given.quickened(epochs=1).output_dir == Path("a folder/x")
     with pytest.raises(UserError, match=r"must end in \.npz, not 'a\.png'"):
         Config(samples_file="a.png")
-    detector = detection.Predict(source="film.webm", output="seen.webm", model="m.pth")
+    detector = detection.PredictBoxes(source="film.webm", output="seen.webm", model="m.pth")
     assert detector.source == "film.webm"  # not a path alone: it may be a camera's number
     assert (detector.output, detector.model) == (Path("seen.webm"), Path("m.pth"))

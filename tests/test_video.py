@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from imagelab.data.video import _untrue_line_left_out, open_video, process_media, write_video
+from imagelab.data.video import _without_false_warning, open_video, process_media, write_video
 from imagelab.setup.runtime import UserError
 from imagelab.setup.terminal import told
 
@@ -38,7 +38,7 @@ def test_what_is_written_is_read(tmp_path, suffix, capfd):
 
 
 def test_what_else_opencv_complains_of_is_heard(capfd):
-    with _untrue_line_left_out():
+    with _without_false_warning():
         os.write(
             2, b"OpenCV: FFMPEG: tag 0x30385056/'VP80' is not supported with ... 'webm / WebM'\n"
         )

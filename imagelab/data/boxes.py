@@ -29,9 +29,10 @@ Boxes = list[torch.Tensor]
 
 @dataclass(frozen=True)
 class BoxedPictures(Described):
-    """Pictures (N, 3, S, S) uint8 to train on and held out; of each, what is in it.
+    """Pictures (N, 3, S, S) uint8 to train on and held out, and the objects in each.
 
-    `boxes`: (n, 4) float x1 y1 x2 y2 in pixels; `labels`: (n,) int64, indices into `classes`.
+    Of each picture `boxes` are (n, 4) float x1 y1 x2 y2 in pixels, `labels` (n,) int64, indices into
+    `classes`.
     """
 
     name: str
@@ -57,7 +58,7 @@ def load_boxed(name: str, count: int, test: int, size: int) -> BoxedPictures:
     """'digit-scenes' (`count` drawn for training, `test` held out), 'yolo:FOLDER' or
     'coco:IMAGES:FILE.json', fitted into squares of `size` pixels.
 
-    Raises UserError: unknown name, missing files, lines or entries that are no boxes.
+    Raises UserError for an unknown name, missing files, and lines or entries that are no boxes.
     """
     if name == "digit-scenes":
         return _drawn(count, test, size)
@@ -74,9 +75,9 @@ def load_boxed(name: str, count: int, test: int, size: int) -> BoxedPictures:
 
 
 def _drawn(count: int, test: int, size: int) -> BoxedPictures:
-    """Held-out scenes have held-out digits, over other cuts of the same photographs.
+    """Held-out scenes have held-out digits, over other parts of the same photographs.
 
-    Those to train on hold up to twice as many digits: as much more to learn from each.
+    Scenes to train on hold up to twice as many digits, so that there is more to learn from each.
     """
     digits = load_dataset(EMBEDDED, Path())
     render = digit_scenes.render_scenes
@@ -103,7 +104,7 @@ class Entry:
 
 
 def _yolo(root: Path) -> tuple[tuple[str, ...], list[Entry]]:
-    """images/NAME.jpg with labels/NAME.txt (or both beside each other), a line for each thing: class,
+    """images/NAME.jpg with labels/NAME.txt (or both beside each other), a line for each object: class,
     centre x, centre y, width, height, as shares of the picture. classes.txt, or `names` in data.yaml,
     name the classes; both may lie in the folder or beside the labels."""
     if not root.is_dir():

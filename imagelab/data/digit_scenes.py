@@ -20,9 +20,14 @@ MOST = 6  # digits in a scene
 
 
 def render_scenes(
-    digits: torch.Tensor, labels: torch.Tensor, count: int, seed: int, size: int = 256,
-    photographs: tuple[str, ...] = BACKGROUNDS, most: int = MOST,
-) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:  # fmt: skip
+    digits: torch.Tensor,
+    labels: torch.Tensor,
+    count: int,
+    seed: int,
+    size: int = 256,
+    photographs: tuple[str, ...] = BACKGROUNDS,
+    most: int = MOST,
+) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     """`count` scenes with one to `most` of `digits` (N, 1, 28, 28) uint8 each.
 
     The digits are 24 to 90 pixels large (of 256), turned by up to 30°, dark on light or light on dark,

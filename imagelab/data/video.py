@@ -1,7 +1,6 @@
 """Frames of a video file or a camera, one at a time, and writing them (by OpenCV).
 
-`process_media` reads a picture, a folder, a video or a camera, and writes what a predictor makes of each
-picture.
+`process_media` reads a picture, a folder, a video or a camera, and writes what a predictor makes of it.
 Videos have even sides: of an odd one the last row or column is lost in writing.
 """
 
@@ -45,7 +44,7 @@ class Video:
 def open_video(source: Path | int) -> Iterator[Video]:
     """A video file, or the camera of that number. Raises UserError where it cannot be opened.
 
-    Frames of a file that cannot be read are passed over; after the last one it is said how many.
+    Frames that cannot be read are left out; after the last one a line says how many.
     """
     import cv2
 
@@ -94,7 +93,7 @@ def is_video(path: Path) -> bool:
 
 
 def _may_be_video(path: Path) -> bool:
-    """OpenCV reads more kinds than it writes here."""
+    """OpenCV reads more kinds of videos than it writes here."""
     return path.is_file() and path.suffix.lower() not in PICTURE_SUFFIXES
 
 
@@ -120,8 +119,8 @@ def write_video(path: Path, frames: Iterable[np.ndarray], rate: float = FRAMES_P
                 if writer is None:
                     kind = cv2.VideoWriter_fourcc(*SUFFIXES[path.suffix.lower()])
                     size = frame.shape[1], frame.shape[0]
-                    with _untrue_line_left_out():
-                        writer = cv2.VideoWriter(str(temporary), kind, _held(rate), size)
+                    with _without_false_warning():
+                        writer = cv2.VideoWriter(str(temporary), kind, _valid_rate(rate), size)
                     if not writer.isOpened():
                         raise UserError(f"{path}: OpenCV cannot write this kind of video here.")
                 writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
@@ -139,10 +138,10 @@ def write_video(path: Path, frames: Iterable[np.ndarray], rate: float = FRAMES_P
 
 
 @contextlib.contextmanager
-def _untrue_line_left_out() -> Iterator[None]:
-    """OpenCV says of every WebM that its tag is not supported, and writes it; all else it says is heard.
+def _without_false_warning() -> Iterator[None]:
+    """Leave out OpenCV's warning that a WebM's tag is not supported: it writes the film all the same.
 
-    It writes to the file descriptor of stderr itself.
+    Its other warnings come through. OpenCV writes to the file descriptor of stderr itself.
     """
     try:
         stderr = os.dup(2)
@@ -162,16 +161,16 @@ def _untrue_line_left_out() -> Iterator[None]:
                     os.write(2, line)
 
 
-def _held(rate: float) -> float:
-    """The nearest rate that every container holds: a decimal fraction of 16 bits (MPEG-4), 1 or more
-    (AVI)."""
+def _valid_rate(rate: float) -> float:
+    """The nearest frame rate that every container can hold: a decimal fraction of 16 bits (MPEG-4), 1 or
+    more (AVI)."""
     rate = min(max(rate, 1.0), 1000.0) if rate > 0 else FRAMES_PER_SECOND  # not above 0: also NaN
     digits = next(d for d in (3, 2, 1, 0) if rate * 10**d < 2**16)
     return round(rate, digits)
 
 
 def _length(path: Path) -> int:
-    """How many frames can be read; what the file itself says is no measure of that."""
+    """How many frames can be read; the number in the file itself may be wrong."""
     import cv2
 
     capture = cv2.VideoCapture(str(path))

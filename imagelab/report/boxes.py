@@ -11,9 +11,12 @@ from imagelab.report import figures
 
 
 def draw_boxes(
-    picture: np.ndarray, detections: dict[str, torch.Tensor], classes: tuple[str, ...],
-    min_score: float, scale: float = 1.0,
-) -> np.ndarray:  # fmt: skip
+    picture: np.ndarray,
+    detections: dict[str, torch.Tensor],
+    classes: tuple[str, ...],
+    min_score: float,
+    scale: float = 1.0,
+) -> np.ndarray:
     """A copy of a picture (H, W, 3) uint8 with the boxes, classes and scores of `detections` on it.
 
     `detections` holds boxes (n, 4) x1 y1 x2 y2, labels (n,) and scores (n,) from 0 to 1. The boxes are
