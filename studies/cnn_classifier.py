@@ -29,15 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imagelab.data.datasets import (
-    EMBEDDED,
-    Dataset,
-    has_mnist,
-    load_dataset,
-    load_for,
-    mirrored,
-    unit,
-)
+from imagelab.data import datasets
+from imagelab.data.datasets import Dataset, load_for, mirrored, unit
 from imagelab.report import figures, samples
 from imagelab.report.results import Result, start_result
 from imagelab.setup import settings
@@ -227,7 +220,7 @@ def augmented(config: Config, images: torch.Tensor, rng: torch.Generator) -> tor
 def train(
     config: Config, data: Dataset, model: nn.Module, path: Path, after_epoch: Observer = look_away
 ) -> Training:
-    """Train `model`, or go on with --resume. `after_epoch` looks on."""
+    """Train `model`, or go on with --resume; it ends in eval mode. `after_epoch` looks on."""
     learning = [p for p in model.parameters() if p.requires_grad]
     # A short training needs an optimizer that soon forgets what it saw at the small rates.
     betas = (0.7, 0.9) if config.fast else (0.9, 0.999)
@@ -252,6 +245,7 @@ def train(
                 adam.step()
                 training.log(loss=loss)
             after_epoch(training, epoch)
+    model.eval()
     return training
 
 
@@ -329,8 +323,8 @@ def plot_journey(model: DigitCNN, image: torch.Tensor, classes: tuple[str, ...])
     axes[0, 3].set_title(f"first dense layer: {features.numel()} features")
     axes[1, 3].bar(range(len(classes)), scores.cpu().numpy(), color=figures.PALETTE[0])
     name_classes(axes[1, 3], classes)
-    axes[1, 3].set(ylim=(0, 1), xlabel="class", ylabel="probability")
-    axes[1, 3].set_title("second dense layer, as probabilities")
+    title = "second dense layer, as probabilities"
+    axes[1, 3].set(title=title, ylim=(0, 1), xlabel="class", ylabel="probability")
     axes[1, 0].set_axis_off()
     return figure
 
@@ -397,11 +391,9 @@ def evaluate(data: Dataset, model: nn.Module, result: Result) -> None:
     caption = "Which class (row) is read as which (column)."
     result.add_figure("confusion.png", plot_confusion(table, data.classes), caption)
     if mistakes := surest_mistakes(probabilities, labels):
-        caption = f"Of {n - sum(right):,} mistakes in {n:,}, the surest of each kind "
-        caption += "(#: number of the image)."
-        result.add_figure(
-            "mistakes.png", plot_mistakes(data, probabilities, mistakes[:12]), caption
-        )
+        figure, wrong = plot_mistakes(data, probabilities, mistakes[:12]), n - sum(right)
+        caption = f"The surest of each kind of {wrong:,} mistakes in {n:,} (#: the image's number)."
+        result.add_figure("mistakes.png", figure, caption)
 
 
 def read_mnist(config: Config, data: Dataset, model: nn.Module, result: Result) -> None:
@@ -409,27 +401,20 @@ def read_mnist(config: Config, data: Dataset, model: nn.Module, result: Result) 
 
     Only where these images are at hand.
     """
-    if data.name != EMBEDDED or not has_mnist(config.data_dir):
+    if data.name != datasets.EMBEDDED or not datasets.has_mnist(config.data_dir):
         return
     try:
-        mnist = load_dataset("mnist", config.data_dir).to(data.images.device)
+        mnist = datasets.load_dataset("mnist", config.data_dir).to(data.images.device)
     except UserError as problem:  # corrupt: not what this run was asked for
         print(f"MNIST is left out: {problem}")
         return
-    share = accuracy(model, mnist.test_images, mnist.test_labels)
-    result.add_metric(
-        "accuracy on MNIST's test images", share, len(mnist.test_images), better="higher"
-    )
+    share, n = accuracy(model, mnist.test_images, mnist.test_labels), len(mnist.test_images)
+    result.add_metric("accuracy on MNIST's test images", share, n, better="higher")
 
 
-def report_runs(
-    config: Config,
-    data: Dataset,
-    trainings: list[Training],
-    models: list[nn.Module],
-    result: Result,
-) -> None:
+def report_runs(config: Config, data: Dataset, trainings: list[Training], result: Result) -> None:
     """The mean accuracy of all networks and their median time; a table where there are several."""
+    models = [training.networks["classifier"] for training in trainings]
     shares = [accuracy(model, data.test_images, data.test_labels) for model in models]
     seconds = [training.seconds_used for training in trainings]
     result.add_metric("accuracy", np.mean(shares), len(data.test_images), better="higher")
@@ -462,30 +447,21 @@ def run(config: Config) -> Result:
     device = prepare(config.seed, config.device)
     data = load_for(complete(config), device)
     data.needs_two_classes()
-    config = complete(
-        replace(config, dataset=data.name if config.dataset == "auto" else config.dataset)
-    )
+    name = data.name if config.dataset == "auto" else config.dataset
+    config = complete(replace(config, dataset=name))
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
     trainings = train_all(config, data)
-    models = [training.networks["classifier"].eval() for training in trainings]
-    report_runs(config, data, trainings, models, result)
-    first = models[0]
+    report_runs(config, data, trainings, result)
+    first = trainings[0].networks["classifier"]
     if isinstance(first, DigitCNN):
         image = as_unit(data.test_images[:1])[0]
-        caption = (
-            "Five filters of the first layer (purple adds, orange takes away), and what each makes of "
-            "one image."
-        )
+        caption = "Five filters (purple adds, orange subtracts), and what each makes of one image."
         result.add_figure("convolutions.png", plot_convolutions(first, image), caption)
-        caption = (
-            "One held-out image through all layers; each map is stretched to its own brightest "
-            "value."
-        )
+        caption = "A held-out image in all layers; each map is stretched to its own largest value."
         result.add_figure("journey.png", plot_journey(first, image, data.classes), caption)
     evaluate(data, first, result)
     read_mnist(config, data, first, result)
-    loss = samples.plot_loss(trainings[0], "cross-entropy")
-    result.add_figure("loss.png", loss, "The loss.")
+    result.add_figure("loss.png", samples.plot_loss(trainings[0], "cross-entropy"), "The loss.")
     export_network(config.export, first, {"images": torch.rand(2, *data.shape)}, "logits",
                    classes=data.classes)  # fmt: skip
     return result.save(*lessons(result))

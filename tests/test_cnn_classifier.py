@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from conftest import complaint, elsewhere, run_here, untaught
 from PIL import Image
 
+from imagelab.data import datasets
 from imagelab.data.datasets import IDX_MD5, load_dataset, unit
 from imagelab.report.results import start_result
 from imagelab.setup.settings import Settings
@@ -228,8 +229,8 @@ def test_what_the_embedded_part_taught_is_measured_on_mnists_test_images(
         read.append((name, data_dir))
         return stripes
 
-    monkeypatch.setattr(cnn_classifier, "has_mnist", lambda data_dir: data_dir == tmp_path)
-    monkeypatch.setattr(cnn_classifier, "load_dataset", mnist)
+    monkeypatch.setattr(datasets, "has_mnist", lambda data_dir: data_dir == tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", mnist)
     monkeypatch.setattr(cnn_classifier, "accuracy", lambda model, x, y: (y == 1).double().mean())
     result = start_result("cnn_classifier", "", "", Settings(output_dir=tmp_path), "pictures", CPU)
     for name, folder in (("mnist-5k", tmp_path / "none"), ("mnist", tmp_path)):
