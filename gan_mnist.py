@@ -53,9 +53,9 @@ class Game(ExportSettings, SamplingSettings):
 
     epochs: Count = 28
     """Passes over the training images."""
-    batch_size: Annotated[int, Limits(2)] = 128
+    batch_size: Annotated[int, Limits(2)] = 256
     """Real images per step; the discriminator sees as many fakes."""
-    lr: Rate = 8e-4
+    lr: Rate = 1.2e-3
     """Adam's learning rate, of both networks."""
     fall: Fraction = 0.5
     """The part of the training from which the learning rate falls to 0; 1: it stays."""
@@ -69,7 +69,7 @@ class Game(ExportSettings, SamplingSettings):
     """Pixels by which the discriminator sees each image moved, at most; 0: as it is."""
     latent_size: Count = 100
     """Random numbers that the generator starts from."""
-    ema_decay: Fraction = 0.999
+    ema_decay: Fraction = 0.998
     """Decay of the generator's averaged weights, which draw the samples (Yazıcı et al. 2019); 0: none."""
     log_every: Count = 500
     """Batches between two lines of losses."""
