@@ -113,9 +113,8 @@ class Detector(nn.Module):
             block(2 * width, 4 * width, 2), Residual(4 * width), Residual(4 * width),
             nn.Conv2d(4 * width, 5 + classes, 1),  #            (B, 5 + classes, H/16, W/16)
         )  # fmt: skip
-        nn.init.constant_(
-            self.layers[-1].get_parameter("bias")[:1], -4.0
-        )  # almost all cells are empty
+        bias = self.layers[-1].get_parameter("bias")
+        nn.init.constant_(bias[:1], -4.0)  # almost all cells are empty
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with autocast(x.device):

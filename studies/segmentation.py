@@ -353,12 +353,7 @@ def scores(
     return right / (table.sum(0) + table.sum(1) - right), (right.sum() / table.sum()).item()
 
 
-def evaluate(
-    config: Config,
-    data: MaskedPictures,
-    training: Training[SegmentationUNet],
-    result: Result,
-) -> None:
+def evaluate(config: Config, data: MaskedPictures, training: Training, result: Result) -> None:
     """Enter the loss, IoU and accuracy on held-out pictures, and some of these, into `result`."""
     result.add_metric("seconds of training", training.seconds_used, training.steps_done, unit="s")
     result.add_figure("loss.png", samples.plot_loss(training, "loss"), f"The loss ({config.loss}).")
