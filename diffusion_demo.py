@@ -129,7 +129,7 @@ class Quantities:
 def measure(clean: np.ndarray, noisy: np.ndarray, blurred: np.ndarray, sigma: float) -> Quantities:
     """The noise of one step, and how far the picture is from the clean one before and after the blur."""
     errors = [
-        value
+        float(value)
         for picture in (noisy, blurred)
         for value in (np.mean((clean - picture) ** 2), psnr(clean, picture), ssim(clean, picture))
     ]
@@ -241,7 +241,8 @@ def report_restored(
 
 def lessons(result: Result) -> list[str]:
     """What the figures teach, as far as they were measured."""
-    noisy, blurred = result.measured("last step: PSNR", "last step: PSNR after the blur")
+    names = ("last step: PSNR", "last step: PSNR after the blur")
+    noisy, blurred = (result.metrics[name].value for name in names)
     told = [f"Noise left {noisy:.1f} dB of the picture at the last step, and a blur made of that "
             f"{blurred:.1f} dB: it averages the noise away, and the edges with it."]  # fmt: skip
     methods = ("non-local means", "learned")

@@ -332,6 +332,7 @@ def attack_half(config: Config, data: Dataset, result: Result) -> None:
 def attack_own_digit(config: Config, data: Dataset, result: Result) -> None:
     """Attack --image as a digit: drawn or photographed, any size, dark on light or light on dark. As a
     whole, if the data are in colour."""
+    assert config.image is not None
     model = trained_classifier(data, config.output_dir, config.seed, config.quick)
     if data.shape[0] == 1:
         frame = fit_to_frame(read_grey(config.image, max_side=1024), data.shape[1])
@@ -345,6 +346,7 @@ def attack_own_digit(config: Config, data: Dataset, result: Result) -> None:
 
 def attack_own_photo(config: Config, device: torch.device, result: Result) -> None:
     """Attack --image as a photograph, with a ResNet-18 trained on ImageNet."""
+    assert config.image is not None
     model, classes = imagenet_resnet18(config.weights, device)
     image = read_photo(config.image, 224, 224).to(device)
     attack_own(model, image, classes, config.targeted, PHOTO_EPSILONS, config.image.name, result)
@@ -379,7 +381,7 @@ def attack_own(
 def lessons(result: Result) -> list[str]:
     """What the figures teach."""
     names = ("random sign noise", "FGSM", "PGD-40")
-    noise, fgsm_, pgd_ = result.measured(*(f"accuracy, {name}, ε = 0.3" for name in names))
+    noise, fgsm_, pgd_ = (result.metrics[f"accuracy, {name}, ε = 0.3"].value for name in names)
     return [
         f"Noise of ±0.3 in every pixel leaves {noise:.0%} of the images read rightly, one gradient step "
         f"of the same size {fgsm_:.0%}, forty smaller steps {pgd_:.0%}.",

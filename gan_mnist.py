@@ -94,7 +94,25 @@ AS_OFTEN_WRITTEN = {"batch_size": 64, "lr": 2e-4, "fall": 1.0, "beta1": 0.5, "mo
 # --- the two networks -----------------------------------------------------------------------------
 
 
-class Generator(nn.Module):
+class AnyGenerator(nn.Module):
+    """What the game asks of a generator, also of a study's own."""
+
+    latent_size: int
+
+
+class AnyDiscriminator(nn.Module):
+    """What the game asks of a discriminator, also of a study's own."""
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) to (B,): how real each looks, before the sigmoid."""
+        raise NotImplementedError
+
+    def compare(self, real: torch.Tensor, fake: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The logits of real and of generated images, in one pass."""
+        return self.logits(torch.cat([real, fake])).chunk(2)
+
+
+class Generator(AnyGenerator):
     """Latents (B, latent_size) ~ N(0, I) to images (B, C, H, W) in [-1, 1]."""
 
     def __init__(self, latent_size: int, shape: tuple[int, int, int]) -> None:
@@ -114,7 +132,7 @@ class Generator(nn.Module):
         return x.tanh().reshape(-1, *self.shape)
 
 
-class Discriminator(nn.Module):
+class Discriminator(AnyDiscriminator):
     """Images (B, C, H, W) in [-1, 1] to the probability (B,) that each is real."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
@@ -133,10 +151,6 @@ class Discriminator(nn.Module):
         with autocast(x.device):
             return self.layers(x).float().squeeze(1)
 
-    def compare(self, real: torch.Tensor, fake: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The logits of real and of generated images, in one pass."""
-        return self.logits(torch.cat([real, fake])).chunk(2)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(self.logits(x))
 
@@ -150,12 +164,12 @@ def build(
     the first images hardly differ, the discriminator wins at once, and training takes longer.
     """
     torch.manual_seed(config.seed)
-    networks = Generator(config.latent_size, shape), Discriminator(shape)
-    for network in networks:
+    G, D = Generator(config.latent_size, shape), Discriminator(shape)
+    for network in (G, D):
         for layer in [layer for layer in network.layers if isinstance(layer, nn.Linear)][:-1]:
             nn.init.kaiming_normal_(layer.weight, a=0.2)
             nn.init.zeros_(layer.bias)
-    return tuple(network.to(device) for network in networks)
+    return G.to(device), D.to(device)
 
 
 # --- the two losses -------------------------------------------------------------------------------
@@ -198,8 +212,8 @@ def moved(images: torch.Tensor, limit: int, rng: torch.Generator) -> torch.Tenso
 def train(
     config: Game,
     data: Dataset,
-    G: nn.Module,
-    D: nn.Module,
+    G: AnyGenerator,
+    D: AnyDiscriminator,
     path: Path,
     script: str = SCRIPT,
     label: str = "GAN",
@@ -263,7 +277,7 @@ def generate(G: nn.Module, z: torch.Tensor) -> torch.Tensor:
         return torch.cat([to_uint8(G(part)) for part in z.split(1000)])
 
 
-def sample(G: nn.Module, n: int, seed: int) -> torch.Tensor:
+def sample(G: AnyGenerator, n: int, seed: int) -> torch.Tensor:
     """`n` images (n, C, H, W) uint8 from fresh latents."""
     device = next(G.parameters()).device
     z = torch.randn(n, G.latent_size, generator=generator(seed, "samples"))
@@ -274,8 +288,8 @@ def load_generator(
     path: Path | str,
     device: torch.device | str = "cpu",
     script: str = SCRIPT,
-    kind: type[nn.Module] = Generator,
-) -> nn.Module:
+    kind: type[AnyGenerator] = Generator,
+) -> AnyGenerator:
     """The generator, of that `kind`, of the checkpoint that `script` wrote."""
     saved = load_checkpoint(path, script, device)
     with as_described(path):
@@ -284,7 +298,7 @@ def load_generator(
     return G.eval()
 
 
-def export_generator(path: Path | str | None, G: nn.Module) -> None:
+def export_generator(path: Path | str | None, G: AnyGenerator) -> None:
     """The generator as a file: latents (N, latent_size) to images (N, C, H, W) in [-1, 1]."""
     export_network(path, G, {"latents": torch.randn(2, G.latent_size)}, "images")
 
@@ -299,9 +313,11 @@ SUMMARY = (
 )
 
 
-def sampling_network(training: Training) -> nn.Module:
+def sampling_network(training: Training) -> AnyGenerator:
     """The generator that draws the samples: the averaged one, where there is one."""
-    return training.averaged or training.networks["generator"]
+    G = training.model
+    assert isinstance(G, AnyGenerator)
+    return G
 
 
 def observer(config: Game, result: Result, evaluator: Evaluator | None) -> Observer:

@@ -129,6 +129,10 @@ class Denoiser(nn.Module):
     It carries its recipe and its schedule: together they say how to sample from it.
     """
 
+    embedding: torch.Tensor  # (T, 64)
+    a: torch.Tensor  # √ᾱ, (T,)
+    b: torch.Tensor  # √(1 − ᾱ), (T,)
+
     def __init__(
         self, dimensions: int, schedule: Schedule, recipe: Recipe, bound: str = "tanh"
     ) -> None:
@@ -222,7 +226,9 @@ def learning_rate(config: Config, progress: float) -> float:
 # --- training -------------------------------------------------------------------------------------
 
 
-def train(config: Config, data: Dataset, path: Path, after_epoch: Observer = look_away) -> Training:
+def train(
+    config: Config, data: Dataset, path: Path, after_epoch: Observer = look_away
+) -> Training[Denoiser]:
     """Train `config.recipe`, or go on with --resume; `after_epoch` looks on.
 
     The returned training holds the averaged network, which is the one to sample from.
@@ -331,17 +337,17 @@ def observer(
 ) -> Observer:
     """After each epoch a sample grid, every few epochs a score of samples."""
 
-    def after_epoch(training: Training, epoch: int) -> None:
-        images = sample(training.averaged, samples.GRID, data.shape, config.seed)
+    def after_epoch(training: Training[Denoiser], epoch: int) -> None:
+        images = sample(training.model, samples.GRID, data.shape, config.seed)
         samples.write_grid(result.folder / f"epoch_{epoch:03d}.png", images, training)
         if evaluator is not None and (epoch % SCORE_EVERY == 0 or training.is_last(epoch)):
-            images = sample(training.averaged, evaluator.n, data.shape, config.seed)
+            images = sample(training.model, evaluator.n, data.shape, config.seed)
             samples.track(training, evaluator, images)
 
     return after_epoch
 
 
-def train_others(config: Config, data: Dataset) -> dict[str, Training]:
+def train_others(config: Config, data: Dataset) -> dict[str, Training[Denoiser]]:
     """Every recipe for --compare-epochs, each with a checkpoint of its own.
 
     But for `config.recipe` where the main training is as long: that one is compared then.
@@ -427,27 +433,27 @@ def report_recipes(
 def evaluate(
     config: Config,
     data: Dataset,
-    main: Training,
-    compared: dict[str, Training],
+    main: Training[Denoiser],
+    compared: dict[str, Training[Denoiser]],
     evaluator: Evaluator | None,
     result: Result,
 ) -> torch.Tensor:
     """Sample and score, draw the figures; returns the main training's samples."""
     n, seed = samples.samples_to_draw(config, data), config.seed
     with samples.clocked(result, n):
-        own = sample(main.averaged, n, data.shape, seed)
+        own = sample(main.model, n, data.shape, seed)
     scorer = evaluator and samples.evaluator_for(config, data, n, evaluator)
     score = samples.report_samples(result, own, scorer, data, main)
     samples.add_quality(result, main, evaluator)
     if compared:
         trained = {name: compared.get(name, main) for name in RECIPES}
-        images = {name: own if t is main else sample(t.averaged, n, data.shape, seed)
+        images = {name: own if t is main else sample(t.model, n, data.shape, seed)
                   for name, t in trained.items()}  # fmt: skip
         scores = {name: score if t is main else scorer.scores(images[name])
-                  for name, t in trained.items()} if scorer else {}  # fmt: skip
+                  for name, t in trained.items()} if scorer and score else {}  # fmt: skip
         report_recipes(trained, images, scores, scorer, result)
     trained = {config.recipe: main, **compared}
-    models = {name: trained[name].averaged for name in RECIPES if name in trained}
+    models = {name: trained[name].model for name in RECIPES if name in trained}
     caption = (
         "Left: the error of x̂₀ at every t; the recipe to the letter never sees more noise than x_T has. "
         "Right: what that error weighs in the loss. Much noise is where a digit is decided."
@@ -457,15 +463,16 @@ def evaluate(
     result.add_figure("loss.png", loss, "The loss while training.")
     rng = generator(seed, "reverse process")
     x_T = torch.randn(4, math.prod(data.shape), generator=rng).to(data.images.device)
-    reverse = list(reverse_process(main.averaged, x_T, rng))
-    forward = forward_states(main.averaged.schedule, reverse[-1][1], rng)
-    samples.add_trajectory(result, *(
+    reverse = list(reverse_process(main.model, x_T, rng))
+    forward = forward_states(main.model.schedule, reverse[-1][1], rng)
+    reverse, forward = (
         [(t, to_uint8(x.reshape(-1, *data.shape))) for t, x in states] for states in (reverse, forward)
-    ))  # fmt: skip
+    )  # fmt: skip
+    samples.add_trajectory(result, reverse, forward)
     for epoch in range(1, main.last_epoch + 1):
         result.note_file(f"epoch_{epoch:03d}.png", f"Samples after epoch {epoch}.")
     result.add_metric("weight of the image in the last x_t",
-                      main.averaged.schedule.alpha_bar[-1].sqrt(), config.T)  # fmt: skip
+                      main.model.schedule.alpha_bar[-1].sqrt(), config.T)  # fmt: skip
     return own
 
 

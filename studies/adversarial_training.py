@@ -157,12 +157,14 @@ def has_collapsed(checks: torch.Tensor) -> bool:
 
 def split(config: Config, data: Dataset) -> tuple[Dataset, Dataset]:
     """The images to train on, and those set aside for the check."""
+    assert config.train_images is not None  # `fitted`
     rows = random_subset(len(data.images), config.train_images, "trained on").to(data.images.device)
     aside = max(min(SET_ASIDE, len(rows) // 10), 1)
-    return tuple(
+    trained_on, set_aside = (
         replace(data, images=data.images[i], labels=data.labels[i])
         for i in (rows[aside:], rows[:aside])
     )
+    return trained_on, set_aside
 
 
 def train(
@@ -213,10 +215,10 @@ def train(
                 loss.backward()
                 adam.step()
                 training.log(loss=loss)
-            stands = check(defence, training.averaged, aside)
+            stands = check(defence, training.model, aside)
             best_so_far = max(training.curve("check").tolist(), default=0)
             if defence.method == "ordinary" or stands >= best_so_far:
-                best.load_state_dict(training.averaged.state_dict())
+                best.load_state_dict(training.model.state_dict())
             training.log(check=torch.tensor(stands))
             after_epoch(training, epoch)
     return training
@@ -232,6 +234,7 @@ def radii(config: Config) -> list[float]:
 def under_attack(config: Config, model: nn.Module, data: Dataset) -> list[list[Any]]:
     """A row for each of three ε: accuracies under noise and attacks, and the restarts of the last."""
     images, labels = unit(data.test_images), data.test_labels
+    assert config.pgd_images is not None and config.restarts is not None  # `fitted`
     few = random_subset(len(images), config.pgd_images, "PGD").to(images.device)
     x, y = images[few], labels[few]
     rng = generator(config.seed, "attacks")
@@ -253,6 +256,7 @@ def under_attack(config: Config, model: nn.Module, data: Dataset) -> list[list[A
 
 def transfer(config: Config, models: dict[str, nn.Module], data: Dataset) -> list[list[float]]:
     """Accuracies of every network (columns) under PGD-40 made against every other (rows)."""
+    assert config.pgd_images is not None  # `fitted`
     few = random_subset(len(data.test_images), config.pgd_images, "transfer")
     few = few.to(data.test_images.device)
     images, labels = unit(data.test_images[few]), data.test_labels[few]
@@ -395,6 +399,7 @@ def evaluate(config: Config, data: Dataset, trainings: dict[str, Training], resu
     """Attack the three networks, and enter their accuracies and the figures into `result`."""
     models = {method: training.networks["best"] for method, training in trainings.items()}
     n = len(data.test_images)
+    assert config.pgd_images is not None  # `fitted`
     few = min(config.pgd_images, n)
     sizes = (n, n, n, few, few)
     clean = {k: accuracy(m, data.test_images, data.test_labels) for k, m in models.items()}

@@ -34,7 +34,7 @@ from imagelab.data.datasets import Dataset, load_for, mirrored, unit
 from imagelab.report import figures, samples
 from imagelab.report.results import Result, start_result
 from imagelab.setup import settings
-from imagelab.setup.runtime import UserError, autocast, prepare
+from imagelab.setup.runtime import UserError, autocast, channels_last, prepare
 from imagelab.setup.settings import Count, InputFile, Limits, Rate
 from imagelab.techniques.classifier import DigitCNN, accuracy, as_unit, predict, usual_epochs
 from imagelab.techniques.export import export_network
@@ -105,8 +105,10 @@ class Transfer(nn.Module):
     def __init__(self, body: nn.Module, classes: int, frozen: bool) -> None:
         super().__init__()
         self.body, self.frozen = body.requires_grad_(not frozen), frozen
-        self.last = nn.Linear(body.network.fc.in_features, classes)
-        body.network.fc = nn.Identity()
+        old = body.get_submodule("network.fc")
+        assert isinstance(old, nn.Linear)
+        self.last = nn.Linear(old.in_features, classes)
+        body.set_submodule("network.fc", nn.Identity())
 
     def train(self, mode: bool = True) -> Transfer:
         super().train(mode)
@@ -131,7 +133,7 @@ def build(config: Config, data: Dataset) -> nn.Module:
         if config.fast and min(data.shape[1:]) < 12:
             raise UserError("--fast needs pictures of at least 12 pixels a side: --image-size 12.")
         model = (FastCNN if config.fast else DigitCNN)(data.shape, classes)
-        return model.to(device, memory_format=torch.channels_last)
+        return channels_last(model, device)
     if data.shape[0] != 3:
         raise UserError(
             f"--backbone {config.backbone} needs pictures in colour; {data.name} is grey."
@@ -143,7 +145,7 @@ def build(config: Config, data: Dataset) -> nn.Module:
             raise
         print(f"{problem} Training all layers from scratch instead.")
         body, frozen = imagenet_resnet18(None, device, trained_weights=False)[0], False
-    return Transfer(body, classes, frozen).to(device, memory_format=torch.channels_last)
+    return channels_last(Transfer(body, classes, frozen), device)
 
 
 # --- one image's way through the layers -----------------------------------------------------------
@@ -224,6 +226,7 @@ def train(
     learning = [p for p in model.parameters() if p.requires_grad]
     # A short training needs an optimizer that soon forgets what it saw at the small rates.
     betas = (0.7, 0.9) if config.fast else (0.9, 0.999)
+    assert config.lr is not None
     adam = torch.optim.Adam(learning, lr=config.lr, betas=betas, fused=True)
     model.train()
     training = Training(

@@ -29,7 +29,7 @@ import gan_mnist
 from imagelab.data.datasets import load_for
 from imagelab.report import samples
 from imagelab.report.results import Result, start_result
-from imagelab.setup.runtime import UserError, autocast, prepare
+from imagelab.setup.runtime import UserError, autocast, channels_last, prepare
 from imagelab.setup.settings import Count, Fraction, Limits, Rate
 
 SCRIPT = "dcgan"
@@ -80,7 +80,7 @@ def stages(side: int) -> list[int]:
     return [min(64 * 2**k, 512) for k in range(count)]
 
 
-class Generator(nn.Module):
+class Generator(gan_mnist.AnyGenerator):
     """Latents (B, latent_size) ~ N(0, I) to images (B, C, H, W) in [-1, 1]."""
 
     def __init__(self, latent_size: int, shape: tuple[int, int, int]) -> None:
@@ -105,7 +105,7 @@ class Generator(nn.Module):
             return self.grow(x.contiguous(memory_format=torch.channels_last)).float()
 
 
-class Discriminator(nn.Module):
+class Discriminator(gan_mnist.AnyDiscriminator):
     """Images (B, C, H, W) in [-1, 1] to logits (B,): how real each looks."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
@@ -143,7 +143,7 @@ def build(config: Config, shape: tuple[int, int, int], device: torch.device):
     torch.manual_seed(config.seed)
     networks = Generator(config.latent_size, shape), Discriminator(shape)
     for network in networks:
-        network.apply(initialise).to(device, memory_format=torch.channels_last)
+        channels_last(network.apply(initialise), device)
     return networks
 
 
@@ -154,10 +154,10 @@ def checkpoint_path(config: Config) -> Path:
     return config.output_dir / MODELS / "dcgan.pth"
 
 
-def load_generator(config: Config, device: torch.device) -> nn.Module:
+def load_generator(config: Config, device: torch.device) -> gan_mnist.AnyGenerator:
     """The generator of the checkpoint under --output-dir."""
     G = gan_mnist.load_generator(checkpoint_path(config), device, SCRIPT, Generator)
-    return G.to(memory_format=torch.channels_last)
+    return channels_last(G, device)
 
 
 # === the lesson ends here; below: measured, plotted, reported =====================================

@@ -40,7 +40,14 @@ from imagelab.data.quality import mean_psnr, mean_ssim
 from imagelab.report import figures, samples
 from imagelab.report.results import Result, start_result
 from imagelab.setup import settings
-from imagelab.setup.runtime import UserError, autocast, generator, in_eval_mode, prepare
+from imagelab.setup.runtime import (
+    UserError,
+    autocast,
+    channels_last,
+    generator,
+    in_eval_mode,
+    prepare,
+)
 from imagelab.setup.settings import Count, ExportSettings, Fraction, Rate
 from imagelab.techniques import denoiser, restoration
 from imagelab.techniques.denoiser import ResidualDenoiser, restore, trained_denoiser
@@ -94,13 +101,13 @@ class Autoencoder(nn.Module):
 def build(config: Config, data: Dataset) -> Autoencoder:
     """The autoencoder with its first weights, the same for the same seed."""
     torch.manual_seed(config.seed)
-    model = Autoencoder(data.shape[0]).to(data.images.device, memory_format=torch.channels_last)
+    model = channels_last(Autoencoder(data.shape[0]), data.images.device)
     *hidden, last = (layer for layer in model.layers if isinstance(layer, nn.Conv2d))
     for layer in hidden:
         nn.init.kaiming_normal_(layer.weight)
     # The last layer starts from the mean grey of the images. From 0.5 everywhere the first steps would
     # drive all pixels to black, where the sigmoid is so flat that no gradient brings them back.
-    nn.init.constant_(last.bias, unit(data.images).mean().logit().item())
+    nn.init.constant_(last.get_parameter("bias"), unit(data.images).mean().logit().item())
     return model
 
 
@@ -154,7 +161,7 @@ def load_autoencoder(config: Config, data: Dataset) -> Autoencoder:
     path, device = checkpoint_path(config), data.images.device
     saved = checkpoints.load_checkpoint(path, SCRIPT, device)
     checkpoints.check_trained_for(saved, path, data, config, "sigma")
-    model = Autoencoder(data.shape[0]).to(device, memory_format=torch.channels_last)
+    model = channels_last(Autoencoder(data.shape[0]), device)
     checkpoints.load_weights(model, saved["model"].get("autoencoder"), path)
     return model
 
@@ -208,11 +215,11 @@ def noisy_patches(
 
 def train_photographs(
     config: Photographs, data: Dataset, path: Path, after_epoch: Observer = look_away
-) -> Training:
+) -> Training[ResidualDenoiser]:
     """Train the residual network on patches, or go on with --resume; its average is the result."""
     torch.manual_seed(config.seed)
     model = ResidualDenoiser(config.width, config.blocks)
-    model.to(data.images.device, memory_format=torch.channels_last)
+    channels_last(model, data.images.device)
     adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     training = Training(
         path, SCRIPT, config, data, networks={"denoiser": model}, optimizers={"adam": adam},
@@ -248,7 +255,7 @@ def save_weights(training: Training, path: Path) -> None:
         "dataset": training.data.describe(),
         "epoch": training.epoch,
         "step": training.step,
-        "ema": {name: values.half() for name, values in training.averaged.state_dict().items()},
+        "ema": {name: values.half() for name, values in training.model.state_dict().items()},
         "model": {}, "optimizer": {}, "rng": {}, "history": {}, "extra": {},
     })  # fmt: skip
 
@@ -285,7 +292,7 @@ class Denoise(ExportSettings, settings.Common):
 def run_denoise(config: Denoise) -> None:
     """Read a picture, restore it tile by tile, write it."""
     device = prepare(0, config.device)
-    if config.image is None:
+    if config.image is None or config.output is None:  # both are, or none
         export_denoiser(config.export, trained_denoiser(device, config.weights))
         return
     picture_format(config.output, config.image)  # refuses a suffix before the work, not after it
@@ -389,7 +396,7 @@ def report_photographs(found: Found, sigma: int, result: Result) -> None:
         f"Photographs, σ = {sigma} of 255: PSNR (dB) of each, and means",
         ["", *found, "PSNR (dB)", "SSIM", "s per picture"], rows,
     )  # fmt: skip
-    best = max(restoration.CLASSICAL, key=means.get)
+    best = max(restoration.CLASSICAL, key=means.__getitem__)
     learned = means["learned"]
     for name, value in (
         (f"photographs, σ = {sigma}: learned", learned),
@@ -465,7 +472,7 @@ def run_photographs(config: Photographs) -> Result:
     save_weights(training, folder / denoiser.WEIGHTS.name)
     loss = samples.plot_loss(training, "mean error")
     result.add_figure("loss.png", loss, "The residual network's loss.")
-    model = training.averaged.eval()
+    model = training.model.eval()
     by = restoration.CLASSICAL | {"learned": partial(restore, model)}
     names = HELD_OUT[1:2] if config.quick else HELD_OUT
     sigmas = (25,) if config.quick else (25, 15, 50)

@@ -36,7 +36,7 @@ from imagelab.data.quality import mean_psnr, mean_ssim, ssim_map
 from imagelab.report import figures, samples
 from imagelab.report.evaluator import Evaluator, features, frechet_distance
 from imagelab.report.results import Result, start_result
-from imagelab.setup.runtime import UserError, autocast, generator, prepare
+from imagelab.setup.runtime import UserError, autocast, channels_last, generator, prepare
 from imagelab.setup.settings import Count, Limits, Rate, TrainingSettings
 from imagelab.techniques.classifier import accuracy
 from imagelab.techniques.restoration import add_noise, by_filters
@@ -140,12 +140,12 @@ def build(config: Config, shape: tuple[int, int, int], device: torch.device):
     flat, and L1 keeps them for long at the median of all pixels, which is black.
     """
     torch.manual_seed(config.seed)
-    networks = RestorationUNet(shape[0], config.width), Discriminator(shape)
-    for layer in (layer for network in networks for layer in network.modules()):
+    G, D = RestorationUNet(shape[0], config.width), Discriminator(shape)
+    for layer in (layer for network in (G, D) for layer in network.modules()):
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(layer.weight, a=0.2)
-            nn.init.zeros_(layer.bias)
-    return tuple(net.to(device, memory_format=torch.channels_last) for net in networks)
+            nn.init.zeros_(layer.get_parameter("bias"))
+    return channels_last(G, device), channels_last(D, device)
 
 
 def train(
@@ -227,7 +227,7 @@ def load_network(config: Config, name: str, data: Dataset) -> RestorationUNet:
     with checkpoints.as_described(path):
         G = RestorationUNet(data.shape[0], saved["config"]["width"])
     checkpoints.load_weights(G, saved["model"].get("generator"), path)
-    return G.to(data.images.device, memory_format=torch.channels_last)
+    return channels_last(G, data.images.device)
 
 
 # === the lesson ends here; below: measured, plotted, reported =====================================

@@ -38,7 +38,7 @@ from imagelab.data.video import Predictor, open_video, process_media, write_vide
 from imagelab.report import figures, samples
 from imagelab.report.boxes import draw_boxes
 from imagelab.report.results import Result, start_result
-from imagelab.setup.runtime import UserError, autocast, prepare
+from imagelab.setup.runtime import UserError, autocast, channels_last, prepare
 from imagelab.setup.settings import Common, Count, ExportSettings, Limits, Rate, ResumableSettings
 from imagelab.setup.terminal import progress
 from imagelab.techniques.export import export_network
@@ -113,7 +113,8 @@ class Detector(nn.Module):
             block(2 * width, 4 * width, 2), Residual(4 * width), Residual(4 * width),
             nn.Conv2d(4 * width, 5 + classes, 1),  #            (B, 5 + classes, H/16, W/16)
         )  # fmt: skip
-        nn.init.constant_(self.layers[-1].bias[:1], -4.0)  # almost all cells are empty
+        bias = self.layers[-1].get_parameter("bias")
+        nn.init.constant_(bias[:1], -4.0)  # almost all cells are empty
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with autocast(x.device):
@@ -247,11 +248,13 @@ def checkpoint_path(config: Config, data: BoxedPictures) -> Path:
     return config.output_dir / MODELS / f"{data.file_name}.pth"
 
 
-def train(config: Config, data: BoxedPictures, after_epoch: Observer = look_away) -> Training:
+def train(
+    config: Config, data: BoxedPictures, after_epoch: Observer = look_away
+) -> Training[Detector]:
     """Train the detector, or go on with --resume; `after_epoch` looks on."""
     torch.manual_seed(config.seed)
     model = Detector(len(data.classes), config.width)
-    model.to(data.images.device, memory_format=torch.channels_last)
+    channels_last(model, data.images.device)
     adam = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2, fused=True)
     training = Training(
         checkpoint_path(config, data), SCRIPT, config, data,
@@ -324,7 +327,7 @@ def load_detector(
         classes, size = tuple(saved["extra"]["classes"]), saved["dataset"]["shape"][1]
         model = Detector(len(classes), saved["config"]["width"])
     load_weights(model, saved["model"].get("detector"), path)
-    return model.to(device, memory_format=torch.channels_last).eval(), classes, size
+    return channels_last(model, device).eval(), classes, size
 
 
 # === the lesson ends here; below: measured, plotted, reported =====================================
@@ -494,7 +497,7 @@ def run(config: Config) -> Result:
     result = start_result(SCRIPT, TITLE, SUMMARY, config, folder, device, data)
     training = train(config, data)
     result.add_metric("seconds of training", training.seconds_used, training.steps_done, unit="s")
-    model = training.networks["detector"].eval()
+    model = training.model.eval()
     evaluate(data, model, result)
     if data.name == "digit-scenes":
         evaluate_elsewhere(config, data, model, result)

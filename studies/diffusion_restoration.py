@@ -29,7 +29,7 @@ from imagelab.data.datasets import Dataset, random_subset, to_uint8, unit
 from imagelab.data.quality import mean_psnr, mean_ssim
 from imagelab.report import figures, samples
 from imagelab.report.results import Result, share_cell, start_result
-from imagelab.setup.runtime import UserError, generator, prepare
+from imagelab.setup.runtime import UserError, channels_last, generator, prepare
 from imagelab.setup.settings import Count, Limits
 from imagelab.techniques import diffusion
 from imagelab.techniques.classifier import DigitCNN, accuracy, trained_classifier
@@ -111,7 +111,7 @@ def train(config: Config, data: Dataset, path: Path) -> Model:
     """A U-Net that sees, beside the noisy image, the small picture enlarged; --resume goes on."""
     torch.manual_seed(config.seed)
     model = unet_diffusion.build(vars(config), data.shape, beside=data.shape[0])
-    network = model.network.to(data.images.device, memory_format=torch.channels_last)
+    network = channels_last(model.network, data.images.device)
     adam = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)
     training = Training(
         path, SCRIPT, config, data, networks={"unet": network}, optimizers={"adam": adam},

@@ -87,7 +87,7 @@ class Trained:
 def train_vae(config: Config, data: Dataset, path: Path) -> Trained:
     own = vae.Config(**shared(config, path), latent_sizes=(16,), epochs=EPOCHS)
     training = vae.train(own, 16, data, path)
-    model = training.networks["vae"]
+    model = training.model
     return Trained(
         training,
         lambda n, seed: vae.sample(model, n, seed),
@@ -114,7 +114,7 @@ def train_gan(config: Config, data: Dataset, path: Path, how=gan_mnist) -> Train
 def train_ddpm(config: Config, data: Dataset, path: Path) -> Trained:
     own = mlp_diffusion.Config(**shared(config, path), epochs=EPOCHS)
     training = mlp_diffusion.train(own, data, path)
-    model = training.averaged
+    model = training.model
     return Trained(
         training,
         lambda n, seed: mlp_diffusion.sample(model, n, data.shape, seed),

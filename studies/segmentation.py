@@ -35,7 +35,14 @@ from imagelab.data.masks import IGNORE, TEST_SCENES, MaskedPictures, load_masked
 from imagelab.data.video import process_media
 from imagelab.report import figures, samples
 from imagelab.report.results import Result, start_result
-from imagelab.setup.runtime import UserError, autocast, generator, in_eval_mode, prepare
+from imagelab.setup.runtime import (
+    UserError,
+    autocast,
+    channels_last,
+    generator,
+    in_eval_mode,
+    prepare,
+)
 from imagelab.setup.settings import Common, Count, ExportSettings, Limits, Rate, ResumableSettings
 from imagelab.setup.terminal import progress
 from imagelab.techniques.export import export_network
@@ -226,10 +233,12 @@ def new_model(config: Config, data: MaskedPictures) -> SegmentationUNet:
         learnt = load_checkpoint(path, SCRIPT)["model"].get("unet", {})
         fresh = {name: value for name, value in model.state_dict().items() if "last" in name}
         load_weights(model, learnt | fresh, path)
-    return model.to(data.images.device, memory_format=torch.channels_last)
+    return channels_last(model, data.images.device)
 
 
-def train(config: Config, data: MaskedPictures, after_epoch: Observer = look_away) -> Training:
+def train(
+    config: Config, data: MaskedPictures, after_epoch: Observer = look_away
+) -> Training[SegmentationUNet]:
     """Train the U-Net, or go on with --resume; `after_epoch` looks on."""
     model = new_model(config, data)
     weights = None if config.unweighted else class_weights(data.masks, len(data.classes))
@@ -307,7 +316,7 @@ def load_model(
         model = SegmentationUNet(len(classes), tuple(settings["widths"]), patch_size)
         height = saved["dataset"]["shape"][1]
     load_weights(model, saved["model"].get("unet"), path)
-    return model.to(device, memory_format=torch.channels_last).eval(), classes, height
+    return channels_last(model, device).eval(), classes, height
 
 
 # === the lesson ends here; below: measured, plotted, reported =====================================
@@ -349,7 +358,7 @@ def evaluate(config: Config, data: MaskedPictures, training: Training, result: R
     result.add_metric("seconds of training", training.seconds_used, training.steps_done, unit="s")
     result.add_figure("loss.png", samples.plot_loss(training, "loss"), f"The loss ({config.loss}).")
     images, masks, n = data.test_images, data.test_masks, len(data.test_images)
-    predicted = predict(training.networks["unet"], images)
+    predicted = predict(training.model, images)
     iou, accuracy = scores(predicted, masks, len(data.classes))
     result.add_metric("mean IoU", iou[iou.isfinite()].mean(), n, better="higher")
     result.add_metric("pixel accuracy", accuracy, n, better="higher")
@@ -452,7 +461,7 @@ def run(config: Config) -> Result:
     result.add_figure("augmented.png", plot_augmented(data, config.seed), caption)
     training = train(config, data)
     evaluate(config, data, training, result)
-    model = training.networks["unet"].eval()
+    model = training.model.eval()
     export_network(config.export, model, {"pictures": torch.rand(2, *data.shape)}, "logits",
                    any_size=True, classes=data.classes)  # fmt: skip
     return result.save(*lessons(result))
@@ -476,7 +485,8 @@ class PredictMasks(Common):
 
 def run_predict(config: PredictMasks) -> None:
     """Read, predict, write, and print how much of the picture each class covers."""
-    if (config.image is None) == (config.video is None):
+    source = config.image or config.video
+    if source is None or (config.image and config.video):
         raise UserError("Give either --image or --video.")
     device = prepare(0, config.device)
     model, classes, height = load_model(config.model, device)
@@ -489,7 +499,7 @@ def run_predict(config: PredictMasks) -> None:
             seen[rows] = overlay(picture[rows], mask, palette, config.strength)
         return seen
 
-    print(process_media(config.image or config.video, config.output, lambda: coloured))
+    print(process_media(source, config.output, lambda: coloured))
     for k in np.argsort(-covered):
         red, green, blue = palette[k].astype(int)
         print(f"{covered[k] / covered.sum():6.1%}  {classes[k]}  #{red:02x}{green:02x}{blue:02x}")

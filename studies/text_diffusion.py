@@ -31,7 +31,7 @@ from torch import nn
 from imagelab.data.datasets import EMBEDDED, Dataset, load_for, to_uint8
 from imagelab.report import figures, samples
 from imagelab.report.results import Result, start_result
-from imagelab.setup.runtime import UserError, prepare
+from imagelab.setup.runtime import UserError, channels_last, prepare
 from imagelab.setup.settings import Count, Fraction, Limits
 from imagelab.techniques.classifier import DigitCNN, predict, trained_classifier
 from imagelab.techniques.diffusion import Estimate, trailing_steps
@@ -201,7 +201,7 @@ def train(config: Config, data: Dataset, words: torch.Tensor, path: Path) -> tup
     words = words.to(device)
     torch.manual_seed(config.seed)
     model = unet_diffusion.build(vars(config), data.shape, vocabulary=len(VOCABULARY))
-    network = model.network.to(device, memory_format=torch.channels_last)
+    network = channels_last(model.network, device)
     adam = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)
     training = Training(
         path, SCRIPT, config, data, networks={"unet": network}, optimizers={"adam": adam},

@@ -36,7 +36,7 @@ from imagelab.report import figures, samples
 from imagelab.report.evaluator import Evaluator
 from imagelab.report.results import Result, start_result
 from imagelab.setup import settings
-from imagelab.setup.runtime import UserError, prepare
+from imagelab.setup.runtime import UserError, channels_last, prepare
 from imagelab.setup.settings import (
     Count,
     Fraction,
@@ -199,7 +199,8 @@ class Model:
             else:
                 both = {name: torch.cat([cond[name], uncond[name]]) for name in cond}
                 out = network(torch.cat([x, x]), torch.cat([times, times]) / len(schedule), **both)
-                out = guided(*out.chunk(2), guidance, rescale)
+                with_it, without = out.chunk(2)
+                out = guided(with_it, without, guidance, rescale)
             return diffusion.to_x0(schedule, self.prediction, out, x, times).clamp(-1, 1)
 
         return estimate
@@ -222,7 +223,7 @@ def build(config: dict, shape: tuple[int, int, int], **condition: int) -> Model:
         **condition,
     )
     schedule = make_schedule(config["schedule"], config["T"])
-    return Model(network, schedule, config["prediction"], tuple(shape))
+    return Model(network, schedule, config["prediction"], (shape[0], shape[1], shape[2]))
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -249,9 +250,9 @@ def noisy_pair(
     return x_t, t, diffusion.target(model.schedule, model.prediction, x0, eps, t)
 
 
-def averaged_model(training: Training) -> Model:
+def averaged_model(training: Training[UNet]) -> Model:
     """The model with the averaged weights of a training, to sample from."""
-    config, network = training.config, training.averaged.eval()
+    config, network = training.config, training.model.eval()
     schedule = make_schedule(config.schedule, config.T)
     return Model(network, schedule, config.prediction, training.data.shape)
 
@@ -267,7 +268,7 @@ def train(
     device = data.images.device
     torch.manual_seed(config.seed)
     model = build(vars(config), data.shape, classes=len(data.classes))
-    network = model.network.to(device, memory_format=torch.channels_last)
+    network = channels_last(model.network, device)
     adam = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)
     training = Training(
         path, SCRIPT, config, data, networks={"unet": network}, optimizers={"adam": adam},
@@ -365,7 +366,7 @@ def load_model(path: Path, device: torch.device, script: str = SCRIPT, **conditi
         model = build(config, saved["dataset"]["shape"], **condition)
         model = replace(model, trained_on=saved["dataset"]["name"], settings=config)
     load_weights(model.network, saved["ema"], path)
-    model.network.to(device, memory_format=torch.channels_last).eval()
+    channels_last(model.network, device).eval()
     return model
 
 

@@ -121,7 +121,7 @@ def least_reconstruction(x: torch.Tensor) -> torch.Tensor:
 
 def train(
     config: Config, latent_size: int, data: Dataset, path: Path, after_epoch: Observer = look_away
-) -> Training:
+) -> Training[VAE]:
     """Train the model of one latent size for `config.epochs`, or go on with --resume."""
     device = data.images.device
     torch.manual_seed(config.seed)
@@ -295,7 +295,7 @@ def plot_tsne(models: dict[int, VAE], data: Dataset, config: Config) -> Figure:
     return figure
 
 
-def plot_elbo(trainings: dict[int, Training], rows: dict[int, dict[str, float]]) -> Figure:
+def plot_elbo(trainings: dict[int, Training[VAE]], rows: dict[int, dict[str, float]]) -> Figure:
     """The loss while training, and its two parts on held-out images."""
     figure, axes = figures.new_figure(9.5, 3.4, columns=2)
     lines = {f"{size} latents": (training, "loss") for size, training in trainings.items()}
@@ -314,10 +314,10 @@ def plot_elbo(trainings: dict[int, Training], rows: dict[int, dict[str, float]])
 
 
 def evaluate(
-    config: Config, data: Dataset, trainings: dict[int, Training], result: Result
+    config: Config, data: Dataset, trainings: dict[int, Training[VAE]], result: Result
 ) -> torch.Tensor:
     """Measure, sample and score every size, draw the figures; returns the largest one's samples."""
-    models = {size: training.networks["vae"] for size, training in trainings.items()}
+    models = {size: training.model for size, training in trainings.items()}
     rows = {size: {"latents": size, **held_out(model, data.test_images, config.seed)}
             for size, model in models.items()}  # fmt: skip
     largest, count = max(models), samples.samples_to_draw(config, data)
@@ -328,7 +328,7 @@ def evaluate(
         samples.report_samples(result, drawn[largest], evaluator, data, trainings[largest]),
         {},
     )
-    if evaluator is not None:
+    if evaluator is not None and score is not None:
         for size, images in drawn.items():
             own = scores[size] = score if size == largest else evaluator.scores(images)
             rows[size] |= {"Fréchet distance": own.frechet, "coverage": own.coverage}
@@ -356,8 +356,9 @@ def evaluate(
         result.add_figure("tsne.png", plot_tsne(larger, data, config), caption)
     caption = "The two parts of the loss: fewer nats are better."
     result.add_figure("elbo.png", plot_elbo(trainings, rows), caption)
-    named = ({f"{size} latents": x for size, x in of.items()} for of in (drawn, scores))
-    figure = samples.plot_comparison(*named)
+    named = {f"{size} latents": images for size, images in drawn.items()}
+    scored = {f"{size} latents": of for size, of in scores.items()}
+    figure = samples.plot_comparison(named, scored)
     result.add_figure("samples_by_size.png", figure, "Latents drawn from N(0, I), decoded.")
     if pairs := first[: len(first) // 2 * 2]:
         caption = "From one held-out image to another through latent space: "
@@ -402,7 +403,7 @@ def run(config: Config) -> Result:
         trainings[size] = train(replace(config, epochs=epochs, resume=resume), size, data, path)
     images = evaluate(config, data, trainings, result)
     samples.write_samples(config.samples_file, images)
-    export_decoder(config.export, trainings[max(trainings)].networks["vae"])
+    export_decoder(config.export, trainings[max(trainings)].model)
     return result.save(*lessons(result))
 
 

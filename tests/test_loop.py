@@ -240,3 +240,16 @@ def test_means_over_windows():
     assert smooth(values, 1).tolist() == values.tolist()
     assert smooth(values, 100).tolist() == [3.0]
     assert smooth(torch.zeros(0), 5).tolist() == []
+
+
+def test_the_model_of_a_training_is_its_average_else_its_first_network(stripes, tmp_path):
+    nets = {"first": nn.Linear(2, 1), "second": nn.Linear(3, 1)}
+    plain, averaged = (
+        Training(
+            tmp_path / "x.pth", "test", Config(), stripes, networks=nets, optimizers={}, ema=name
+        )
+        for name in (None, "second")
+    )
+    assert plain.model is nets["first"] and plain.averaged is None
+    assert averaged.model is averaged.averaged and averaged.model is not nets["second"]
+    assert torch.equal(averaged.model.weight, nets["second"].weight)

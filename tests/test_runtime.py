@@ -13,6 +13,7 @@ from torch import nn
 import mlp_diffusion
 from imagelab.setup.runtime import (
     UserError,
+    channels_last,
     explain,
     generator,
     has_fast_bfloat16,
@@ -94,6 +95,14 @@ def test_bfloat16_answers_nearly_the_same_in_float32(monkeypatch, name):
     exact, fast = answers
     assert fast.dtype == torch.float32
     assert 0 < (fast - exact).norm() / exact.norm() < 0.02
+
+
+def test_channels_last_is_the_order_in_memory_and_no_other_numbers():
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4))
+    before = [p.detach().clone() for p in network.parameters()]
+    moved = channels_last(network, "cpu")
+    assert moved is network and moved[0].weight.stride() == (18, 1, 6, 2)
+    assert all(map(torch.equal, before, moved.parameters()))
 
 
 def test_errors_that_the_user_can_mend():

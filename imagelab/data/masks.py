@@ -76,7 +76,8 @@ def load_masked(
     # The colon of a Windows drive (C:\images) does not part the two folders.
     folders = re.fullmatch(r"folder:((?:[A-Za-z]:)?[^:]+):((?:[A-Za-z]:)?[^:]+)", name)
     if folders:
-        return _folder(*map(own_path, folders.groups()), height or 128, ignore_255)
+        images, masks = map(own_path, folders.groups())
+        return _folder(images, masks, height or 128, ignore_255)
     raise unknown("--dataset", name, NAMES, "folder:IMAGES:MASKS")
 
 
@@ -240,8 +241,8 @@ def _matched(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     """Pictures and masks of the same name; the suffix, and upper and lower case, may differ."""
     pictures, found = pictures_in(images), pictures_in(masks)
     by_name = by_stem(found)
-    pairs = [(path, by_name(path)) for path in pictures]
-    without = [path.name for path, mask in pairs if mask is None]
+    pairs = [(path, mask) for path in pictures if (mask := by_name(path)) is not None]
+    without = [path.name for path in pictures if by_name(path) is None]
     if without:
         raise UserError(f"{readable(images / without[0])} has no mask of its name in "
                         f"{readable(masks)}.")  # fmt: skip

@@ -29,8 +29,8 @@ def photograph(name: str) -> np.ndarray:
         from matplotlib.cbook import get_sample_data
         from PIL import Image
 
-        with get_sample_data("grace_hopper.jpg") as file:
-            return np.array(Image.open(file))
+        with Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False)) as picture:
+            return np.array(picture)
     import skimage.data
 
     picture = getattr(skimage.data, name)()
@@ -61,7 +61,7 @@ def random_patches(count: int, seed: int) -> Dataset:
         top, left = (rng.integers(side - PATCH + 1) for side in picture.shape[:2])
         square = picture[top : top + PATCH, left : left + PATCH]
         square = square[:, ::-1] if rng.random() < 0.5 else square
-        patch[:] = np.rot90(square, rng.integers(4))
+        patch[:] = np.rot90(square, int(rng.integers(4)))
     images = torch.from_numpy(patches).permute(0, 3, 1, 2).contiguous()
     labels = torch.tensor(labels)[chosen]
     source = f"{count:,} patches of {len(TRAINING)} photographs inside scikit-image"

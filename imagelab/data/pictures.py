@@ -11,13 +11,16 @@ import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from imagelab.setup.files import atomic_path, keep_apart
 from imagelab.setup.runtime import UserError
 from imagelab.setup.terminal import readable, tell_once
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MIN_SIDE, MAX_SIDE = 8, 12_000  # pixels
 FORMATS = (
@@ -83,7 +86,7 @@ def exif_orientation(path: Path) -> int:
     return number if number in range(1, 9) else 1
 
 
-def open_picture(path: Path):
+def open_picture(path: Path) -> Image.Image:
     """An upright PIL image in mode 'L' or 'RGB'; transparency is laid on white, and the colours of an
     embedded profile are converted to sRGB.
 
@@ -131,7 +134,7 @@ def read_colours(path: Path, rows: int = 512) -> np.ndarray:
 # --- colours --------------------------------------------------------------------------------------
 
 
-def _to_srgb(picture, profile: bytes | None, path: Path):
+def _to_srgb(picture: Image.Image, profile: bytes | None, path: Path) -> Image.Image:
     """The picture in sRGB (of a grey one, three channels), from the colours of its profile.
 
     As it is without a profile, or where this changes no value by more than rounding does.
@@ -148,8 +151,11 @@ def _to_srgb(picture, profile: bytes | None, path: Path):
     except (ImageCms.PyCMSError, OSError, ValueError):
         tell_once("its colour profile does not fit; its colours are read as sRGB.", path)
         return picture
+    assert converted is not None  # as it is only with inPlace
     change = ImageChops.difference(converted, picture.convert("RGB"))
-    return converted if max(high for _, high in change.getextrema()) > 2 else picture
+    # Of three channels these are pairs.
+    most = max(high for _, high in change.getextrema())  # pyright: ignore[reportGeneralTypeIssues]
+    return converted if most > 2 else picture
 
 
 def _has_deep_colours(picture) -> bool:
@@ -279,7 +285,7 @@ def fit_to_frame(picture: np.ndarray, size: int) -> np.ndarray:
     ink = ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     digit = scaled(as_thick_as_mnist(ink), round(size * 20 / 28))
     top, left = (
-        int(np.clip(round((size - 1) / 2 - centre), 0, size - side))
+        int(np.clip(round((size - 1) / 2 - float(centre)), 0, size - side))
         for centre, side in zip(ndimage.center_of_mass(digit), digit.shape, strict=True)
     )
     frame = np.zeros((size, size))
@@ -306,7 +312,10 @@ def find_ink(picture: np.ndarray) -> np.ndarray:
         raise UserError(
             "The picture is empty: there is nothing in it that stands out from its border."
         )
-    parts, count = ndimage.label(ink > ink.max() / 3, np.ones((3, 3)))
+    # Without an array to write into, these are two.
+    parts, count = ndimage.label(  # pyright: ignore[reportGeneralTypeIssues]
+        ink > ink.max() / 3, np.ones((3, 3))
+    )
     areas = np.bincount(parts.ravel(), minlength=count + 1)
     areas[0] = 0
     strokes = (areas >= areas.max() / 20)[parts]

@@ -25,7 +25,8 @@ def ssim(original: np.ndarray, picture: np.ndarray) -> float:
     from skimage.metrics import structural_similarity
 
     channels = 2 if original.ndim == 3 else None
-    return float(structural_similarity(original, picture, data_range=1.0, channel_axis=channels))
+    found = structural_similarity(original, picture, data_range=1.0, channel_axis=channels)
+    return float(found)  # pyright: ignore[reportArgumentType] (a tuple only where more is asked for)
 
 
 def mean_psnr(images: torch.Tensor, originals: torch.Tensor) -> float:

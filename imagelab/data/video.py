@@ -117,7 +117,7 @@ def write_video(path: Path, frames: Iterable[np.ndarray], rate: float = FRAMES_P
         try:
             for frame in frames:
                 if writer is None:
-                    kind = cv2.VideoWriter_fourcc(*SUFFIXES[path.suffix.lower()])
+                    kind = cv2.VideoWriter.fourcc(*SUFFIXES[path.suffix.lower()])
                     size = frame.shape[1], frame.shape[0]
                     with _without_false_warning():
                         writer = cv2.VideoWriter(str(temporary), kind, _valid_rate(rate), size)

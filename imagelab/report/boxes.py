@@ -52,7 +52,7 @@ def _text_picture(text: str, size: int, colour: tuple[int, int, int]) -> np.ndar
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.truetype(figures.font_file(text), size)
-    *_, right, bottom = font.getbbox(text)
+    *_, right, bottom = map(int, font.getbbox(text))  # whole pixels
     picture = Image.new("RGB", (right + 2, max(sum(font.getmetrics()), bottom)), colour)
     ink = (0, 0, 0) if sum(colour) > 380 else (255, 255, 255)
     ImageDraw.Draw(picture).text((1, 0), text, ink, font)

@@ -23,11 +23,12 @@ from imagelab.setup.terminal import tell_once
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.typing import RcKeyType
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 CLASS_COLOURS = (*PALETTE, "#F0E442", "#999999", "#882255")  # ten, named in the picture as well
 MARKERS = "osD^vPX"
-STYLE = {
+STYLE: dict[RcKeyType, Any] = {
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.spines.top": False,
@@ -139,13 +140,14 @@ def grid(images: torch.Tensor, columns: int, scale: int = 2, gap: int = 2) -> np
 
 def rgb(colour: str) -> tuple[int, int, int]:
     """'#0072B2' as red, green and blue from 0 to 255."""
-    return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return red, green, blue
 
 
 def as_picture(image: torch.Tensor) -> np.ndarray:
     """(C, H, W) in [0, 1] to (H, W) or (H, W, 3), for show_image."""
-    image = image.clamp(0, 1).permute(1, 2, 0).cpu().numpy()
-    return image[..., 0] if image.shape[2] == 1 else image
+    picture = image.clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    return picture[..., 0] if picture.shape[2] == 1 else picture
 
 
 def show_image(axis, image: np.ndarray, title: str = "") -> None:
@@ -195,8 +197,8 @@ def plot_side_by_side(
 
 def plot_lines(
     axis,
-    x: Sequence[float],
-    lines: Mapping[str, Sequence[float]],
+    x: Sequence[float] | torch.Tensor,
+    lines: Mapping[str, Sequence[float] | torch.Tensor],
     xlabel: str,
     ylabel: str,
     markers: bool = True,

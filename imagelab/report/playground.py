@@ -133,7 +133,7 @@ def greys(images: torch.Tensor) -> str:
 def held_out(record: dict) -> Dataset | None:
     """The run's data, if they are greys of SHAPE and can be had without a download."""
     described = record["dataset"] or {}
-    name, folder = described.get("name"), Path(record["config"].get("data_dir", "data"))
+    name, folder = described.get("name", ""), Path(record["config"].get("data_dir", "data"))
     there = name == EMBEDDED or (
         name in RAW and all((folder / RAW[name] / file).is_file() for file in IDX_MD5[name])
     )
@@ -345,9 +345,10 @@ def noise(play: Playground, root: Path, results: dict) -> Panel:
     steps = [name for name in captions if re.fullmatch(r"step_\d+\.png", name)]
     if not steps:
         raise LookupError("no steps")
-    pictures = {"clean": shown(first_frame(folder / "whole_way.gif"), lossless=True)}
+    pictures: dict[str, str | list[str]] = {}
+    pictures["clean"] = shown(first_frame(folder / "whole_way.gif"), lossless=True)
     pictures["steps"] = [shown(read_png(folder / name), lossless=True) for name in steps]
-    sigmas = [float(re.search(r"σ = (\d+(?:\.\d+)?)", captions[name])[1]) for name in steps]
+    sigmas = [float(re.findall(r"σ = (\d+(?:\.\d+)?)", captions[name])[0]) for name in steps]
     restored: dict[str, list[str]] = {}
     for name in captions:
         found = re.fullmatch(r"restored_\d+_(.+)\.png", name)

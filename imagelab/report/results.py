@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
 
 import torch
 
@@ -64,14 +64,14 @@ class Result:
     seconds: float = 0.0
     metrics: dict[str, Metric] = field(default_factory=dict)
     tables: list[dict[str, Any]] = field(default_factory=list)
-    files: list[dict[str, str]] = field(default_factory=list)
+    files: list[dict[str, Any]] = field(default_factory=list)
     exit_status: int = 0
     started: float = field(default_factory=time.perf_counter)
 
-    def add_metric(self, name: str, value: float, n: int, **more: Any) -> None:
+    def add_metric(self, name: str, value: SupportsFloat, n: int, **more: Any) -> None:
         self.metrics[name] = Metric(float(value), int(n), **more)
 
-    def add_share(self, name: str, share: float, n: int, **more: Any) -> None:
+    def add_share(self, name: str, share: SupportsFloat, n: int, **more: Any) -> None:
         """Add the share of n images (or of whatever else) of which something is true.
 
         Of fewer than 500 it gets its 95 % interval.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -187,7 +187,7 @@ def report_samples(
     return scores
 
 
-def plot_comparison(samples: dict[str, torch.Tensor], scores: dict[str, Scores]) -> Figure:
+def plot_comparison(samples: Mapping[str, torch.Tensor], scores: Mapping[str, Scores]) -> Figure:
     """36 samples of each model side by side, under its name and, where scored, its distance."""
     pictures = {}
     for name, images in samples.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import os
 import signal
 import sys
@@ -25,8 +26,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ANSWERED_AT_ONCE = {"-h", "--help", "--list", "--tyro-print-completion", "--tyro-write-completion"}
 MISSED = (ImportError, NameError, AttributeError)  # what a missing module leads to
 FEW = 8  # choices that --help spells out
-_asked: KeyboardInterrupt | None = None
+_asked: _Asked | None = None
 _answering = False
+
+
+class _Asked(KeyboardInterrupt):
+    """What a signal raises; `terminated` where that was SIGTERM."""
+
+    terminated = False
 
 
 def heard() -> None:
@@ -40,7 +47,7 @@ def heard() -> None:
 def _ask(number: int, _frame) -> None:
     global _asked
     if number in SIGNALS:
-        _asked = KeyboardInterrupt("terminated." if number == signal.SIGTERM else "")
+        _asked = _Asked("terminated." if number == signal.SIGTERM else "")
         _asked.terminated = number == signal.SIGTERM
     if _asked is None:  # heard just now
         return
@@ -77,7 +84,7 @@ def _is_a_script_of_ours() -> bool:
 def command_line(
     config_class: type,
     run: Callable[[Any], Any],
-    description: str,
+    description: str | None,
     commands: dict[str, tuple[type, Callable[[Any], Any]]] | None = None,
 ) -> None:
     """Parse the arguments into `config_class`, run, print the result's summary, exit.
@@ -93,9 +100,10 @@ def command_line(
     before, sys.unraisablehook = _listen(_ask), _tell_unless_asked
     # Where the terminal lacks a letter, print '?' instead. Lines of both come in their order in a file.
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace", line_buffering=True)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace", line_buffering=True)
     script, arguments = Path(sys.argv[0]).name, sys.argv[1:]
-    if arguments and arguments[0] in (commands or {}):
+    if commands and arguments and arguments[0] in commands:
         config_class, run = commands[arguments[0]]
         script, description = f"{script} {arguments[0]}", config_class.__doc__
         arguments, commands = arguments[1:], None
@@ -143,7 +151,7 @@ def _complain(sentence: str, start: str = "") -> None:
 
 
 def parsed(
-    config_class: type, script: str, description: str, arguments: list[str], commands=()
+    config_class: type, script: str, description: str | None, arguments: list[str], commands=()
 ) -> Any:
     """The settings that `arguments` ask for; --help, and what tyro refuses, end the process.
 
@@ -158,7 +166,7 @@ def parsed(
         raise unknown("command", arguments[0], commands)
     _refuse_no_choice(config_class, arguments)
     if {"-h", "--help"}.intersection(arguments):
-        print(wrapped(description), end="\n\n")
+        print(wrapped(description or ""), end="\n\n")
     settings, registry = _told(config_class), tyro.constructors.ConstructorRegistry()
     registry.struct_rule(lambda info: settings if info.type is config_class else None)
     return tyro.cli(
@@ -182,6 +190,7 @@ def _told(config_class: type):
 
     info = tyro.constructors.StructTypeInfo.make(config_class, tyro.MISSING_NONPROP, False)
     spec = tyro.constructors.ConstructorRegistry.get_struct_spec(info)
+    assert isinstance(spec, tyro.constructors.StructConstructorSpec)  # as of every dataclass
     stated = [inspect.get_annotations(kind) for kind in config_class.__mro__]
 
     def better(field):

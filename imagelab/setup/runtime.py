@@ -10,8 +10,11 @@ import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from importlib import metadata
+from typing import TypeVar
 
 import torch
+
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 class UserError(Exception):
@@ -19,7 +22,12 @@ class UserError(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, after the current step was finished and saved. Its text says how to go on."""
+    """Ctrl-C or SIGTERM, after the current step was finished and saved. Its text says how to go on.
+
+    `terminated` where it was SIGTERM.
+    """
+
+    terminated = False
 
 
 def pick_device(name: str) -> torch.device:
@@ -124,6 +132,12 @@ def in_eval_mode(model: torch.nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def channels_last(network: Network, device: torch.device | str) -> Network:
+    """The network, moved to `device`, with weights in the order in which convolutions are fastest."""
+    # torch's types leave this argument out, which its documentation has.
+    return network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
 def versions() -> dict[str, str]:
     """The versions that decide a result's digits, for results.json."""
     packages = ("torch", "torchvision", "numpy", "scikit-image", "scikit-learn", "mlxtend",
@@ -141,7 +155,7 @@ def machine(device: torch.device) -> str:
     return ", ".join(words + ["bfloat16"] * has_fast_bfloat16(device))
 
 
-def explain(error: Exception) -> tuple[str, int]:
+def explain(error: BaseException) -> tuple[str, int]:
     """One sentence and the exit status for an exception: 2 where the user can mend it, else 1."""
     if isinstance(error, UserError):
         return str(error), 2

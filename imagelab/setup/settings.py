@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Self, get_args, get_type_hints
+from typing import Annotated, Any, Self, get_args, get_type_hints
 
 from imagelab.setup.runtime import UserError
 
@@ -58,11 +58,14 @@ class Checked:
                 object.__setattr__(self, name, Path(given))  # the class is frozen
             if given == () and default != ():
                 raise UserError(f"{option(name)} must be followed by a value.")
-            for value in given if isinstance(given, tuple) else (given,):
+            values: tuple[Any, ...] = given if isinstance(given, tuple) else (given,)
+            for value in values:
+                if value is None:
+                    continue
                 if isinstance(value, float) and not math.isfinite(value):
                     raise UserError(f"{option(name)} must be a finite number, not {value}.")
-                for mark in _marks(hints[name]) if value is not None else ():
-                    if isinstance(mark, There) and not Path(value).exists():
+                for mark in _marks(hints[name]):
+                    if isinstance(mark, There) and not Path(str(value)).exists():
                         raise UserError(f"{option(name)}: there is no file {value}.")
                     if isinstance(mark, Limits) and not mark.low <= value <= mark.high:
                         raise UserError(f"{option(name)} {mark.sentence()}, not {value}.")

@@ -88,7 +88,7 @@ def tell_if_silent(text: str) -> None:
         tell(text)
 
 
-def tell_once(sentence: str, where: Path | str = "") -> None:
+def tell_once(sentence: str, where: Path | str | int = "") -> None:
     """The same, the first time it is said.
 
     `where` is the file of which it is said; of further files it is not said again.
@@ -104,8 +104,9 @@ def as_utf8(text: str) -> str:
     return re.sub("[\ud800-\udfff]", lambda byte: f"\\x{ord(byte[0]) & 255:02x}", text)
 
 
-def readable(name: str | Path) -> str:
-    """A name, of a file or out of one, as it can be shown: line breaks and the like become spaces."""
+def readable(name: str | Path | int | Exception) -> str:
+    """A name, of a file or out of one, or what an error says, as it can be shown: line breaks and the
+    like become spaces."""
     text = "".join(c if c.isprintable() else " " for c in as_utf8(str(name)))
     return text.strip() or "?"
 

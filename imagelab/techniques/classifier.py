@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from imagelab.data.datasets import EMBEDDED, Dataset, unit
-from imagelab.setup.runtime import autocast
+from imagelab.setup.runtime import autocast, channels_last
 from imagelab.training.checkpoints import load_checkpoint, load_weights
 from imagelab.training.loop import Observer, Training, look_away, one_cycle
 
@@ -112,7 +112,7 @@ def new_classifier(data: Dataset, seed: int) -> DigitCNN:
     """An untrained classifier for `data`, the same for the same seed."""
     torch.manual_seed(seed)
     model = DigitCNN(data.shape, len(data.classes))
-    return model.to(data.images.device, memory_format=torch.channels_last)
+    return channels_last(model, data.images.device)
 
 
 def train_classifier(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from imagelab.setup import terminal
-from imagelab.setup.runtime import UserError, autocast
+from imagelab.setup.runtime import UserError, autocast, channels_last
 from imagelab.training.checkpoints import load_checkpoint, load_weights
 
 SCRIPT = "denoising_autoencoder"
@@ -30,7 +30,7 @@ class Block(nn.Module):
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         nn.init.kaiming_normal_(self.conv1.weight)
-        for values in (self.conv1.bias, self.conv2.weight, self.conv2.bias):
+        for values in (self.conv1.get_parameter("bias"), *self.conv2.parameters()):
             nn.init.zeros_(values)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -62,8 +62,8 @@ class ResidualDenoiser(nn.Module):
         self.last = nn.Conv2d(width, 12, 3, padding=1)  # 3·4 pixels of noise
         for layer in (self.first, self.down):
             nn.init.kaiming_normal_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        for values in (self.last.weight, self.last.bias):  # training starts from the identity
+            nn.init.zeros_(layer.get_parameter("bias"))
+        for values in self.last.parameters():  # training starts from the identity
             nn.init.zeros_(values)
 
     @property
@@ -95,7 +95,7 @@ def trained_denoiser(device: torch.device | str = "cpu", path: Path = WEIGHTS) -
         raise UserError(f"{path} is not that of the network for photographs.")
     model = ResidualDenoiser(saved["config"]["width"], saved["config"]["blocks"])
     load_weights(model, saved["ema"], path)
-    return model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return channels_last(model, device).eval().requires_grad_(False)
 
 
 def restore(

@@ -200,7 +200,7 @@ def dpm_solver(schedule: Schedule, estimate: Estimate, x: torch.Tensor, steps: i
         else:
             h = _half_log_snr(then) - _half_log_snr(now)
             slope = h / (2 * h_before) if before is not None else 0.0  # 1/(2r), r = h_before/h
-            data = (1 + slope) * x0 - slope * before if slope else x0
+            data = (1 + slope) * x0 - slope * before if before is not None and slope else x0
             x = math.sqrt((1 - then) / (1 - now)) * x - math.sqrt(then) * math.expm1(-h) * data
             before, h_before = x0, h
         yield s + 1, x

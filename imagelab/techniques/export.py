@@ -91,6 +91,7 @@ def _write_onnx(
         model, tuple(inputs.values()), input_names=list(inputs), output_names=[output],
         dynamic_shapes=tuple(shapes), dynamo=True, verbose=False,
     )  # fmt: skip
+    assert program is not None  # with dynamo it is one
     program.model.metadata_props.update(words)
     program.save(path)
 

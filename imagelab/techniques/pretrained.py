@@ -15,6 +15,9 @@ from imagelab.training.checkpoints import check_finite
 class Normalised(nn.Module):
     """A network that takes images (B, 3, H, W) in [0, 1] and normalises them itself."""
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, network: nn.Module, mean: list[float], std: list[float]) -> None:
         super().__init__()
         self.network = network

@@ -151,16 +151,16 @@ class UNet(nn.Module):
         self.grow = nn.ModuleList()  # back to twice the size
         now, skips = widths[0], [widths[0]]
         for level in levels:
-            self.down.append(nn.ModuleList())
+            self.down.append(stages := nn.ModuleList())
             for _ in range(blocks):
-                self.down[level].append(stage(now, level))
+                stages.append(stage(now, level))
                 now = widths[level]
                 skips.append(now)
         self.middle = nn.ModuleList([stage(now, levels[-1]), stage(now, levels[-1])])
         for level in reversed(levels):
-            self.up.append(nn.ModuleList())
+            self.up.append(stages := nn.ModuleList())
             for _ in range(blocks + (level == 0)):
-                self.up[-1].append(stage(now + skips.pop(), level))
+                stages.append(stage(now + skips.pop(), level))
                 now = widths[level]
             if level:
                 self.grow.append(nn.ConvTranspose2d(now, widths[level - 1], 2, stride=2))
@@ -202,19 +202,19 @@ class UNet(nn.Module):
             skips = [h]
             for level, stages in enumerate(self.down):
                 h = F.avg_pool2d(h, 2) if level else h
-                for stage in stages:
+                for stage in stages.children():
                     h = stage(h, e, text)
                     skips.append(h)
             for stage in self.middle:
                 h = stage(h, e, text)
             for level, stages in enumerate(self.up):
                 h = self.grow[level - 1](h) if level else h
-                for stage in stages:
+                for stage in stages.children():
                     h = stage(torch.cat([h, skips.pop()], dim=1), e, text)
             return F.pixel_shuffle(self.last(F.silu(self.norm(h))), self.patch_size).float()
 
 
 def _zero_init(layer: nn.Module) -> None:
     """Weights and biases of 0: the layer adds nothing until it has learnt to."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    for values in layer.parameters():
+        nn.init.zeros_(values)

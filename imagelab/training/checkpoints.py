@@ -40,7 +40,9 @@ def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
         temporary.write_bytes(buffer.getbuffer())
 
 
-def load_checkpoint(path: Path, script: str, device: torch.device | str = "cpu") -> dict[str, Any]:
+def load_checkpoint(
+    path: Path | str, script: str, device: torch.device | str = "cpu"
+) -> dict[str, Any]:
     """Read the checkpoint that `script` wrote.
 
     Nothing in the file is executed (`weights_only=True`). Raises UserError when it is missing, cut
@@ -83,7 +85,7 @@ def load_checkpoint(path: Path, script: str, device: torch.device | str = "cpu")
     return contents
 
 
-def check_finite(weights: Any, path: Path) -> None:
+def check_finite(weights: Any, path: Path | str) -> None:
     """Raises UserError where a tensor in these nested dicts and lists holds NaN or infinity."""
     if isinstance(weights, dict | list | tuple):
         for part in weights.values() if isinstance(weights, dict) else weights:
@@ -93,7 +95,7 @@ def check_finite(weights: Any, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def as_described(path: Path) -> Iterator[None]:
+def as_described(path: Path | str) -> Iterator[None]:
     """Around what is built from what the checkpoint `path` says of itself.
 
     Raises UserError where it does not say enough, or nothing that anything could be built from.
@@ -104,7 +106,7 @@ def as_described(path: Path) -> Iterator[None]:
         raise UserError(f"{path} does not say how its network was built.") from error
 
 
-def check_trained_for(saved: dict[str, Any], path: Path, data, config, *names: str) -> None:
+def check_trained_for(saved: dict[str, Any], path: Path | str, data, config, *names: str) -> None:
     """Raises UserError unless a checkpoint's training had `data` and the settings `names` of `config`."""
     if saved["dataset"].get("name") != data.name:
         raise UserError(
@@ -121,7 +123,7 @@ def check_settings(saved: dict[str, Any], what: str, config: dict, names: Iterab
             raise UserError(f"{what} was trained with {option(name)} {then}, not {now}.")
 
 
-def load_weights(module: torch.nn.Module, weights: dict, path: Path) -> None:
+def load_weights(module: torch.nn.Module, weights: dict, path: Path | str) -> None:
     """`module.load_state_dict` with one sentence when the weights are those of another network."""
     try:
         module.load_state_dict(weights)

@@ -23,13 +23,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Generic
 
 import numpy as np
 import torch
-from torch import nn
 
-from imagelab.data.datasets import Dataset, batch_indices
-from imagelab.setup.runtime import Interrupted, UserError, generator
+from imagelab.data.datasets import Described, batch_indices
+from imagelab.setup.runtime import Interrupted, Network, UserError, generator
 from imagelab.setup.settings import plain
 from imagelab.setup.terminal import bar, tell, tell_once
 from imagelab.training import distributed
@@ -106,8 +106,10 @@ def look_away(_training: Training, _epoch: int) -> None:
     """The observer of a training that nobody watches."""
 
 
-class Training:
+class Training(Generic[Network]):
     """See the module's docstring. `networks` and `optimizers` map names to objects.
+
+    A `Training[Net]` is one whose networks are of the class Net.
 
     `rng` is the run's random generator, on the data's device. `ema` names the network of which an
     exponential moving average is kept (`averaged`); its decay is min(decay, (1 + n)/(10 + n)) after
@@ -123,9 +125,9 @@ class Training:
         path: Path,
         script: str,
         config,
-        data: Dataset,
+        data: Described,
         *,
-        networks: dict[str, nn.Module],
+        networks: dict[str, Network],
         optimizers: dict[str, torch.optim.Optimizer],
         ema: str | None = None,
         ema_decay: float = 0.999,
@@ -140,7 +142,7 @@ class Training:
         self.rng = generator(config.seed, f"{script} training", data.images.device)
         self.averaged = copy.deepcopy(networks[ema]).requires_grad_(False) if ema else None
         self.ema, self.ema_decay = ema, ema_decay
-        self.extra: dict[str, torch.Tensor] = {}  # saved besides: what sampling or resuming needs
+        self.extra: dict[str, Any] = {}  # saved besides: what sampling or resuming needs
         self.epoch = self.step = 0  # epochs done; steps of the current one, with the running step
         self.history: dict[str, list[torch.Tensor]] = {}
         self.time_limit = getattr(config, "time_limit", None)
@@ -152,7 +154,7 @@ class Training:
         self._stop: int | None = None
         self._asked = 0.0  # when
         self._handlers: dict = {}
-        self._bar = None
+        self._bar: Any = None
         if self.shared and self.time_limit is not None:
             raise UserError("--time-limit needs a single process: their clocks would not agree.")
         if getattr(config, "quick", False) and not config.resume:
@@ -200,6 +202,11 @@ class Training:
             self._seconds_before = float(saved.get("seconds", 0.0))
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise UserError(f"{self.path} cannot be continued with these settings.") from error
+
+    @property
+    def model(self) -> Network:
+        """The network that the training is for: the average where one is kept, else the first one."""
+        return next(iter(self.networks.values())) if self.averaged is None else self.averaged
 
     # --- the loop ---------------------------------------------------------------------------------
 
@@ -340,12 +347,14 @@ class Training:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        if self.averaged is None:
+        if self.averaged is None or self.ema is None:
             return
         n = self.steps_done
         decay = min(self.ema_decay, (1 + n) / (10 + n))
         averaged, current = self.averaged, self.networks[self.ema]
-        torch._foreach_lerp_(list(averaged.parameters()), list(current.parameters()), 1 - decay)
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage] (torch.optim's own)
+            list(averaged.parameters()), list(current.parameters()), 1 - decay
+        )
         for mean, value in zip(averaged.buffers(), current.buffers(), strict=True):
             mean.copy_(value)
 
