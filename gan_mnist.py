@@ -38,7 +38,7 @@ from imagelab.setup.runtime import autocast, generator, in_eval_mode, prepare
 from imagelab.setup.settings import Count, ExportSettings, Fraction, Limits, Rate, SamplingSettings
 from imagelab.techniques.export import export_network
 from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
-from imagelab.training.loop import Observer, Training, goes_on, look_away, rise_and_fall
+from imagelab.training.loop import Observer, Training, goes_on, no_observer, rise_and_fall
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -217,7 +217,7 @@ def train(
     path: Path,
     script: str = SCRIPT,
     label: str = "GAN",
-    after_epoch: Observer = look_away,
+    after_epoch: Observer = no_observer,
 ) -> Training:
     """Train the pair, or go on with --resume. `after_epoch` looks on."""
     adam_g, adam_d = (

@@ -49,7 +49,7 @@ from imagelab.setup.settings import Count, Fraction, Limits, Rate, SamplingSetti
 from imagelab.setup.terminal import progress
 from imagelab.techniques.diffusion import Schedule, last, linear_schedule
 from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
-from imagelab.training.loop import Observer, Training, goes_on, look_away, rise_and_fall
+from imagelab.training.loop import Observer, Training, goes_on, no_observer, rise_and_fall
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -227,7 +227,7 @@ def learning_rate(config: Config, progress: float) -> float:
 
 
 def train(
-    config: Config, data: Dataset, path: Path, after_epoch: Observer = look_away
+    config: Config, data: Dataset, path: Path, after_epoch: Observer = no_observer
 ) -> Training[Denoiser]:
     """Train `config.recipe`, or go on with --resume; `after_epoch` looks on.
 

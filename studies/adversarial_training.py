@@ -41,7 +41,7 @@ from imagelab.techniques.attacks import (
     pgd_accuracies,
 )
 from imagelab.techniques.classifier import accuracy, new_classifier, predict
-from imagelab.training.loop import Observer, Training, goes_on, look_away, one_cycle
+from imagelab.training.loop import Observer, Training, goes_on, no_observer, one_cycle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -173,7 +173,7 @@ def train(
     data: Dataset,
     aside: Dataset,
     path: Path,
-    after_epoch: Observer = look_away,
+    after_epoch: Observer = no_observer,
 ) -> Training:
     """Train `model` with one defence, or go on with --resume; the network `best` is the one to keep.
 

@@ -39,7 +39,7 @@ from imagelab.setup.settings import Count, InputFile, Limits, Rate
 from imagelab.techniques.classifier import DigitCNN, accuracy, as_unit, predict, usual_epochs
 from imagelab.techniques.export import export_network
 from imagelab.techniques.pretrained import imagenet_resnet18
-from imagelab.training.loop import Observer, Training, goes_on, look_away, one_cycle
+from imagelab.training.loop import Observer, Training, goes_on, no_observer, one_cycle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -220,7 +220,7 @@ def augmented(config: Config, images: torch.Tensor, rng: torch.Generator) -> tor
 
 
 def train(
-    config: Config, data: Dataset, model: nn.Module, path: Path, after_epoch: Observer = look_away
+    config: Config, data: Dataset, model: nn.Module, path: Path, after_epoch: Observer = no_observer
 ) -> Training:
     """Train `model`, or go on with --resume; it ends in eval mode. `after_epoch` looks on."""
     learning = [p for p in model.parameters() if p.requires_grad]

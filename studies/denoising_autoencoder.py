@@ -54,7 +54,7 @@ from imagelab.techniques.denoiser import ResidualDenoiser, restore, trained_deno
 from imagelab.techniques.export import export_network
 from imagelab.techniques.restoration import Restore, Restored, add_noise
 from imagelab.training import checkpoints
-from imagelab.training.loop import Observer, Training, look_away, one_cycle
+from imagelab.training.loop import Observer, Training, no_observer, one_cycle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,7 +121,9 @@ def denoising_loss(
     return F.mse_loss(model(add_noise(clean, sigma, rng)), clean)
 
 
-def train(config: Config, data: Dataset, path: Path, after_epoch: Observer = look_away) -> Training:
+def train(
+    config: Config, data: Dataset, path: Path, after_epoch: Observer = no_observer
+) -> Training:
     """Train the autoencoder, or go on with --resume. `after_epoch` looks on."""
     model = build(config, data)
     adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
@@ -214,7 +216,7 @@ def noisy_patches(
 
 
 def train_photographs(
-    config: Photographs, data: Dataset, path: Path, after_epoch: Observer = look_away
+    config: Photographs, data: Dataset, path: Path, after_epoch: Observer = no_observer
 ) -> Training[ResidualDenoiser]:
     """Train the residual network on patches, or go on with --resume; its average is the result."""
     torch.manual_seed(config.seed)

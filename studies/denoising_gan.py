@@ -41,7 +41,7 @@ from imagelab.setup.settings import Count, Limits, Rate, TrainingSettings
 from imagelab.techniques.classifier import accuracy
 from imagelab.techniques.restoration import add_noise, by_filters
 from imagelab.training import checkpoints
-from imagelab.training.loop import Observer, Training, goes_on, look_away
+from imagelab.training.loop import Observer, Training, goes_on, no_observer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -149,7 +149,7 @@ def build(config: Config, shape: tuple[int, int, int], device: torch.device):
 
 
 def train(
-    config: Config, data: Dataset, path: Path, label: str, after_epoch: Observer = look_away
+    config: Config, data: Dataset, path: Path, label: str, after_epoch: Observer = no_observer
 ) -> Training:
     """Train the U-Net under the weights of `config`, or go on with --resume.
 

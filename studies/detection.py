@@ -44,7 +44,7 @@ from imagelab.setup.terminal import progress
 from imagelab.techniques.export import export_network
 from imagelab.techniques.pretrained import coco_ssdlite
 from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
-from imagelab.training.loop import Observer, Training, look_away, one_cycle
+from imagelab.training.loop import Observer, Training, no_observer, one_cycle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -249,7 +249,7 @@ def checkpoint_path(config: Config, data: BoxedPictures) -> Path:
 
 
 def train(
-    config: Config, data: BoxedPictures, after_epoch: Observer = look_away
+    config: Config, data: BoxedPictures, after_epoch: Observer = no_observer
 ) -> Training[Detector]:
     """Train the detector, or go on with --resume; `after_epoch` looks on."""
     torch.manual_seed(config.seed)

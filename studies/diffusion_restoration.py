@@ -76,7 +76,9 @@ def denoise(
     schedule = model.schedule.until(2 * sigma)  # the network's pixels lie in [-1, 1]
     t = len(schedule) - 1
     x = schedule.alpha_bar[t].sqrt().float() * (2 * noisy - 1)  # x_t = √ᾱ_t·x₀ + √(1 − ᾱ_t)·ε
-    estimate = model.of_classes(torch.zeros(len(x), dtype=torch.long, device=x.device), guidance=0)
+    estimate = model.class_estimator(
+        torch.zeros(len(x), dtype=torch.long, device=x.device), guidance=0
+    )
     noise = diffusion.image_noise(seed, 0, len(x), model.shape, x.device)
     states = diffusion.reverse_process("ddpm", schedule, estimate, min(steps, t + 1), 1.0, noise, x)
     return (estimate(x, t) + 1) / 2, (diffusion.last(states) + 1) / 2
@@ -154,7 +156,7 @@ def super_resolve(
     """Small pictures (N, C, h, w) in [-1, 1] to large ones (N, C, h·factor, w·factor), drawn."""
     blurred = enlarge(small, factor)
     return unet_diffusion.sample_images(
-        model, lambda rows: model.given({"beside": blurred[rows]}), len(small), steps, seed
+        model, lambda rows: model.estimator({"beside": blurred[rows]}), len(small), steps, seed
     )
 
 

@@ -155,7 +155,7 @@ def inpaint(
         known, hole = signed(images[rows]), holes[rows].to(images.device)
         told = torch.zeros(len(known), dtype=torch.long, device=known.device)
         told = told if labels is None else labels[rows]
-        estimate = model.of_classes(told, guidance=0 if labels is None else 1)
+        estimate = model.class_estimator(told, guidance=0 if labels is None else 1)
         noise = image_noise(seed, first, len(known), model.shape, known.device)
         x = repaint(model.schedule, estimate, known, hole, noise, config.repaint_steps, config.jump,
                     config.repeats)  # fmt: skip
@@ -182,7 +182,7 @@ def guess_class(
         fresh = image_noise(seed + 1, first, len(known), model.shape, known.device)()
         errors = torch.zeros(classes, len(known), device=known.device)
         for label in range(classes):
-            estimate = model.of_classes(torch.full((len(known),), label, device=known.device))
+            estimate = model.class_estimator(torch.full((len(known),), label, device=known.device))
             own = image_noise(seed, first, len(known), model.shape, known.device)
             jump = max(min(5, steps // 2), 1)
             filled = repaint(model.schedule, estimate, known, hole, own, steps, jump, 2)

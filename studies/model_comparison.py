@@ -176,7 +176,7 @@ def unet_states(model: unet_diffusion.Model, config: unet_diffusion.Config) -> t
     """One sample of the first class, at its last STEPS states (STEPS, C, H, W), uint8."""
     label = torch.zeros(1, dtype=torch.long, device=model.device)
     noise = diffusion.image_noise(config.seed, 0, 1, model.shape, model.device)
-    estimate = model.of_classes(label)
+    estimate = model.class_estimator(label)
     states = diffusion.reverse_process(
         config.sampler, model.schedule, estimate, STEPS, config.eta, noise
     )

@@ -1,7 +1,8 @@
 """Segmentation: the class of every pixel of a road scene, by a U-Net (Ronneberger et al. 2015).
 
-The U-Net halves the picture level by level, to see far, and doubles it again, back to the full size. At
-each level it also gets the features from the way down, so that edges stay sharp. It learns from drawn
+Patches of 2×2 pixels become channels first, which makes it fast. Then the U-Net halves the picture level
+by level, to see far, and doubles it again. At each level it also gets the features from the way down, so
+that edges stay sharp. It learns from drawn
 scenes with exact masks (imagelab/data/road_scenes.py), or from real pictures.
 
     python -m studies.segmentation                                  # drawn scenes, five minutes
@@ -47,14 +48,14 @@ from imagelab.setup.settings import Common, Count, ExportSettings, Limits, Rate,
 from imagelab.setup.terminal import progress
 from imagelab.techniques.export import export_network
 from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
-from imagelab.training.loop import Observer, Training, look_away, one_cycle
+from imagelab.training.loop import Observer, Training, no_observer, one_cycle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCRIPT = "segmentation"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
-STEPS = {"scenes": 700, "others": 1300}  # of a training whose --epochs are not given
+STEPS = {"scenes": 700, "others": 1300}  # of training, where --epochs is not given
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,9 @@ class Config(ExportSettings, ResumableSettings):
 
     dataset: str = "scenes"
     """scenes (drawn, embedded), camvid or cityscapes (files placed under --data-dir), or
-    folder:IMAGES:MASKS for your own pictures and masks of class numbers, 255 for none (masks of 0 and
-    255 alone are background and object)."""
+    folder:IMAGES:MASKS for your own. A mask has the name of its picture and holds each pixel's class, 0,
+    1, 2, ..., or 255 where it has none; where all masks hold 0 and 255 only, 255 is the object. Every
+    tenth picture is held out."""
     ignore_255: bool = False
     """255 means 'no class' in your own masks, whatever other values they hold."""
     data_dir: Path = Path("data")
@@ -79,7 +81,8 @@ class Config(ExportSettings, ResumableSettings):
     pretrained: bool = False
     """Start from the network that was trained on the drawn scenes, all but its last layer."""
     widths: tuple[Count, ...] = (32, 64, 128, 256)
-    """Channels at full, half, quarter, ... size."""
+    """Channels of each level, from the top, which has 1/patch_size of the picture's size; each next level
+    has half the size."""
     patch_size: Count = 2
     """The network works on squares of so many pixels a side, not on single pixels; larger is faster."""
     loss: Literal["cross-entropy", "dice", "both"] = "both"
@@ -92,7 +95,7 @@ class Config(ExportSettings, ResumableSettings):
     batch_size: Count = 8
     """Pictures per step."""
     lr: Rate = 1e-3
-    """Peak of Adam's learning rate: it climbs over the first quarter of the steps, then falls to 0."""
+    """Peak of AdamW's learning rate: it climbs over the first quarter of the steps, then falls to 0."""
 
 
 # --- the network ----------------------------------------------------------------------------------
@@ -212,7 +215,8 @@ def augment(
     theta = torch.stack(rows, dim=1).reshape(n, 2, 3)
     grid = F.affine_grid(theta, [n, 3, height, width], align_corners=False)
     x = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-    # One more than the class, so that the zeros from outside become −1, which is IGNORE.
+    # grid_sample fills in 0 from outside: classes go through as class + 1 and IGNORE (255) as 0, and what
+    # is 0 afterwards becomes IGNORE again.
     y = F.grid_sample((masks[:, None].float() + 1) % 256, grid, mode="nearest", align_corners=False)
     gamma, gain = uniform(-0.7, 0.7).exp(), uniform(0.75, 1.25)
     tint = 1 + 0.1 * torch.randn(n, 3, generator=rng, device=images.device)
@@ -231,13 +235,15 @@ def new_model(config: Config, data: MaskedPictures) -> SegmentationUNet:
     if config.pretrained:
         path = checkpoint_path(config, "scenes")
         learnt = load_checkpoint(path, SCRIPT)["model"].get("unet", {})
-        fresh = {name: value for name, value in model.state_dict().items() if "last" in name}
+        fresh = {
+            name: value for name, value in model.state_dict().items() if name.startswith("last.")
+        }
         load_weights(model, learnt | fresh, path)
     return channels_last(model, data.images.device)
 
 
 def train(
-    config: Config, data: MaskedPictures, after_epoch: Observer = look_away
+    config: Config, data: MaskedPictures, after_epoch: Observer = no_observer
 ) -> Training[SegmentationUNet]:
     """Train the U-Net, or go on with --resume; `after_epoch` looks on."""
     model = new_model(config, data)
@@ -454,9 +460,7 @@ def run(config: Config) -> Result:
         config = replace(config, epochs=max(round(steps * config.batch_size / len(data.images)), 1))
     folder = PICTURES if data.name == "scenes" else f"{PICTURES}/{data.file_name}"
     result = start_result(SCRIPT, TITLE, SUMMARY, config, folder, device, data)
-    caption = (
-        "One training picture, changed six times: the network must give the same classes to all."
-    )
+    caption = "One training picture, changed six times; its mask is turned and shifted with it."
     caption += " White: no class."
     result.add_figure("augmented.png", plot_augmented(data, config.seed), caption)
     training = train(config, data)

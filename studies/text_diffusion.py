@@ -236,7 +236,7 @@ def sample(model: Model, words: torch.Tensor, config: Config) -> torch.Tensor:
 
     def estimate(rows: slice) -> Estimate:
         no_words = torch.zeros_like(words[rows])
-        return model.given({"words": words[rows]}, {"words": no_words}, config.guidance)
+        return model.estimator({"words": words[rows]}, {"words": no_words}, config.guidance)
 
     images = unet_diffusion.sample_images(model, estimate, len(words), config.steps, config.seed)
     return to_uint8(images)

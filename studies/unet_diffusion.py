@@ -56,7 +56,7 @@ from imagelab.techniques.diffusion import (
 from imagelab.techniques.unet import UNet
 from imagelab.training import distributed
 from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
-from imagelab.training.loop import Observer, Training, look_away, one_cycle
+from imagelab.training.loop import Observer, Training, no_observer, one_cycle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,7 +80,7 @@ class NetworkSettings(settings.TrainingSettings):
     T: Annotated[int, Limits(2, 10_000)] = 1000
     """Steps of the diffusion process."""
     schedule: ScheduleName = "cosine"
-    """The noise schedule; the last is the linear one, shifted so that x_T is pure noise."""
+    """The noise schedule; zero-terminal-snr is the linear one, shifted so that x_T is pure noise."""
     prediction: Prediction = "v"
     """What the network estimates: the noise, the clean image, or v = √ᾱ·ε − √(1 − ᾱ)·x₀."""
     ema_decay: Fraction = 0.999
@@ -170,24 +170,30 @@ class Model:
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
-    def of_classes(self, labels: torch.Tensor, guidance: float = 1, rescale: float = 0) -> Estimate:
-        """x̂₀ of x_t and t for images of the classes `labels` (B,)."""
+    def class_estimator(
+        self, labels: torch.Tensor, guidance: float = 1, rescale: float = 0
+    ) -> Estimate:
+        """A function of x_t and t that estimates x̂₀ of images of the classes `labels` (B,).
+
+        Samplers call it once a step. `guidance` and `rescale` are those of `guided`.
+        """
         no_class = torch.full_like(labels, self.network.classes)
         if guidance == 0:  # half the work of a doubled batch
             labels, guidance = no_class, 1
-        return self.given({"label": labels}, {"label": no_class}, guidance, rescale)
+        return self.estimator({"label": labels}, {"label": no_class}, guidance, rescale)
 
-    def given(
+    def estimator(
         self,
         cond: dict[str, torch.Tensor],
         uncond: dict[str, torch.Tensor] | None = None,
         guidance: float = 1,
         rescale: float = 0,
     ) -> Estimate:
-        """x̂₀ of x_t and t, clipped to [-1, 1], under the condition `cond` (arguments of UNet.forward).
+        """A function of x_t and t that estimates x̂₀, clipped to [-1, 1], under the condition `cond`.
 
-        `uncond` is the same with the condition left out. With it, and a `guidance` other than 1, the
-        network estimates both in one doubled batch, and they are `guided`.
+        `cond` holds the network's further arguments by name, as UNet.forward has them; `uncond` the same
+        with the condition left out. With it, and a `guidance` other than 1, the network estimates both in
+        one doubled batch, and they are `guided`.
         """
         network, schedule = self.network, self.schedule
 
@@ -209,7 +215,7 @@ class Model:
 def build(config: dict, shape: tuple[int, int, int], **condition: int) -> Model:
     """The untrained model that `config` (its own or a checkpoint's) describes.
 
-    `condition` is the size of what the network is conditioned on: classes, vocabulary or beside of UNet.
+    `condition` is what the network is conditioned on: `classes`, `vocabulary` or `beside` of UNet.
     """
     if config["prediction"] == "eps" and config["schedule"] == "zero-terminal-snr":
         raise UserError("--prediction eps cannot start from a zero SNR: take v or x0.")
@@ -243,6 +249,7 @@ def noisy_pair(
     """The x_t, t (B,) and target of one training step for images x0 (B, ...), each at its own random t.
 
     x_t = √ᾱ_t·x₀ + √(1 − ᾱ_t)·ε; the target is ε, x₀ or v, as the model's `prediction` says.
+    `model.schedule.alpha_bar[t]` is ᾱ_t and `.snr[t]` is ᾱ_t/(1 − ᾱ_t), float64 on the CPU.
     """
     t = torch.randint(0, len(model.schedule), (len(x0),), generator=rng, device=x0.device)
     eps = torch.randn(x0.shape, generator=rng, device=x0.device)
@@ -258,7 +265,7 @@ def averaged_model(training: Training[UNet]) -> Model:
 
 
 def train(
-    config: Config, data: Dataset, path: Path, after_epoch: Observer = look_away
+    config: Config, data: Dataset, path: Path, after_epoch: Observer = no_observer
 ) -> tuple[Training, Model]:
     """Train, or go on with --resume; `after_epoch` looks on.
 
@@ -277,18 +284,19 @@ def train(
     )  # fmt: skip
     if config.resume:
         training.load()
-    rng, no_class = training.rng, network.classes
+    rng = training.rng
+    no_class = network.classes  # the classes are 0 … classes − 1; the embedding has one row more
     own = distributed.own_rows(min(config.batch_size, len(data.images)))
     replica = distributed.replicated(network)
     with training:
         for epoch in training.epochs():
-            for batch in training.batches():
+            for batch in training.batches():  # after each step it updates the averaged weights
                 x0 = batch_images(config, data, batch, rng)  # (B, C, H, W)
                 dropped = torch.rand(len(batch), generator=rng, device=device) < config.drop_class
                 label = torch.where(dropped, no_class, data.labels[batch])  # (B,)
                 x_t, t, target = noisy_pair(model, x0, rng)
-                estimate = replica(x_t[own], t[own] / config.T, label=label[own])
-                loss = F.mse_loss(estimate, target[own])
+                predicted = replica(x_t[own], t[own] / config.T, label=label[own])
+                loss = F.mse_loss(predicted, target[own])
                 adam.param_groups[0]["lr"] = config.lr * one_cycle(training.progress)
                 adam.zero_grad()
                 loss.backward()
@@ -343,7 +351,7 @@ def sample(
     labels = classes_to_draw(config, model.network.classes, n).to(model.device)
 
     def estimate(rows: slice) -> Estimate:
-        return model.of_classes(labels[rows], config.guidance, config.rescale)
+        return model.class_estimator(labels[rows], config.guidance, config.rescale)
 
     images = sample_images(
         model, estimate, n, config.steps, config.seed, config.sampler, config.eta, portion
@@ -397,7 +405,7 @@ SUMMARY = (
 def observer(config: Config, evaluator: Evaluator | None) -> Observer:
     """After each epoch: the score of a few samples, drawn in ten steps."""
     if evaluator is None:
-        return look_away
+        return no_observer
     quick = replace(config, labels=(), steps=min(10, config.T))
 
     def after_epoch(training: Training, _epoch: int) -> None:
@@ -413,7 +421,7 @@ def plot_guidance(model: Model, config: Config, scales: tuple[float, ...]) -> Fi
     labels = torch.arange(min(model.network.classes, 10), device=model.device)
     for scale in scales:
         noise = diffusion.image_noise(config.seed, 1_000, len(labels), model.shape, model.device)
-        estimate = model.of_classes(labels, scale, config.rescale)
+        estimate = model.class_estimator(labels, scale, config.rescale)
         states = diffusion.reverse_process(
             config.sampler, model.schedule, estimate, config.steps, config.eta, noise
         )
@@ -425,7 +433,7 @@ def sampling_states(model: Model, config: Config) -> samples.States:
     """Eight images at every step of their sampling, from pure noise on."""
     labels = torch.arange(8, device=model.device) % model.network.classes
     noise = diffusion.image_noise(config.seed, 2_000, 8, model.shape, model.device)
-    estimate = model.of_classes(labels, config.guidance, config.rescale)
+    estimate = model.class_estimator(labels, config.guidance, config.rescale)
     states = diffusion.reverse_process(
         config.sampler, model.schedule, estimate, config.steps, config.eta, noise
     )

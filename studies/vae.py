@@ -39,7 +39,7 @@ from imagelab.setup.runtime import autocast, generator, prepare
 from imagelab.setup.settings import Count, ExportSettings, Rate, SamplingSettings
 from imagelab.techniques.export import export_network
 from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
-from imagelab.training.loop import Observer, Training, goes_on, look_away, one_cycle
+from imagelab.training.loop import Observer, Training, goes_on, no_observer, one_cycle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,7 +120,7 @@ def least_reconstruction(x: torch.Tensor) -> torch.Tensor:
 
 
 def train(
-    config: Config, latent_size: int, data: Dataset, path: Path, after_epoch: Observer = look_away
+    config: Config, latent_size: int, data: Dataset, path: Path, after_epoch: Observer = no_observer
 ) -> Training[VAE]:
     """Train the model of one latent size for `config.epochs`, or go on with --resume."""
     device = data.images.device

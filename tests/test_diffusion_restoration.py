@@ -36,7 +36,7 @@ def test_denoising_with_a_perfect_estimate_ends_at_the_image(monkeypatch):
 
         return estimate
 
-    monkeypatch.setattr(Model, "of_classes", perfect)
+    monkeypatch.setattr(Model, "class_estimator", perfect)
     noisy = clean + 0.25 * torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     one, drawn = diffusion_restoration.denoise(model, noisy, 0.25, 7, 0)
     assert torch.allclose(one, clean, atol=1e-5) and torch.allclose(drawn, clean, atol=1e-5)

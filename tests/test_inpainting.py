@@ -132,7 +132,7 @@ def test_the_class_is_guessed_whose_estimate_finds_the_seen_part(monkeypatch):
     def estimate(self, labels, guidance=1, rescale=0):
         return lambda x, t: greys[labels][:, None, None, None].expand_as(x)
 
-    monkeypatch.setattr(Model, "of_classes", estimate)
+    monkeypatch.setattr(Model, "class_estimator", estimate)
     wanted = torch.tensor([2, 0, 3, 1])
     images = ((greys[wanted] + 1) * 127.5).byte()[:, None, None, None].repeat(1, 1, 8, 8)
     images[:, :, 4:] = 77  # hidden: must not count

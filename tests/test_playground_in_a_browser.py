@@ -348,7 +348,7 @@ def estimate_of(nets, label: int, scale: float):
     """The U-Net's guided x̂₀ as Python computes it."""
     schedule = diffusion.make_schedule(pg.UNET["schedule"], pg.UNET["T"])
     model = Model(nets["unet"], schedule, pg.UNET["prediction"], (1, 28, 28))
-    return schedule, model.of_classes(torch.tensor([label]), scale)
+    return schedule, model.class_estimator(torch.tensor([label]), scale)
 
 
 @pytest.mark.parametrize("scale", [0, 1, 3.5])

@@ -71,7 +71,7 @@ def test_guidance_of_0_and_1_are_identities_and_cost_what_they_should():
     x, label, none = torch.zeros(3, 2), torch.full((3,), 4), torch.full((3,), 1)
     for scale, answer, images in ((0.0, 0.1, 6), (1.0, 0.4, 3), (2.0, 0.7, 6), (9.0, 1.0, 6)):
         network = Teller()
-        estimate = Model(network, s, "x0", (2,)).given({"label": label}, {"label": none}, scale)
+        estimate = Model(network, s, "x0", (2,)).estimator({"label": label}, {"label": none}, scale)
         assert torch.allclose(estimate(x, 10), torch.full((3, 2), answer))  # clipped at 1
         assert network.images == images
 

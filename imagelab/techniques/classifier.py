@@ -17,7 +17,7 @@ from torch import nn
 from imagelab.data.datasets import EMBEDDED, Dataset, unit
 from imagelab.setup.runtime import autocast, channels_last
 from imagelab.training.checkpoints import load_checkpoint, load_weights
-from imagelab.training.loop import Observer, Training, look_away, one_cycle
+from imagelab.training.loop import Observer, Training, no_observer, one_cycle
 
 SCRIPT = "classifier"
 FOLDER = "classifier_models"
@@ -121,7 +121,7 @@ def train_classifier(
     config: ClassifierConfig,
     path: Path,
     change: Change | None = None,
-    after_epoch: Observer = look_away,
+    after_epoch: Observer = no_observer,
 ) -> Training:
     """Minimise the cross-entropy by Adam, or go on from `path` with `config.resume`.
 

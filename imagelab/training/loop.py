@@ -102,8 +102,8 @@ Observer = Callable[
 ]  # called after every epoch; it has no say in the training
 
 
-def look_away(_training: Training, _epoch: int) -> None:
-    """The observer of a training that nobody watches."""
+def no_observer(_training: Training, _epoch: int) -> None:
+    """What is called after an epoch where nothing else is: it does nothing."""
 
 
 class Training(Generic[Network]):
