@@ -6,19 +6,23 @@ predicts the noise. To the letter (`--recipe literal`) it draws noise. Three cor
 
 1. **End in noise.** ᾱ_T = Π(1 − β_t) = 0.60: x_T still shows the digit, but sampling starts from
    N(0, I), which training never saw. Betas × 1000/T bring ᾱ_T to 8e-6.
-2. **Let the noise pass.** Noise has 784 independent components and the 256-wide layer passes at most
-   256 of them: at least 1 − 256/784 = 67 % of the noise cannot be predicted, however long one trains.
-   So the MLP estimates the clean image x̂₀, and ε̂ = (x_t − √ᾱ_t·x̂₀)/√(1 − ᾱ_t) passes beside it.
-3. **Spend the loss where the image is decided.** The usual weights ask a small network for nearly
-   clean images above all, where little is left to decide. 1 − ᾱ_t on the error of x̂₀ asks for it
-   where there is much noise, and the digit is chosen.
+2. **Let the noise pass.** The last layer is linear in 256 units: its outputs span at most 256 of the 784
+   directions that noise has. At least 1 − 256/784 = 67 % of the noise cannot be predicted, however long
+   one trains. Digits need far fewer directions. So the MLP estimates the clean image x̂₀, and
+   ε̂ = (x_t − √ᾱ_t·x̂₀)/√(1 − ᾱ_t) passes beside it.
+3. **Spend the loss where the image is decided.** An even loss on ε̂ is a loss on x̂₀ weighted by SNR_t:
+   nearly all weight falls on nearly clean images, where x_t shows the digit already. (Min-SNR caps that
+   weight at 5.) The weight 1 − ᾱ_t is largest where there is much noise and the digit is chosen.
 
 Two details count as well. A tanh keeps x̂₀ in its range (a clip while sampling fades the strokes). And
 some training images are shown dimmer than they are: a network that has only seen bright strokes keeps
 dim what it has drawn dim by mistake. `--bound clip` and `--dimmed 0` show what each is worth.
 
+In the comparison the corrections are added in turn. With the first the learning rate rises and falls,
+too, and with the second come min-SNR, the tanh and the dimmer images: only the third stands alone.
+
     python mlp_diffusion.py                       # 24 epochs, a minute on two cores
-    python mlp_diffusion.py --compare             # literal, then one correction after the other
+    python mlp_diffusion.py --compare             # literal, then with the corrections added in turn
     python mlp_diffusion.py --dataset mnist       # the full MNIST
     python mlp_diffusion.py --resume              # go on after Ctrl-C
     python mlp_diffusion.py --sample-only --num-samples 2000 --samples-file samples.npz
@@ -44,7 +48,7 @@ from imagelab.data.datasets import Dataset, load_for, random_subset, signed, to_
 from imagelab.report import figures, samples
 from imagelab.report.evaluator import Evaluator
 from imagelab.report.results import Result, start_result
-from imagelab.setup.runtime import autocast, generator, prepare
+from imagelab.setup.runtime import UserError, autocast, generator, prepare
 from imagelab.setup.settings import Count, Fraction, Limits, Rate, SamplingSettings, plain
 from imagelab.setup.terminal import progress
 from imagelab.techniques.diffusion import Schedule, last, linear_schedule
@@ -190,10 +194,10 @@ def weight_on_x0(schedule: Schedule, weight: str, gamma: float = 5.0) -> torch.T
 
 
 def dimmed(x0: torch.Tensor, share: float, rng: torch.Generator) -> torch.Tensor:
-    """Images (B, D) in [-1, 1], of which about `share` keep 0.4 to 1 of their brightness over black.
+    """Images (B, D) in [-1, 1] to be noised, about `share` of them with 0.4 to 1 of their brightness.
 
-    Sampling builds on its own estimates, which are at times too dim, and training on real images never
-    shows one (exposure bias; Ning et al. 2023 mend it with more noise, which leaves dim strokes dim).
+    The target of the loss stays bright, so that the network learns to brighten strokes that it drew too
+    dim. Training on real images never shows such estimates (exposure bias; Ning et al. 2023).
     """
     one, other = torch.rand(2, len(x0), 1, generator=rng, device=x0.device)
     kept = torch.where(one < share, 0.4 + 0.6 * other, 1.0)
@@ -266,7 +270,10 @@ def train(
 
 
 def forward_states(schedule: Schedule, x0: torch.Tensor, rng: torch.Generator) -> list:
-    """The forward process of images x0 (B, D), every step with fresh noise: (t, x_t) from 0 to T."""
+    """The forward process of images x0 (B, D), every step with fresh noise: (t, x_t) from 0 to T.
+
+    Here t counts the steps done, as in Ho et al.: x_t is what the loss has at index t − 1.
+    """
     x, states = x0, [(0, x0)]
     for t, beta in enumerate(schedule.beta.tolist(), start=1):
         eps = torch.randn(x.shape, generator=rng).to(x.device)
@@ -317,6 +324,10 @@ def load_denoiser(
     with as_described(path):
         shape = tuple(saved["dataset"]["shape"])
         model = build(saved["config"], shape).to(device)
+    if not torch.allclose(saved["extra"]["alpha_bar"].cpu(), model.schedule.alpha_bar):
+        raise UserError(
+            f"{path} was trained with another noise schedule than its settings make here."
+        )
     load_weights(model, saved["ema"], path)
     return model.eval(), shape
 
@@ -412,7 +423,7 @@ def report_recipes(
     """The recipes side by side with their distances, and as a table."""
     epochs = {name: f"{t.steps_done / t.steps_per_epoch:.3g}" for name, t in trained.items()}
     titles = {name: f"{RECIPES[name].title}\nepochs: {epochs[name]}" for name in trained}
-    caption = "The same network and noise to the letter, and with one correction after the other"
+    caption = "The same network and noise to the letter, and with the corrections added in turn"
     caption += f"; Fréchet distances of {evaluator.n:,} samples." if evaluator else "."
     figure = samples.plot_comparison(
         {titles[name]: images[name] for name in trained},

@@ -11,7 +11,7 @@ from conftest import complaint, run_here, untaught
 
 import mlp_diffusion as ddpm
 from imagelab.report import figures
-from imagelab.setup.runtime import Interrupted
+from imagelab.setup.runtime import Interrupted, UserError
 from imagelab.setup.settings import plain
 from imagelab.techniques.diffusion import linear_schedule
 
@@ -229,6 +229,16 @@ def test_sampling_from_the_checkpoint(main_job, tmp_path):
     images = np.load(tmp_path / "s.npz")["images"]
     assert images.shape == (1200, 28, 28) and images.dtype == np.uint8
     assert len(np.unique(images, axis=0)) == 1200
+
+
+def test_a_checkpoint_of_another_schedule_is_refused(tmp_path, stripes, monkeypatch):
+    """As after a change of the schedule in the script, which the settings do not tell."""
+    ddpm.train(ddpm.Config(batch_size=32, epochs=1), stripes, tmp_path / "a.pth")
+    assert ddpm.load_denoiser(tmp_path / "a.pth")[1] == stripes.shape
+    other = ddpm.linear_schedule(50, 1e-3, 0.03, True)
+    monkeypatch.setattr(ddpm, "linear_schedule", lambda *_: other)
+    with pytest.raises(UserError, match="trained with another noise schedule"):
+        ddpm.load_denoiser(tmp_path / "a.pth")
 
 
 def test_stopped_and_resumed_ends_at_the_same_weights_and_samples(tmp_path, stripes):
