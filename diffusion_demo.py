@@ -241,10 +241,11 @@ def report_restored(
 
 def lessons(result: Result) -> list[str]:
     """What the figures teach, as far as they were measured."""
-    names = ("last step: PSNR", "last step: PSNR after the blur")
-    noisy, blurred = (result.metrics[name].value for name in names)
-    told = [f"Noise left {noisy:.1f} dB of the picture at the last step, and a blur made of that "
-            f"{blurred:.1f} dB: it averages the noise away, and the edges with it."]  # fmt: skip
+    told = []
+    if decibels := result.measured("last step: PSNR", "last step: PSNR after the blur"):
+        noisy, blurred = decibels
+        told.append(f"Noise left {noisy:.1f} dB of the picture at the last step, and a blur made of that "
+                    f"{blurred:.1f} dB: it averages the noise away, and the edges with it.")  # fmt: skip
     methods = ("non-local means", "learned")
     if compared := result.measured(*(f"mean over the steps: {name}" for name in methods)):
         classical, learned = compared

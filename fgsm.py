@@ -381,7 +381,10 @@ def attack_own(
 def lessons(result: Result) -> list[str]:
     """What the figures teach."""
     names = ("random sign noise", "FGSM", "PGD-40")
-    noise, fgsm_, pgd_ = (result.metrics[f"accuracy, {name}, ε = 0.3"].value for name in names)
+    found = result.measured(*(f"accuracy, {name}, ε = 0.3" for name in names))
+    if found is None:
+        return []
+    noise, fgsm_, pgd_ = found
     return [
         f"Noise of ±0.3 in every pixel leaves {noise:.0%} of the images read rightly, one gradient step "
         f"of the same size {fgsm_:.0%}, forty smaller steps {pgd_:.0%}.",
