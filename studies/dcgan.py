@@ -10,7 +10,7 @@ normalisation keeps every layer in its range. All weights start from N(0, 0.02²
     python -m studies.dcgan --time-limit 90                   # what 90 seconds of training give
     python -m studies.dcgan --sample-only --samples-file samples.npz
 
-What to look at: whole strokes, where the dense GAN's are speckled; `classes.png` and `quality.png`, where
+What to look at: whole strokes, where the dense GAN's have specks; `classes.png` and `quality.png`, where
 one would see a collapse onto few images: empty classes, and a coverage that falls.
 """
 
