@@ -324,7 +324,8 @@ def load_denoiser(
     with as_described(path):
         shape = tuple(saved["dataset"]["shape"])
         model = build(saved["config"], shape).to(device)
-    if not torch.allclose(saved["extra"]["alpha_bar"].cpu(), model.schedule.alpha_bar):
+        trained_with = saved["extra"]["alpha_bar"].cpu()
+    if not torch.allclose(trained_with, model.schedule.alpha_bar):
         raise UserError(
             f"{path} was trained with another noise schedule than its settings make here."
         )

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from imagelab.data import digit_scenes
-from imagelab.data.boxes import fit, load_boxed
+from imagelab.data.boxes import BoxedPictures, fit, load_boxed
 from imagelab.data.datasets import load_dataset
 from imagelab.report.boxes import draw_boxes
 from imagelab.setup.runtime import UserError
@@ -369,3 +369,15 @@ def test_drawn_boxes():
     assert changed[139:142, 60:100].any() and changed[80:120, 39:42].any()  # twice as large
     assert not changed[60 + 10 : 138, 45:115].any()  # nothing inside
     assert not changed[8:22, 8:22].any()  # the unsure one is not drawn
+
+
+def test_all_tensors_move_also_those_in_lists():
+    x, boxes, labels = torch.zeros(2, 3, 8, 8), [torch.zeros(1, 4)] * 2, [torch.zeros(1)] * 2
+    pictures = BoxedPictures("a", "made", ("b",), x, boxes, labels, x, boxes, labels)
+    moved = pictures.to(torch.device("meta"))
+    assert type(moved) is BoxedPictures and (moved.name, moved.classes) == ("a", ("b",))
+    for name in ("images", "boxes", "labels", "test_images", "test_boxes", "test_labels"):
+        parts = getattr(moved, name)
+        assert {part.device.type for part in (parts if isinstance(parts, list) else [parts])} == {
+            "meta"
+        }

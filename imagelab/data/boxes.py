@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -45,14 +44,6 @@ class BoxedPictures(Described):
     test_images: torch.Tensor
     test_boxes: Boxes
     test_labels: Boxes
-
-    def to(self, device: torch.device) -> BoxedPictures:
-        def moved(value: Any) -> Any:
-            if isinstance(value, list):
-                return [part.to(device) for part in value]
-            return value.to(device) if isinstance(value, torch.Tensor) else value
-
-        return BoxedPictures(*(moved(getattr(self, part.name)) for part in fields(self)))
 
 
 def load_boxed(name: str, count: int, test: int, size: int) -> BoxedPictures:

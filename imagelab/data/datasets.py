@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +93,16 @@ class Described:
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
+    def to(self, device: torch.device) -> Self:
+        """The same with all tensors on `device`, those in lists as well."""
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, list):
+                return [part.to(device) for part in value]
+            return value.to(device) if isinstance(value, torch.Tensor) else value
+
+        return type(self)(*(moved(getattr(self, part.name)) for part in fields(self)))
+
     def describe(self) -> dict:
         """Plain facts for results and checkpoints."""
         facts = {
@@ -131,10 +141,6 @@ class Dataset(Described):
     labels: torch.Tensor
     test_images: torch.Tensor
     test_labels: torch.Tensor
-
-    def to(self, device: torch.device) -> Dataset:
-        tensors = (self.images, self.labels, self.test_images, self.test_labels)
-        return Dataset(self.name, self.source, self.classes, *(t.to(device) for t in tensors))
 
     def needs_two_classes(self) -> None:
         """For what tells classes apart. Raises UserError if there is one only."""

@@ -46,12 +46,6 @@ class MaskedPictures(Described):
     test_images: torch.Tensor
     test_masks: torch.Tensor
 
-    def to(self, device: torch.device) -> MaskedPictures:
-        tensors = (self.images, self.masks, self.test_images, self.test_masks)
-        return MaskedPictures(
-            self.name, self.source, self.classes, *(t.to(device) for t in tensors)
-        )
-
 
 def load_masked(
     name: str,

@@ -339,8 +339,12 @@ class Training(Generic[Network]):
 
     def announce_means(self, steps: int) -> None:
         """Print the means of all that was logged in the last `steps` steps."""
-        per_step = [name for name in self.history if len(self.curve(name)) == self.steps_done]
-        means = (f"{name} {self.recent(name, steps):.3f}" for name in per_step)
+        curves = {name: self.curve(name) for name in self.history}
+        means = (
+            f"{name} {curve[-steps:].mean():.3f}"
+            for name, curve in curves.items()
+            if len(curve) == self.steps_done  # what is noted once an epoch is shorter
+        )
         self.announce(f"epoch {self.last_epoch} step {self.steps_done:,}: {'  '.join(means)}")
 
     # --- inside -----------------------------------------------------------------------------------
