@@ -260,7 +260,7 @@ def lessons(result: Result) -> list[str]:
 def run(config: Config) -> Result:
     """Noise, blur, measure; what the driver and the tests call."""
     device = prepare(config.seed, config.device)
-    config = config.quickened(size=128)
+    config = config.if_quick(size=128)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device)
     picture = read_grey(config.image, max_side=config.size)
     rng = np.random.default_rng(config.seed)

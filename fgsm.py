@@ -396,7 +396,7 @@ def lessons(result: Result) -> list[str]:
 def run(config: Config) -> Result:
     """Both halves; what the driver and the tests call."""
     device = prepare(config.seed, config.device)
-    config = config.quickened(num_images=500, pgd_images=100)
+    config = config.if_quick(num_images=500, pgd_images=100)
     if config.victim == "resnet18" and config.image is None:
         raise UserError("--victim resnet18 needs a photograph: --image PATH.")
     if config.victim != "resnet18" and config.weights is not None:

@@ -37,8 +37,8 @@ from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import autocast, generator, in_eval_mode, prepare
 from imagelab.setup.settings import Count, ExportSettings, Fraction, Limits, Rate, SamplingSettings
 from imagelab.techniques.export import export_network
-from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
-from imagelab.training.loop import Observer, Training, goes_on, no_observer, rise_and_fall
+from imagelab.training.checkpoints import checkpoint_errors, load_checkpoint, load_weights
+from imagelab.training.loop import Observer, Training, can_resume, no_observer, warmup_and_decay
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -238,7 +238,7 @@ def train(
     with training:
         for epoch in training.epochs():
             for batch in training.batches():
-                rate = config.lr * rise_and_fall(training.progress, 0, config.fall)
+                rate = config.lr * warmup_and_decay(training.progress, 0, config.fall)
                 adam_g.param_groups[0]["lr"] = adam_d.param_groups[0]["lr"] = rate
                 x = signed(data.images[batch])
                 z = torch.randn(len(x), config.latent_size, generator=rng, device=device)
@@ -292,7 +292,7 @@ def load_generator(
 ) -> AnyGenerator:
     """The generator, of that `kind`, of the checkpoint that `script` wrote."""
     saved = load_checkpoint(path, script, device)
-    with as_described(path):
+    with checkpoint_errors(path):
         G = kind(saved["config"]["latent_size"], tuple(saved["dataset"]["shape"])).to(device)
     load_weights(G, saved["ema"] or saved["model"].get("generator"), path)
     return G.eval()
@@ -349,7 +349,7 @@ def train_compared(config: Config, data: Dataset) -> dict[str, Training]:
     for name, changes in recipes.items():
         path = config.output_dir / MODELS / f"compared_{name.replace(' ', '_')}.pth"
         own = replace(
-            config, epochs=epochs, log_every=10**9, resume=goes_on(config, path), **changes
+            config, epochs=epochs, log_every=10**9, resume=can_resume(config, path), **changes
         )
         networks = build(own, data.shape, data.images.device)
         trained[name] = train(own, data, *networks, path, label=f"GAN, {name}")
@@ -366,7 +366,7 @@ def evaluate(
 ) -> torch.Tensor:
     """Sample, score, and draw the figures of the whole run into `result`; returns the samples."""
     n = samples.samples_to_draw(config, data)
-    with samples.clocked(result, n):
+    with samples.timed_samples(result, n):
         images = sample(sampling_network(training), n, config.seed)
     scorer = evaluator and samples.evaluator_for(config, data, n, evaluator)
     samples.report_samples(result, images, scorer, data, training)
@@ -459,7 +459,7 @@ def checkpoint_path(config: Config) -> Path:
 def run(config: Config) -> Result:
     """Train (or load), sample, measure; what the driver and the tests call."""
     device = prepare(config.seed, config.device)
-    config = config.quickened(epochs=2, compare_epochs=1, num_samples=500, log_every=50)
+    config = config.if_quick(epochs=2, compare_epochs=1, num_samples=500, log_every=50)
     if config.sample_only:
         G = load_generator(checkpoint_path(config), device)
         export_generator(config.export, G)

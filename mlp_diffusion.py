@@ -49,11 +49,11 @@ from imagelab.report import figures, samples
 from imagelab.report.evaluator import Evaluator
 from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import UserError, autocast, generator, prepare
-from imagelab.setup.settings import Count, Fraction, Limits, Rate, SamplingSettings, plain
+from imagelab.setup.settings import Count, Fraction, Limits, Rate, SamplingSettings, settings_dict
 from imagelab.setup.terminal import progress
 from imagelab.techniques.diffusion import Schedule, last, linear_schedule
-from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
-from imagelab.training.loop import Observer, Training, goes_on, no_observer, rise_and_fall
+from imagelab.training.checkpoints import checkpoint_errors, load_checkpoint, load_weights
+from imagelab.training.loop import Observer, Training, can_resume, no_observer, warmup_and_decay
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -224,7 +224,7 @@ def learning_rate(config: Config, progress: float) -> float:
     """Adam's rate at `progress` (0 to 1) through the training."""
     if config.recipe == "literal":
         return config.lr
-    return 2 * config.lr * rise_and_fall(progress, 0.05, 1 / 3)
+    return 2 * config.lr * warmup_and_decay(progress, 0.05, 1 / 3)
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def train(
     The returned training holds the averaged network, which is the one to sample from.
     """
     torch.manual_seed(config.seed)
-    model = build(plain(config), data.shape).to(data.images.device)
+    model = build(settings_dict(config), data.shape).to(data.images.device)
     weight = weight_on_x0(model.schedule, model.recipe.weight).to(data.images.device)
     adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     training = Training(
@@ -321,7 +321,7 @@ def load_denoiser(
 ) -> tuple[Denoiser, tuple[int, int, int]]:
     """The averaged network of a checkpoint, with any settings, and the shape (C, H, W) of its images."""
     saved = load_checkpoint(path, SCRIPT, device)
-    with as_described(path):
+    with checkpoint_errors(path):
         shape = tuple(saved["dataset"]["shape"])
         model = build(saved["config"], shape).to(device)
         trained_with = saved["extra"]["alpha_bar"].cpu()
@@ -369,7 +369,7 @@ def train_others(config: Config, data: Dataset) -> dict[str, Training[Denoiser]]
         if name == config.recipe and epochs == config.epochs:
             continue
         path = config.output_dir / MODELS / f"compared_{name}.pth"
-        other = replace(config, recipe=name, epochs=epochs, resume=goes_on(config, path))
+        other = replace(config, recipe=name, epochs=epochs, resume=can_resume(config, path))
         others[name] = train(other, data, path)
     return others
 
@@ -452,7 +452,7 @@ def evaluate(
 ) -> torch.Tensor:
     """Sample and score, draw the figures; returns the main training's samples."""
     n, seed = samples.samples_to_draw(config, data), config.seed
-    with samples.clocked(result, n):
+    with samples.timed_samples(result, n):
         own = sample(main.model, n, data.shape, seed)
     scorer = evaluator and samples.evaluator_for(config, data, n, evaluator)
     score = samples.report_samples(result, own, scorer, data, main)
@@ -506,7 +506,7 @@ def lessons(result: Result) -> list[str]:
 def run(config: Config) -> Result:
     """Train (or load), sample, measure; what the driver and the tests call."""
     device = prepare(config.seed, config.device)
-    config = config.quickened(epochs=2, compare_epochs=1, num_samples=500)
+    config = config.if_quick(epochs=2, compare_epochs=1, num_samples=500)
     if config.sample_only:
         model, shape = load_denoiser(checkpoint_path(config), device)
         images = sample(model, config.num_samples, shape, config.seed)
@@ -514,7 +514,7 @@ def run(config: Config) -> Result:
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
     for name in RECIPES if config.compare else ():  # what does not fit is said before the training
-        build(plain(replace(config, recipe=name)), data.shape)
+        build(settings_dict(replace(config, recipe=name)), data.shape)
     evaluator = samples.evaluator_for(config, data, samples.TRACKED)
     watching = observer(config, data, result, evaluator)
     main = train(config, data, checkpoint_path(config), watching)

@@ -41,7 +41,7 @@ from imagelab.techniques.attacks import (
     pgd_accuracies,
 )
 from imagelab.techniques.classifier import accuracy, new_classifier, predict
-from imagelab.training.loop import Observer, Training, goes_on, no_observer, one_cycle
+from imagelab.training.loop import Observer, Training, can_resume, no_observer, one_cycle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -472,7 +472,7 @@ def defence(config: Config, method: str) -> Defence:
     return Defence(
         method=method,
         epochs=getattr(config, f"{method.lower()}_epochs"),
-        resume=goes_on(config, checkpoint_path(config, method), first=method == METHODS[0]),
+        resume=can_resume(config, checkpoint_path(config, method), first=method == METHODS[0]),
         **{name: getattr(config, name) for name in shared},
     )
 
@@ -480,7 +480,7 @@ def defence(config: Config, method: str) -> Defence:
 def run(config: Config) -> Result:
     """Train three networks, attack them, draw what came out."""
     device = prepare(config.seed, config.device)
-    config = config.quickened(
+    config = config.if_quick(
         train_images=1500, ordinary_epochs=1, fast_epochs=1, pgd_epochs=2, pgd_images=10, restarts=2
     )
     data = load_for(config, device)

@@ -39,7 +39,7 @@ from imagelab.setup.settings import Count, InputFile, Limits, Rate
 from imagelab.techniques.classifier import DigitCNN, accuracy, as_unit, predict, usual_epochs
 from imagelab.techniques.export import export_network
 from imagelab.techniques.pretrained import imagenet_resnet18
-from imagelab.training.loop import Observer, Training, goes_on, no_observer, one_cycle
+from imagelab.training.loop import Observer, Training, can_resume, no_observer, one_cycle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -261,7 +261,7 @@ def train_all(config: Config, data: Dataset) -> list[Training]:
     for k in range(config.runs):
         seed = config.seed + k
         path = config.output_dir / MODELS / f"{name}{f'_seed{seed}' if k else ''}.pth"
-        own = replace(config, seed=seed, resume=goes_on(config, path, first=k == 0))
+        own = replace(config, seed=seed, resume=can_resume(config, path, first=k == 0))
         trainings.append(train(own, data, build(own, data), path))
     return trainings
 

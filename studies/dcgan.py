@@ -181,7 +181,7 @@ def lessons(result: Result) -> list[str]:
 def run(config: Config) -> Result:
     """Train (or load), sample, measure: the game is that of gan_mnist.py."""
     device = prepare(config.seed, config.device)
-    config = config.quickened(time_limit=6.0, num_samples=500, log_every=20)
+    config = config.if_quick(time_limit=6.0, num_samples=500, log_every=20)
     if config.sample_only:
         G = load_generator(config, device)
         gan_mnist.export_generator(config.export, G)

@@ -250,7 +250,7 @@ def save_weights(training: Training, path: Path) -> None:
 
     Their 16 bits are half the bytes, and change the result by less than 0.01 dB.
     """
-    config = settings.plain(training.config)
+    config = settings.settings_dict(training.config)
     checkpoints.save_checkpoint(path, {
         "script": SCRIPT,
         "config": {name: config[name] for name in ("width", "blocks", "max_sigma", "seed")},
@@ -441,7 +441,7 @@ def lessons(result: Result) -> list[str]:
 def run(config: Config) -> Result:
     """Train the autoencoder and measure it; compare the trained denoiser on photographs."""
     device = prepare(config.seed, config.device)
-    config = config.quickened(epochs=1)
+    config = config.if_quick(epochs=1)
     data = load_for(config, device)
     config = replace(config, epochs=config.epochs or (3 if data.name == EMBEDDED else 5))
     if any(side % 4 for side in data.shape[1:]):
@@ -465,7 +465,7 @@ def run(config: Config) -> Result:
 def run_photographs(config: Photographs) -> Result:
     """Train the residual network, write its weights in a small file, and compare it."""
     device = prepare(config.seed, config.device)
-    config = config.quickened(patches=200, epochs=2)
+    config = config.if_quick(patches=200, epochs=2)
     data = random_patches(config.patches, config.seed).to(device)
     result = start_result(SCRIPT, "Denoising photographs", SUMMARY, config,
                           f"{PICTURES}/photographs", device, data)  # fmt: skip

@@ -41,7 +41,7 @@ from imagelab.setup.settings import Count, Limits, Rate, TrainingSettings
 from imagelab.techniques.classifier import accuracy
 from imagelab.techniques.restoration import add_noise, by_filters
 from imagelab.training import checkpoints
-from imagelab.training.loop import Observer, Training, goes_on, no_observer
+from imagelab.training.loop import Observer, Training, can_resume, no_observer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -224,7 +224,7 @@ def load_network(config: Config, name: str, data: Dataset) -> RestorationUNet:
     path = checkpoint_path(config, name)
     saved = checkpoints.load_checkpoint(path, SCRIPT, data.images.device)
     checkpoints.check_trained_for(saved, path, data, config, "sigma", *WEIGHTS)
-    with checkpoints.as_described(path):
+    with checkpoints.checkpoint_errors(path):
         G = RestorationUNet(data.shape[0], saved["config"]["width"])
     checkpoints.load_weights(G, saved["model"].get("generator"), path)
     return channels_last(G, data.images.device)
@@ -342,7 +342,7 @@ def lessons(result: Result) -> list[str]:
 def run(config: Config) -> Result:
     """Train (or load) both, restore all held-out images, measure."""
     device = prepare(config.seed, config.device)
-    config = config.quickened(epochs=1, width=8, lr=1e-3)
+    config = config.if_quick(epochs=1, width=8, lr=1e-3)
     data = datasets.load_for(config, device)
     if any(side % 4 for side in data.shape[1:]):
         raise UserError(f"The images' sides must be divisible by 4, not {data.shape[1:]}.")
@@ -355,7 +355,7 @@ def run(config: Config) -> Result:
             networks[name] = load_network(settings, name, data)
             continue
         path = checkpoint_path(config, name)
-        settings = replace(settings, resume=goes_on(config, path, first=name == "L1 alone"))
+        settings = replace(settings, resume=can_resume(config, path, first=name == "L1 alone"))
         trainings[name] = train(settings, data, path, name, watching)
         networks[name] = trainings[name].networks["generator"]
     evaluator = samples.evaluator_for(config, data, len(data.test_images))

@@ -43,7 +43,7 @@ from imagelab.setup.settings import Common, Count, ExportSettings, Limits, Rate,
 from imagelab.setup.terminal import progress
 from imagelab.techniques.export import export_network
 from imagelab.techniques.pretrained import coco_ssdlite
-from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
+from imagelab.training.checkpoints import checkpoint_errors, load_checkpoint, load_weights
 from imagelab.training.loop import Observer, Training, no_observer, one_cycle
 
 if TYPE_CHECKING:
@@ -323,7 +323,7 @@ def load_detector(
 ) -> tuple[Detector, tuple[str, ...], int]:
     """The detector of a checkpoint, the names of its classes, and the side of its pictures in pixels."""
     saved = load_checkpoint(path, SCRIPT, device)
-    with as_described(path):
+    with checkpoint_errors(path):
         classes, size = tuple(saved["extra"]["classes"]), saved["dataset"]["shape"][1]
         model = Detector(len(classes), saved["config"]["width"])
     load_weights(model, saved["model"].get("detector"), path)
@@ -489,7 +489,7 @@ def lessons(result: Result) -> list[str]:
 def run(config: Config) -> Result:
     """Train on pictures with boxes, measure on those held out, make a film."""
     device = prepare(config.seed, config.device)
-    config = config.quickened(scenes=128, test_scenes=32, epochs=2)
+    config = config.if_quick(scenes=128, test_scenes=32, epochs=2)
     if config.size % CELL:
         raise UserError(f"--size must be a multiple of {CELL}, not {config.size}.")
     data = load_boxed(config.dataset, config.scenes, config.test_scenes, config.size).to(device)

@@ -27,7 +27,7 @@ from imagelab.setup.runtime import Stopwatch, UserError, generator, prepare
 from imagelab.setup.settings import DataSettings, Limits, ResumableSettings, TrainingSettings
 from imagelab.techniques.classifier import accuracy
 from imagelab.techniques.diffusion import Sampler, trailing_steps
-from imagelab.training.loop import goes_on
+from imagelab.training.loop import can_resume
 from studies import unet_diffusion
 from studies.unet_diffusion import MODELS, Model, Steps, load_with_data, sample
 
@@ -158,7 +158,7 @@ def measure_guidance(
 def trained_with(T: int, config: Config, own: unet_diffusion.Config, data: Dataset) -> Model:
     """A second network, trained like the first but with another T; --resume goes on."""
     path = config.output_dir / MODELS / f"trained_T{T}.pth"
-    _, model = unet_diffusion.train(replace(own, T=T, resume=goes_on(config, path)), data, path)
+    _, model = unet_diffusion.train(replace(own, T=T, resume=can_resume(config, path)), data, path)
     return model
 
 
@@ -301,7 +301,7 @@ def report_lengths(found: list[Length], n: int, result: Result) -> None:
 def run(config: Config) -> Result:
     """The curves, from the checkpoint under --output-dir."""
     device = prepare(config.seed, config.device)
-    config = config.quickened(
+    config = config.if_quick(
         few_steps=(2, 5), many_steps=(10,), scales=(0, 1, 3), lengths=(10,), steps=5,
     )  # fmt: skip
     model, data = load_with_data(config, device)

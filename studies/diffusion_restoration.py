@@ -258,7 +258,7 @@ def lessons(result: Result) -> list[str]:
 def run(config: Config) -> Result:
     """Both restorations, on held-out images."""
     device = prepare(config.seed, config.device)
-    config = config.quickened(images=20, sigmas=(0.25,), steps=5, widths=(16, 32))
+    config = config.if_quick(images=20, sigmas=(0.25,), steps=5, widths=(16, 32))
     model, data = load_with_data(config, device)
     if any(side % config.factor for side in data.shape[1:]):
         raise UserError(f"--factor must divide the images' sides, {data.shape[1:]}.")

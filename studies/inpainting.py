@@ -413,7 +413,7 @@ def lessons(result: Result) -> list[str]:
 def run(config: Config) -> Result:
     """Fill three kinds of holes in held-out images."""
     device = prepare(config.seed, config.device)
-    config = config.quickened(images=10, repaint_steps=6, jump=2, repeats=2, guess_steps=10)
+    config = config.if_quick(images=10, repaint_steps=6, jump=2, repeats=2, guess_steps=10)
     model, data = load_with_data(config, device)
     for steps in (config.repaint_steps, config.guess_steps):  # refused now, not after the trainings
         trailing_steps(len(model.schedule), steps)

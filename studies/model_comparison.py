@@ -36,7 +36,7 @@ from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import Stopwatch, UserError, generator, prepare
 from imagelab.setup.settings import BoardSettings, Count, DataSettings, Limits
 from imagelab.techniques import diffusion
-from imagelab.training.loop import Training, goes_on
+from imagelab.training.loop import Training, can_resume
 from studies import dcgan, unet_diffusion, vae
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def shared(config: Config, path: Path) -> dict[str, Any]:
         "seed": config.seed,
         "quick": config.quick,
         "time_limit": config.budget,
-        "resume": goes_on(config, path),
+        "resume": can_resume(config, path),
         "tensorboard": config.tensorboard,
     }
 
@@ -372,7 +372,7 @@ def lessons(_result: Result) -> list[str]:
 def run(config: Config) -> Result:
     """Train every model from every seed, measure, compare."""
     device = prepare(config.seed, config.device)
-    config = config.quickened(budget=3.0, repeats=1, num_samples=500)
+    config = config.if_quick(budget=3.0, repeats=1, num_samples=500)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, "", config, PICTURES, device, data)
     evaluator = samples.evaluator_for(config, data, config.num_samples)

@@ -47,7 +47,7 @@ from imagelab.setup.runtime import (
 from imagelab.setup.settings import Common, Count, ExportSettings, Limits, Rate, ResumableSettings
 from imagelab.setup.terminal import progress
 from imagelab.techniques.export import export_network
-from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
+from imagelab.training.checkpoints import checkpoint_errors, load_checkpoint, load_weights
 from imagelab.training.loop import Observer, Training, no_observer, one_cycle
 
 if TYPE_CHECKING:
@@ -316,7 +316,7 @@ def load_model(
 ) -> tuple[SegmentationUNet, tuple[str, ...], int]:
     """The U-Net of a checkpoint, the names of its classes, and the height of its pictures in pixels."""
     saved = load_checkpoint(path, SCRIPT, device)
-    with as_described(path):
+    with checkpoint_errors(path):
         classes, settings = tuple(saved["extra"]["classes"]), saved["config"]
         patch_size = settings.get("patch_size") or settings["fold"]  # its name in older ones
         model = SegmentationUNet(len(classes), tuple(settings["widths"]), patch_size)
@@ -452,7 +452,7 @@ def lessons(result: Result) -> list[str]:
 def run(config: Config) -> Result:
     """Train on pictures and masks, measure on those held out."""
     device = prepare(config.seed, config.device)
-    config = config.quickened(scenes=96, test_scenes=24, epochs=2, widths=(16, 32))
+    config = config.if_quick(scenes=96, test_scenes=24, epochs=2, widths=(16, 32))
     data = load_masked(config.dataset, config.data_dir, config.height, config.scenes,
                        config.test_scenes, config.ignore_255).to(device)  # fmt: skip
     if config.epochs is None:

@@ -337,7 +337,7 @@ def lessons(result: Result) -> list[str]:
 def run(config: Config) -> Result:
     """Caption, train, measure; with --prompt or --sample-only draw from the checkpoint."""
     device = prepare(config.seed, config.device)
-    config = config.quickened(widths=(16, 32), epochs=1, num_samples=50, steps=5)
+    config = config.if_quick(widths=(16, 32), epochs=1, num_samples=50, steps=5)
     if config.prompt is not None or config.sample_only:
         images = sample_from_checkpoint(config, device)
         return samples.sampled_only(SCRIPT, TITLE, PICTURES, config, device, images)

@@ -55,7 +55,7 @@ from imagelab.techniques.diffusion import (
 )
 from imagelab.techniques.unet import UNet
 from imagelab.training import distributed
-from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
+from imagelab.training.checkpoints import checkpoint_errors, load_checkpoint, load_weights
 from imagelab.training.loop import Observer, Training, no_observer, one_cycle
 
 if TYPE_CHECKING:
@@ -369,7 +369,7 @@ def load_model(path: Path, device: torch.device, script: str = SCRIPT, **conditi
     saved = load_checkpoint(path, script, device)
     config = saved["config"]
     config.setdefault("patch_size", config.get("fold"))  # its name in older checkpoints
-    with as_described(path):
+    with checkpoint_errors(path):
         condition = condition or {"classes": saved["dataset"]["classes"]}
         model = build(config, saved["dataset"]["shape"], **condition)
         model = replace(model, trained_on=saved["dataset"]["name"], settings=config)
@@ -446,7 +446,7 @@ def evaluate(
 ) -> torch.Tensor:  # fmt: skip
     """Sample and score, draw the figures; returns the samples."""
     n = samples.samples_to_draw(config, data)
-    with samples.clocked(result, n):
+    with samples.timed_samples(result, n):
         images, labels = sample(model, config, n)
     scorer = evaluator and samples.evaluator_for(config, data, n, evaluator)
     samples.report_samples(result, images, scorer, data, training)
@@ -483,7 +483,7 @@ def run(config: Config) -> Result | None:
     None in the processes of torchrun that write nothing.
     """
     device = distributed.join(prepare(config.seed, config.device))
-    config = config.quickened(widths=(16, 32), epochs=1, num_samples=300, steps=5)
+    config = config.if_quick(widths=(16, 32), epochs=1, num_samples=300, steps=5)
     path = checkpoint_path(config)
     if config.sample_only:
         images, _ = sample(load_model(path, device), config, config.num_samples)

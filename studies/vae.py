@@ -38,8 +38,8 @@ from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import autocast, generator, prepare
 from imagelab.setup.settings import Count, ExportSettings, Rate, SamplingSettings
 from imagelab.techniques.export import export_network
-from imagelab.training.checkpoints import as_described, load_checkpoint, load_weights
-from imagelab.training.loop import Observer, Training, goes_on, no_observer, one_cycle
+from imagelab.training.checkpoints import checkpoint_errors, load_checkpoint, load_weights
+from imagelab.training.loop import Observer, Training, can_resume, no_observer, one_cycle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -216,7 +216,7 @@ def load_model(config: Config, device: torch.device) -> VAE:
     """The model of the largest latent size, from its checkpoint under --output-dir."""
     path = checkpoint_path(config, max(config.latent_sizes))
     saved = load_checkpoint(path, SCRIPT, device)
-    with as_described(path):
+    with checkpoint_errors(path):
         shape, hidden = tuple(saved["dataset"]["shape"]), saved["config"]["hidden"]
         model = VAE(shape, max(config.latent_sizes), hidden).to(device)
     load_weights(model, saved["model"].get("vae"), path)
@@ -321,7 +321,7 @@ def evaluate(
     rows = {size: {"latents": size, **held_out(model, data.test_images, config.seed)}
             for size, model in models.items()}  # fmt: skip
     largest, count = max(models), samples.samples_to_draw(config, data)
-    with samples.clocked(result, count * len(models)):
+    with samples.timed_samples(result, count * len(models)):
         drawn = {size: sample(model, count, config.seed) for size, model in models.items()}
     evaluator = samples.evaluator_for(config, data, config.num_samples)
     score, scores = (
@@ -388,7 +388,7 @@ def lessons(result: Result) -> list[str]:
 def run(config: Config) -> Result:
     """Train a model per latent size, measure and draw."""
     device = prepare(config.seed, config.device)
-    config = config.quickened(epochs=2, num_samples=500)
+    config = config.if_quick(epochs=2, num_samples=500)
     if config.sample_only:
         model = load_model(config, device)
         export_decoder(config.export, model)
@@ -399,7 +399,7 @@ def run(config: Config) -> Result:
     epochs, trainings = config.epochs or (2 if data.name == EMBEDDED else 10), {}
     for size in config.latent_sizes:
         path = checkpoint_path(config, size)
-        resume = goes_on(config, path, first=size == config.latent_sizes[0])
+        resume = can_resume(config, path, first=size == config.latent_sizes[0])
         trainings[size] = train(replace(config, epochs=epochs, resume=resume), size, data, path)
     images = evaluate(config, data, trainings, result)
     samples.write_samples(config.samples_file, images)

@@ -14,7 +14,7 @@ from imagelab.setup.settings import TrainingSettings
 from imagelab.setup.terminal import told
 from imagelab.training import loop as training
 from imagelab.training.checkpoints import load_checkpoint
-from imagelab.training.loop import Training, goes_on, one_cycle, smooth
+from imagelab.training.loop import Training, can_resume, one_cycle, smooth
 
 
 @dataclass(frozen=True)
@@ -229,9 +229,13 @@ def test_other_pictures_under_the_same_name_are_not_gone_on_with(stripes, tmp_pa
 def test_of_several_trainings_those_go_on_that_have_begun(tmp_path):
     resumed, fresh = Config(resume=True), Config()
     (tmp_path / "there.pth").touch()
-    assert goes_on(resumed, tmp_path / "there.pth") and not goes_on(resumed, tmp_path / "none.pth")
-    assert goes_on(resumed, tmp_path / "none.pth", first=True)  # it will say what is missing
-    assert not goes_on(fresh, tmp_path / "there.pth") and not goes_on(fresh, tmp_path, first=True)
+    assert can_resume(resumed, tmp_path / "there.pth") and not can_resume(
+        resumed, tmp_path / "none.pth"
+    )
+    assert can_resume(resumed, tmp_path / "none.pth", first=True)  # it will say what is missing
+    assert not can_resume(fresh, tmp_path / "there.pth") and not can_resume(
+        fresh, tmp_path, first=True
+    )
 
 
 def test_means_over_windows():

@@ -12,7 +12,7 @@ from conftest import complaint, run_here, untaught
 import mlp_diffusion as ddpm
 from imagelab.report import figures
 from imagelab.setup.runtime import Interrupted, UserError
-from imagelab.setup.settings import plain
+from imagelab.setup.settings import settings_dict
 from imagelab.techniques.diffusion import linear_schedule
 
 RECIPES = list(ddpm.RECIPES)
@@ -20,7 +20,7 @@ RECIPES = list(ddpm.RECIPES)
 
 def network(recipe: str, dimensions: tuple[int, int, int] = (1, 28, 28), **more) -> ddpm.Denoiser:
     torch.manual_seed(0)
-    return ddpm.build(plain(ddpm.Config(recipe=recipe, **more)), dimensions)
+    return ddpm.build(settings_dict(ddpm.Config(recipe=recipe, **more)), dimensions)
 
 
 # --- the lesson, as mathematics -------------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from imagelab.setup.runtime import UserError
-from imagelab.setup.settings import Count, Rate, SamplingSettings, plain
+from imagelab.setup.settings import Count, Rate, SamplingSettings, settings_dict
 from studies import adversarial_training, detection
 
 
@@ -51,23 +51,23 @@ def test_a_list_of_values_is_not_empty():
 
 
 def test_quick_changes_only_what_the_user_left_alone():
-    assert Config(quick=True).quickened(epochs=2, num_samples=5) == Config(
+    assert Config(quick=True).if_quick(epochs=2, num_samples=5) == Config(
         quick=True, epochs=2, num_samples=5
     )
-    assert Config(quick=True, epochs=4).quickened(epochs=2).epochs == 4
-    assert Config().quickened(epochs=2).epochs == 10
+    assert Config(quick=True, epochs=4).if_quick(epochs=2).epochs == 4
+    assert Config().if_quick(epochs=2).epochs == 10
 
 
 def test_plain_types():
-    assert plain(Config(samples_file=Path("a.npz")))["samples_file"] == "a.npz"
-    assert all(isinstance(v, str | int | float | None) for v in plain(Config()).values())
+    assert settings_dict(Config(samples_file=Path("a.npz")))["samples_file"] == "a.npz"
+    assert all(isinstance(v, str | int | float | None) for v in settings_dict(Config()).values())
 
 
 def test_a_path_may_be_a_string():
     given = Config(output_dir="a folder/x", data_dir="d", samples_file="s.npz", quick=True)
     assert given == Config(output_dir=Path("a folder/x"), data_dir=Path("d"),
                            samples_file=Path("s.npz"), quick=True)  # fmt: skip
-    assert given.quickened(epochs=1).output_dir == Path("a folder/x")
+    assert given.if_quick(epochs=1).output_dir == Path("a folder/x")
     with pytest.raises(UserError, match=r"must end in \.npz, not 'a\.png'"):
         Config(samples_file="a.png")
     detector = detection.PredictBoxes(source="film.webm", output="seen.webm", model="m.pth")

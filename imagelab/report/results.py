@@ -18,7 +18,7 @@ import torch
 from imagelab.report import figures
 from imagelab.setup.files import atomic_path, claim, give_back
 from imagelab.setup.runtime import UserError, machine, versions
-from imagelab.setup.settings import Settings, plain
+from imagelab.setup.settings import Settings, settings_dict
 from imagelab.setup.terminal import as_utf8, is_terminal, readable, tell_if_silent, wrapped
 from imagelab.setup.terminal import columns as terminal_columns
 from imagelab.training import distributed
@@ -180,7 +180,7 @@ def start_result(
         title=title,
         summary=summary,
         folder=Path(config.output_dir) / folder,
-        config=plain(config),
+        config=settings_dict(config),
         seed=config.seed,
         device=machine(device),
         dataset=dataset.describe() if dataset is not None else None,

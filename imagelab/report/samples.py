@@ -37,7 +37,7 @@ TRACKED = 2000  # samples, at most, that are scored along a training
 
 
 @contextlib.contextmanager
-def clocked(result: Result, n: int) -> Iterator[None]:
+def timed_samples(result: Result, n: int) -> Iterator[None]:
     """How long each of the `n` samples took that are drawn inside the block, as a metric."""
     tell_if_silent(f"Drawing {n:,} samples.")
     with Stopwatch() as watch:

@@ -98,9 +98,8 @@ class RunSettings(Common):
         super().__post_init__()
         refuse_unwritable("output_dir", self.output_dir)
 
-    def quickened(self, **changes) -> Self:
-        """These settings, with `changes` in place of what is at its default, where --quick was asked
-        for."""
+    def if_quick(self, **changes) -> Self:
+        """With --quick: these settings with `changes`, except where the user chose a value."""
         if not self.quick:
             return self
         defaults = {f.name: f.default for f in fields(self)}
@@ -253,7 +252,7 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def plain(config: Settings) -> dict:
-    """A config as plain types, for checkpoints and results.json."""
+def settings_dict(config: Settings) -> dict:
+    """A config as a dict of plain types, for checkpoints and results.json."""
     values = {f.name: getattr(config, f.name) for f in fields(config)}
     return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}

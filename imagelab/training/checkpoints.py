@@ -13,7 +13,7 @@ import torch
 
 from imagelab.setup.files import atomic_path
 from imagelab.setup.runtime import UserError
-from imagelab.setup.settings import option, plain
+from imagelab.setup.settings import option, settings_dict
 
 FORMAT = 1
 FIELDS = {
@@ -95,10 +95,10 @@ def check_finite(weights: Any, path: Path | str) -> None:
 
 
 @contextlib.contextmanager
-def as_described(path: Path | str) -> Iterator[None]:
-    """Around what is built from what the checkpoint `path` says of itself.
+def checkpoint_errors(path: Path | str) -> Iterator[None]:
+    """Around code that builds a network from the settings inside the checkpoint `path`.
 
-    Raises UserError where it does not say enough, or nothing that anything could be built from.
+    Raises UserError if these settings are missing, or if no network can be built from them.
     """
     try:
         yield
@@ -112,7 +112,7 @@ def check_trained_for(saved: dict[str, Any], path: Path | str, data, config, *na
         raise UserError(
             f"{path} was trained with --dataset {saved['dataset'].get('name')}, not {data.name}."
         )
-    check_settings(saved, str(path), plain(config), names)
+    check_settings(saved, str(path), settings_dict(config), names)
 
 
 def check_settings(saved: dict[str, Any], what: str, config: dict, names: Iterable[str]) -> None:

@@ -30,7 +30,7 @@ import torch
 
 from imagelab.data.datasets import Described, batch_indices
 from imagelab.setup.runtime import Interrupted, Network, UserError, generator
-from imagelab.setup.settings import plain
+from imagelab.setup.settings import settings_dict
 from imagelab.setup.terminal import bar, tell, tell_once
 from imagelab.training import distributed
 from imagelab.training.checkpoints import (
@@ -59,19 +59,20 @@ MAY_CHANGE_ON_RESUME = {
 }
 
 
-def rise_and_fall(progress: float, rise: float, fall: float) -> float:
+def warmup_and_decay(progress: float, warmup: float, decay_from: float) -> float:
     """The learning rate's factor at `progress` (0 to 1) through a training.
 
-    It climbs to 1 over the part `rise`, stays there, and falls to 0 from the part `fall` on (1: never).
+    It rises to 1 over the share `warmup` of the steps, stays there, and falls to 0 from the share
+    `decay_from` on (1: never).
     """
-    up = progress / rise if rise > 0 else 1.0
-    down = (1 - progress) / (1 - fall) if fall < 1 else 1.0
+    up = progress / warmup if warmup > 0 else 1.0
+    down = (1 - progress) / (1 - decay_from) if decay_from < 1 else 1.0
     return min(up, 1.0, down)
 
 
 def one_cycle(progress: float) -> float:
     """Up over the first quarter of the steps, then down to 0 (after Smith 2018)."""
-    return rise_and_fall(progress, 0.25, 0.25)
+    return warmup_and_decay(progress, 0.25, 0.25)
 
 
 def global_states(device: torch.device) -> dict[str, torch.Tensor]:
@@ -88,11 +89,11 @@ def set_global_states(device: torch.device, states: dict[str, torch.Tensor]) -> 
         torch.cuda.set_rng_state(states["cuda"].cpu(), device)
 
 
-def goes_on(config, path: Path, first: bool = False) -> bool:
-    """Whether one of several trainings of a run goes on with --resume: if it has a checkpoint.
+def can_resume(config, path: Path, first: bool = False) -> bool:
+    """Whether this training, one of several of a run, has something to resume: --resume, and a checkpoint.
 
-    A run that was stopped in its `first` training has none of the later ones; without the first's
-    there is nothing to go on with, which loading it says.
+    A run that was stopped in its `first` training has no checkpoints of the later ones, which start
+    anew. The first one must have its checkpoint: if it is missing, loading it says so.
     """
     return config.resume and (first or Path(path).is_file())
 
@@ -167,7 +168,7 @@ class Training(Generic[Network]):
     def load(self) -> None:
         """Go on from the checkpoint at `path`. Raises UserError where it is of another run."""
         saved = load_checkpoint(self.path, self.script, self.data.images.device)
-        config = plain(self.config)
+        config = settings_dict(self.config)
         fixed = saved["config"].keys() & config.keys() - self.may_change - {"dataset"}
         check_settings(saved, f"--resume: {self.path}", config, sorted(fixed))
         then, now = saved["dataset"], self.data.describe()
@@ -403,7 +404,7 @@ class Training(Generic[Network]):
             self.path,
             {
                 "script": self.script,
-                "config": plain(self.config),
+                "config": settings_dict(self.config),
                 "dataset": self.data.describe(),
                 "epoch": self.epoch,
                 "step": self.step,
