@@ -90,7 +90,7 @@ def set_global_states(device: torch.device, states: dict[str, torch.Tensor]) -> 
 
 
 def can_resume(config, path: Path, first: bool = False) -> bool:
-    """Whether this training, one of several of a run, has something to resume: --resume, and a checkpoint.
+    """Whether this training, one of several, has something to resume: --resume, and a checkpoint.
 
     A run that was stopped in its `first` training has no checkpoints of the later ones, which start
     anew. The first one must have its checkpoint: if it is missing, loading it says so.
