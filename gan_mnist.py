@@ -192,8 +192,8 @@ class GANSettings(ExportSettings, SamplingSettings):
     """Decay of the generator's averaged weights, which draw the samples (Yazıcı et al. 2019); 0: none."""
     log_every: Count = 500
     """Batches between two lines of losses."""
-    grid_every: Annotated[int, Limits(0)] = 5
-    """Epochs between two sample grids; 0: none."""
+    grid_every: Annotated[float, Limits(0)] = 1.0
+    """Epochs between two sample grids (0.1: ten grids in each epoch); 0: none."""
 
 
 @dataclass(frozen=True)
@@ -243,6 +243,7 @@ def train(
         may_change_on_resume=("log_every", "grid_every", "compare", "compare_epochs"),
         label=label,
         log_every=config.log_every,
+        parts=round(1 / config.grid_every) if 0 < config.grid_every < 1 else 1,
     )
     if config.resume:
         training.load()
@@ -341,9 +342,11 @@ def observer(config: GANSettings, result: Result, evaluator: Evaluator | None) -
         if evaluator is not None:
             samples.track(training, evaluator, sample(G, evaluator.n, config.seed))
         every = config.grid_every
-        if every and (epoch % every == 0 or training.is_last(epoch)):
-            z = fixed.to(next(G.parameters()).device)
-            samples.write_grid(epoch_grid(result, epoch), generate(G, z), training)
+        if every and (epoch % max(round(every), 1) == 0 or training.is_last(epoch)):
+            z, done = fixed.to(next(G.parameters()).device), training.epochs_done
+            training.log(grid_epoch=torch.tensor(done))
+            path = result.folder / grid_name(done)
+            samples.write_grid(path, generate(G, z), training, f"epoch {round(done, 2):g}")
 
     return after_epoch
 
@@ -387,12 +390,12 @@ def evaluate(
     result.add_metric("D(x), last epoch", training.recent("d_real", steps), shown)
     result.add_metric("D(G(z)), last epoch", training.recent("d_fake", steps), shown)
     undecided = (1 - config.label_smoothing) / 2  # D's best answer where it cannot tell them apart
-    caption = "Left, the losses. Right, the mean output of D for real and for generated images; "
-    caption += (
-        f"the dashed line is {undecided:g}, the best answer of a D that cannot tell them apart."
+    caption = (
+        "Left, the losses. Right, the mean output of D for real and for generated images. A D that "
     )
+    caption += f"cannot tell them apart does best with {undecided:g} for all."
     result.add_figure("curves.png", plot_curves(training, undecided), caption)
-    frames = [read_png(path) for path in epoch_grids(config, training, result)]
+    frames = [read_png(path) for path in epoch_grids(training, result)]
     if frames:
         write_gif(
             result.add_file("training.gif", "Images from the same latents, epoch after epoch."),
@@ -432,21 +435,25 @@ def plot_curves(training: Training, undecided: float) -> Figure:
         lines = {label: training.smoothed(name, window)[1] for label, name in names.items()}
         epochs, _ = training.smoothed("d_loss", window)
         figures.plot_lines(axis, epochs, lines, "epoch", ylabel, markers=False)
+    style = {"color": "#888888", "linewidth": 1, "linestyle": "--"}
+    axes[0, 1].axhline(undecided, label=f"a D that cannot tell: {undecided:g}", **style)
     axes[0, 1].set_ylim(0, 1)
-    axes[0, 1].axhline(undecided, color="#888888", linewidth=1, linestyle="--")
+    axes[0, 1].legend()
     return figure
 
 
-def epoch_grid(result: Result, epoch: int) -> Path:
-    return result.folder / f"epoch_{epoch:03d}.png"
+def grid_name(epochs: float) -> str:
+    """The name of the grid after so many epochs: epoch_005.png, or epoch_005.25.png within one."""
+    whole = abs(epochs - round(epochs)) < 0.005
+    return f"epoch_{epochs:03.0f}.png" if whole else f"epoch_{epochs:06.2f}.png"
 
 
-def epoch_grids(config: GANSettings, training: Training, result: Result) -> list[Path]:
+def epoch_grids(training: Training, result: Result) -> list[Path]:
     """The grids that this training left on disk, also those from before a --resume."""
-    last, every = training.last_epoch, config.grid_every
-    epochs = sorted({*range(every, last, every), last}) if every else []
-    names = {epoch: epoch_grid(result, epoch).name for epoch in epochs}
-    paths = [result.note_file(name, f"Fixed latents after epoch {k}.") for k, name in names.items()]
+    epochs = training.curve("grid_epoch").tolist()
+    paths = [
+        result.note_file(grid_name(k), f"Fixed latents, epoch {round(k, 2):g}.") for k in epochs
+    ]
     return [path for path in paths if path is not None]
 
 
@@ -469,7 +476,7 @@ def lessons(result: Result) -> list[str]:
 
 
 def checkpoint_path(config: Config) -> Path:
-    return config.output_dir / MODELS / "mlp_gan.pth"
+    return config.checkpoint or config.output_dir / MODELS / "mlp_gan.pth"
 
 
 def run(config: Config) -> Result:

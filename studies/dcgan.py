@@ -142,8 +142,8 @@ class Config(gan_mnist.GANSettings):
     """The discriminator sees each image shifted at random by up to this many pixels; 0: as it is."""
     ema_decay: Fraction = 0.0
     """Decay of the generator's averaged weights, which then draw the samples; 0: none."""
-    grid_every: Annotated[int, Limits(0)] = 1
-    """Epochs between two sample grids; 0: none."""
+    grid_every: Annotated[float, Limits(0)] = 0.1
+    """Epochs between two sample grids (0.1: ten grids in each epoch); 0: none."""
     log_every: Count = 100
     """Batches between two lines of losses."""
     image_size: Count = 64
@@ -151,11 +151,11 @@ class Config(gan_mnist.GANSettings):
 
 
 def checkpoint_path(config: Config) -> Path:
-    return config.output_dir / MODELS / "dcgan.pth"
+    return config.checkpoint or config.output_dir / MODELS / "dcgan.pth"
 
 
 def load_generator(config: Config, device: torch.device) -> gan_mnist.BaseGenerator:
-    """The generator of the checkpoint under --output-dir."""
+    """The generator of --checkpoint, or of the latest one under --output-dir."""
     G = gan_mnist.load_generator(checkpoint_path(config), device, SCRIPT, ConvGenerator)
     return channels_last(G, device)
 

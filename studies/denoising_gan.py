@@ -31,7 +31,6 @@ from torch import nn
 import gan_mnist
 from imagelab.data import datasets
 from imagelab.data.datasets import Dataset, signed, to_uint8, unit
-from imagelab.data.pictures import write_png
 from imagelab.data.quality import mean_psnr, mean_ssim, ssim_map
 from imagelab.report import figures, samples
 from imagelab.report.evaluator import Evaluator, features, frechet_distance
@@ -217,19 +216,21 @@ def restore(G: nn.Module, noisy: torch.Tensor) -> torch.Tensor:
 
 
 def both_trainings(config: Config) -> dict[str, Config]:
-    """Names and settings of the two trainings."""
+    """Names and settings of the two trainings; --checkpoint is one of the GAN's."""
     return {
-        "L1 alone": replace(config, adversarial_weight=0.0, l1_weight=1.0, ssim_weight=0.0),
+        "L1 alone": replace(
+            config, checkpoint=None, adversarial_weight=0.0, l1_weight=1.0, ssim_weight=0.0
+        ),
         "GAN": config,
     }
 
 
 def checkpoint_path(config: Config, name: str) -> Path:
-    return config.output_dir / MODELS / f"{name.replace(' ', '_')}.pth"
+    return config.checkpoint or config.output_dir / MODELS / f"{name.replace(' ', '_')}.pth"
 
 
 def load_network(config: Config, name: str, data: Dataset) -> RestorationUNet:
-    """The U-Net of a checkpoint under --output-dir."""
+    """The U-Net of --checkpoint, or of the latest one under --output-dir."""
     path = checkpoint_path(config, name)
     saved = checkpoints.load_checkpoint(path, SCRIPT, data.images.device)
     checkpoints.check_trained_for(
@@ -256,15 +257,22 @@ def epoch_picture(label: str, epoch: int) -> str:
     return f"{label.replace(' ', '_')}_epoch_{epoch:03d}.png"
 
 
+def class_names(data: Dataset, n: int) -> list[str]:
+    """The classes of the first held-out images."""
+    return [data.classes[label] for label in data.test_labels[:n].tolist()]
+
+
 def observer(config: Config, data: Dataset, result: Result) -> Observer:
     """After each epoch, a picture of ten held-out images: clean, noisy, restored."""
-    clean = signed(data.test_images[:10])
+    clean, classes = signed(data.test_images[:10]), class_names(data, 10)
     noisy = add_noise(clean, config.sigma, generator(config.seed, "progress", clean.device), low=-1)
 
     def after_epoch(training: Training, epoch: int) -> None:
-        rows = torch.cat([clean, noisy, restore(training.networks["generator"], noisy)])
-        path = result.folder / epoch_picture(training.label, epoch)
-        write_png(path, figures.grid(to_uint8(rows), columns=10))
+        restored = restore(training.networks["generator"], noisy)
+        rows = {"clean": clean, "noisy": noisy, "restored": restored}
+        title = f"{training.label}, epoch {epoch}"
+        figure = figures.plot_rows({k: to_uint8(x) for k, x in rows.items()}, classes, title)
+        figures.save_figure(figure, result.folder / epoch_picture(training.label, epoch))
 
     return after_epoch
 
@@ -321,8 +329,8 @@ def evaluate(
         gain = rows["GAN"][column] - rows[blur][column]
         result.add_metric(f"GAN less blur: {name}", gain, n, unit=unit_, better="higher")
     shown = {"clean": data.test_images} | images
-    figure = figures.plot_rows({name: x[:10] for name, x in shown.items()})
-    caption = "Held-out images: clean, noisy, and restored by each method."
+    figure = figures.plot_rows({k: x[:10] for k, x in shown.items()}, class_names(data, 10))
+    caption = "Held-out images, not picked, under their class: clean, noisy, restored by each method."
     result.add_figure("restored.png", figure, caption)
     return images["GAN"]
 

@@ -236,7 +236,7 @@ def measure(name: str, config: Config, data: Dataset, evaluator: Evaluator) -> M
         name,
         config.seed,
         evaluator.scores(images),
-        epochs=training.steps_done / training.steps_per_epoch,
+        epochs=training.epochs_done,
         milliseconds=1000 * statistics.median(seconds_each),
         parameters=trained.parameters,
         samples=images[shown],

@@ -222,13 +222,15 @@ def checkpoint_path(config: Config, latent_size: int) -> Path:
 
 
 def load_model(config: Config, device: torch.device) -> VAE:
-    """The model of the largest latent size, from its checkpoint under --output-dir."""
-    path = checkpoint_path(config, max(config.latent_sizes))
+    """The model of --checkpoint, or the latest one of the largest latent size under --output-dir."""
+    path = config.checkpoint or checkpoint_path(config, max(config.latent_sizes))
     saved = load_checkpoint(path, SCRIPT, device)
     with checkpoint_errors(path):
+        weights = saved["model"]["vae"]
+        latent_size = weights["decoder.0.weight"].shape[1]
         shape, hidden = tuple(saved["dataset"]["shape"]), saved["config"]["hidden"]
-        model = VAE(shape, max(config.latent_sizes), hidden).to(device)
-    load_weights(model, saved["model"].get("vae"), path)
+        model = VAE(shape, latent_size, hidden).to(device)
+    load_weights(model, weights, path)
     return model.eval()
 
 

@@ -28,11 +28,23 @@ class Config(SamplingSettings):
         ({"seed": -1}, "--seed"),
         ({"resume": True, "sample_only": True}, "--resume"),
         ({"samples_file": Path("a.png")}, "must end in .npz"),
+        ({"keep_every": 0}, "--keep-every must be at least 1, not 0"),
+        ({"keep_every": -2}, "--keep-every must be at least 1, not -2"),
+        ({"checkpoint": Path("none.pth")}, "--checkpoint: there is no file none.pth"),
+        (
+            {"checkpoint": Path(__file__), "resume": True},
+            "--resume trains and --checkpoint does not",
+        ),
     ],
 )
 def test_bad_settings_are_refused(values, sentence):
     with pytest.raises(UserError, match=sentence):
         Config(**values)
+
+
+def test_a_checkpoint_is_sampled_from_and_not_trained():
+    assert Config(checkpoint=__file__).sample_only and not Config().sample_only
+    assert Config(checkpoint=__file__).checkpoint == Path(__file__)
 
 
 def test_a_count_may_be_left_out():

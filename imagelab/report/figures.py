@@ -138,6 +138,17 @@ def grid(images: torch.Tensor, columns: int, scale: int = 2, gap: int = 2) -> np
     return sheet[:, :, 0] if c == 1 else sheet
 
 
+def titled(sheet: np.ndarray, text: str, size: int = 16) -> np.ndarray:
+    """A picture (H, W) or (H, W, 3) uint8 below a white strip with a line of `text`."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    strip = Image.new("L", (sheet.shape[1], round(1.4 * size)), 255)
+    font = ImageFont.truetype(font_file(text), size)
+    ImageDraw.Draw(strip).text((2, 0), text, 0, font)
+    strip = np.asarray(strip) if sheet.ndim == 2 else np.asarray(strip.convert("RGB"))
+    return np.concatenate([strip, sheet])
+
+
 def rgb(colour: str) -> tuple[int, int, int]:
     """'#0072B2' as red, green and blue from 0 to 255."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
@@ -170,13 +181,23 @@ def name_rows(axes: np.ndarray, names: Sequence[str]) -> None:
         )  # fmt: skip
 
 
-def plot_rows(rows: Mapping[str, torch.Tensor]) -> Figure:
-    """Rows of equally many pictures (N, C, H, W) uint8, each row with its name at the left."""
+def plot_rows(
+    rows: Mapping[str, torch.Tensor], columns: Sequence[str] = (), title: str = ""
+) -> Figure:
+    """Rows of equally many pictures (N, C, H, W) uint8, each row with its name at the left.
+
+    The names of the `columns`, if given, stand above them.
+    """
     width = max(len(pictures) for pictures in rows.values())
     figure, axes = new_figure(0.9 * width, 0.98 * len(rows), len(rows))
     for axis, pictures in zip(axes[:, 0], rows.values(), strict=True):
         show_image(axis, grid(pictures, columns=width))
     name_rows(axes, list(rows))
+    for k, name in enumerate(columns):
+        place = ((k + 0.5) / width, 1), (0, 3), "axes fraction", "offset points"
+        axes[0, 0].annotate(name, *place, ha="center", va="bottom")
+    if title:
+        figure.suptitle(title)
     return figure
 
 

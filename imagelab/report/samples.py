@@ -47,9 +47,15 @@ def timed_samples(result: Result, n: int) -> Iterator[None]:
     )
 
 
-def write_grid(path: Path, images: torch.Tensor, training: Training | None = None) -> None:
-    """The first hundred of `images` (N, C, H, W) uint8, ten by ten; also where `training` is watched."""
+def write_grid(
+    path: Path, images: torch.Tensor, training: Training | None = None, title: str = ""
+) -> None:
+    """The first hundred of `images` (N, C, H, W) uint8, ten by ten, under a `title` if there is one.
+
+    The grid is also sent to TensorBoard, if `training` is observed there.
+    """
     sheet = figures.grid(images[:GRID], columns=10)
+    sheet = figures.titled(sheet, title) if title else sheet
     write_png(path, sheet)
     if training is not None:
         training.show_picture("samples", sheet)
@@ -86,15 +92,15 @@ def track(training: Training, evaluator: Evaluator, images: torch.Tensor) -> Non
     """Note the Fréchet distance and the coverage of `images` in the history of the training."""
     seen = features(evaluator.classifier, images[: evaluator.n])
     training.log(
-        tracked_epoch=torch.tensor(training.steps_done / training.steps_per_epoch),
+        tracked_epoch=torch.tensor(training.epochs_done),
         tracked_distance=torch.tensor(frechet_distance(seen, evaluator.real)),
         tracked_coverage=torch.tensor(density_and_coverage(seen, evaluator.real)[1]),
     )
 
 
 def add_quality(result: Result, training: Training, evaluator: Evaluator | None) -> None:
-    """Enter the curve of what was tracked, where it was."""
-    if evaluator is not None:
+    """Enter the curve of what was tracked, if there are two points or more."""
+    if evaluator is not None and len(training.curve("tracked_epoch")) > 1:
         caption = f"Quality along the training: distance and coverage of {evaluator.n:,} samples."
         result.add_figure("quality.png", plot_quality(training, evaluator), caption)
 
@@ -162,29 +168,43 @@ def report_samples(
     real = result.add_file("real.png", "Training images, to compare with.")
     rows = random_subset(len(data.images), GRID, "real grid").to(data.images.device)
     write_grid(real, data.images[rows])
-    if evaluator is None:
-        return None
-    scores = evaluator.scores(samples)
-    evaluator.add_to(result, scores)
+    scores = evaluator.scores(samples) if evaluator else None
+    if evaluator and scores:
+        evaluator.add_to(result, scores)
+        caption = "What the classifier reads in the samples: a collapse would empty some classes."
+        result.add_figure("classes.png", plot_class_shares(scores, evaluator, data), caption)
+    report_neighbours(result, samples, data)
+    return scores
+
+
+def plot_class_shares(scores: Scores, evaluator: Evaluator, data: Dataset) -> Figure:
+    """The classes that the classifier reads in the samples, beside those of held-out images."""
     figure, axes = figures.new_figure(7, 3)
     shares = {
         f"samples (n = {scores.n:,})": scores.class_shares,
         f"held-out real images (n = {scores.n:,})": evaluator.floor.class_shares,
     }
     figures.class_histogram(axes[0, 0], shares, data.classes)
-    result.add_figure("classes.png", figure, "What the classifier reads in the samples: a collapse "
-                      "would empty some classes.")  # fmt: skip
+    return figure
+
+
+def report_neighbours(result: Result, samples: torch.Tensor, data: Dataset) -> None:
+    """Enter the training images nearest to the first samples: the distance says what was memorised."""
     few = samples[:500].to(data.images.device)
     index, distance = nearest(few, data.images)
     rows = random_subset(len(data.test_images), len(few), "nearest").to(data.images.device)
     _, usual = nearest(varied_as_trained_on(data, data.test_images[rows]), data.images)
-    result.add_metric("distance to the nearest training image", distance.median(), len(few),
-                      floor=usual.median().item())  # fmt: skip
-    pairs = torch.cat([few[:10], data.images[index[:10]]])
-    path = result.add_file("neighbours.png", "Samples above, each one's nearest training image below:"
-                           " equal pairs would be learnt by heart.")  # fmt: skip
-    write_png(path, figures.grid(pairs, columns=10))
-    return scores
+    usual = usual.median().item()
+    name = "distance to the nearest training image"
+    result.add_metric(name, distance.median(), len(few), floor=usual)
+    pairs = {"sample": few[:10], "nearest training image": data.images[index[:10]]}
+    figure = figures.plot_rows(pairs, [f"{d:.3f}" for d in distance[:10].tolist()])
+    caption = (
+        "Samples, and the training image nearest to each. Above them, their distance (root mean "
+    )
+    caption += "square, pixels from 0 to 1): at 0 a sample would be a copy. Held-out images have "
+    caption += f"{usual:.3f} in the median."
+    result.add_figure("neighbours.png", figure, caption)
 
 
 def plot_comparison(samples: Mapping[str, torch.Tensor], scores: Mapping[str, Scores]) -> Figure:

@@ -132,10 +132,12 @@ class DataSettings(Settings):
 
 @dataclass(frozen=True)
 class BoardSettings(Checked):
-    """What every training that can be watched understands."""
+    """What every training understands, also one of several models: what else it writes on its way."""
 
     tensorboard: bool = False
     """Also write losses and sample grids for TensorBoard, into tensorboard/ beside the checkpoint."""
+    keep_every: Count | None = None
+    """Also keep a copy of the checkpoint every so many epochs, with the epoch's number in its name."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -176,13 +178,18 @@ class TrainingSettings(ResumableSettings, DataSettings):
 
     sample_only: bool = False
     """Load the checkpoint and make the images; train nothing."""
+    checkpoint: InputFile | None = None
+    """Make the images from this checkpoint, for instance one of --keep-every; train nothing."""
     samples_file: Path | None = None
     """Also write the images into this .npz file (array 'images', uint8, N×H×W or N×H×W×3)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.checkpoint is not None and not self.sample_only:
+            object.__setattr__(self, "sample_only", True)  # the class is frozen
         if self.resume and self.sample_only:
-            raise UserError("--resume trains and --sample-only does not: choose one of them.")
+            name = option("checkpoint" if self.checkpoint else "sample_only")
+            raise UserError(f"--resume trains and {name} does not: choose one of them.")
         if self.samples_file is not None and self.samples_file.suffix != ".npz":
             raise UserError(f"--samples-file must end in .npz, not {self.samples_file.name!r}.")
         if self.samples_file is not None:
