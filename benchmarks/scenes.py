@@ -69,11 +69,21 @@ def start(
     script: str, folder: Path, *more: str, environment: dict[str, str] | None = None, **how
 ) -> subprocess.Popen:
     return subprocess.Popen(
-        command(script, folder, *more), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True, encoding="utf-8", errors="replace",
-        env={**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(ROOT),
-             **(environment or {})}, **how,
-    )  # fmt: skip
+        command(script, folder, *more),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env={
+            **os.environ,
+            "PYTHONIOENCODING": "utf-8",
+            "PYTHONPATH": str(ROOT),
+            **(environment or {}),
+        },
+        **how,
+    )
 
 
 def end(process: subprocess.Popen, statuses: tuple[int, ...], names: str = "") -> list[str]:
@@ -136,8 +146,11 @@ def damaged(folder: Path) -> list[str]:
 
 def lost(before: Path, after: Path) -> list[str]:
     """Files of the run that ended well that are gone."""
-    return [Harm(f"{path.relative_to(before)} is gone") for path in before.rglob("*")
-            if path.is_file() and not (after / path.relative_to(before)).is_file()]  # fmt: skip
+    return [
+        Harm(f"{path.relative_to(before)} is gone")
+        for path in before.rglob("*")
+        if path.is_file() and not (after / path.relative_to(before)).is_file()
+    ]
 
 
 def harm(

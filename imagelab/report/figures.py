@@ -116,8 +116,13 @@ def font_file(letters: str) -> str:
 
     if lacks(usual) == 0:
         return usual
-    plain = {font.name for font in fontManager.ttflist if font.style == "normal"
-             and font.weight in (400, "normal") and not font.name.startswith("Last Resort")}  # fmt: skip
+    plain = {
+        font.name
+        for font in fontManager.ttflist
+        if font.style == "normal"
+        and font.weight in (400, "normal")
+        and not font.name.startswith("Last Resort")
+    }
     found = [findfont(FontProperties(family=name)) for name in sorted(plain)]
     return min([usual, *found], key=lacks)
 
@@ -164,10 +169,16 @@ def name_rows(axes: np.ndarray, names: Sequence[str]) -> None:
     upwards = max(map(len, names)) <= 25  # longer ones would meet the next row's
     for axis, name in zip(axes[:, 0], names, strict=True):
         axis.annotate(
-            textwrap.fill(name, 14 if upwards else 16), (0, 0.5), (-8, 0), "axes fraction",
-            "offset points", rotation=90 if upwards else 0, va="center", ha="right",
+            textwrap.fill(name, 14 if upwards else 16),
+            (0, 0.5),
+            (-8, 0),
+            "axes fraction",
+            "offset points",
+            rotation=90 if upwards else 0,
+            va="center",
+            ha="right",
             multialignment="center",
-        )  # fmt: skip
+        )
 
 
 def plot_rows(rows: Mapping[str, torch.Tensor]) -> Figure:
