@@ -70,11 +70,21 @@ def start(
     script: str, folder: Path, *more: str, environment: dict[str, str] | None = None, **how
 ) -> subprocess.Popen:
     return subprocess.Popen(
-        command(script, folder, *more), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True, encoding="utf-8", errors="replace",
-        env={**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(ROOT),
-             **(environment or {})}, **how,
-    )  # fmt: skip
+        command(script, folder, *more),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env={
+            **os.environ,
+            "PYTHONIOENCODING": "utf-8",
+            "PYTHONPATH": str(ROOT),
+            **(environment or {}),
+        },
+        **how,
+    )
 
 
 def end(process: subprocess.Popen, statuses: tuple[int, ...], names: str = "") -> list[str]:
