@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from imagelab.data.datasets import Dataset, random_subset, varied_as_trained_on
+from imagelab.data.embedded import varied_as_trained_on
 from imagelab.data.pictures import write_gif, write_png
+from imagelab.data.tensors import Dataset, random_subset
 from imagelab.report import figures
 from imagelab.report.evaluator import (
     MIN_SAMPLES,
@@ -80,8 +81,10 @@ def evaluator_for(
     if known is not None and known.n == n:
         return known
     if n < MIN_SAMPLES or len(data.classes) < 2:
-        print(f"The samples are not scored: that takes two classes and {MIN_SAMPLES} held-out images "
-              f"and samples; here are {len(data.classes)} and {n}.")  # fmt: skip
+        print(
+            f"The samples are not scored: that takes two classes and {MIN_SAMPLES} held-out images "
+            f"and samples; here are {len(data.classes)} and {n}."
+        )
         return None
     return Evaluator(
         trained_classifier(data, config.output_dir, config.seed, config.quick), data, n
@@ -119,9 +122,15 @@ def plot_quality(training: Training, evaluator: Evaluator) -> Figure:
             (evaluator.memoriser, "training images (memoriser)", ":"),
         ):
             if scores is not None:
-                axis.axhline(getattr(scores, key), color="#666666", linewidth=1.2,
-                             linestyle=style, label=label)  # fmt: skip
-        axis.xaxis.get_major_locator().set_params(integer=True)
+                axis.axhline(
+                    getattr(scores, key),
+                    color="#666666",
+                    linewidth=1.2,
+                    linestyle=style,
+                    label=label,
+                )
+        if epochs.max() > 3:
+            axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 1].legend(loc="lower right")
     figures.log_scale(axes[0, 0])
     axes[0, 1].set_ylim(0, 1)

@@ -30,7 +30,7 @@ from typing import Any, Generic
 import numpy as np
 import torch
 
-from imagelab.data.datasets import Described, batch_indices
+from imagelab.data.tensors import Described, batch_indices
 from imagelab.setup.files import atomic_path
 from imagelab.setup.runtime import Interrupted, Network, UserError, generator
 from imagelab.setup.settings import settings_dict
