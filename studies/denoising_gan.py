@@ -132,6 +132,9 @@ Weight = Annotated[float, Limits(0, 1e6)]
 class Config(TrainingSettings):
     """Settings of the denoising GAN."""
 
+    dataset: str = "auto"
+    """auto (Fashion-MNIST or else MNIST, if under --data-dir; else the embedded digits), mnist-5k,
+    textures, faces, mnist, fashion-mnist, cifar10, celeba, or folder:PATH for your own pictures."""
     sigma: Annotated[float, Limits(0, 2)] = 0.5
     """Standard deviation of the noise, for pixels in [-1, 1]. Noisy images are clipped to [-1, 1]."""
     epochs: Count | None = None
@@ -330,7 +333,9 @@ def evaluate(
         result.add_metric(f"GAN less blur: {name}", gain, n, unit=unit_, better="higher")
     shown = {"clean": data.test_images} | images
     figure = figures.plot_rows({k: x[:10] for k, x in shown.items()}, class_names(data, 10))
-    caption = "Held-out images, not picked, under their class: clean, noisy, restored by each method."
+    caption = (
+        "Held-out images, not picked, under their class: clean, noisy, restored by each method."
+    )
     result.add_figure("restored.png", figure, caption)
     return images["GAN"]
 
@@ -363,7 +368,7 @@ def run(config: Config) -> Result:
     """Train (or load) both, restore all held-out images, measure."""
     device = prepare(config.seed, config.device)
     config = config.if_quick(epochs=1, width=8, lr=1e-3)
-    data = datasets.load_for(config, device)
+    data = datasets.load_for(config, device, found_first=("fashion-mnist", "mnist"))
     if any(side % 4 for side in data.shape[1:]):
         raise UserError(f"The images' sides must be divisible by 4, not {data.shape[1:]}.")
     config = replace(config, epochs=config.epochs or (1 if data.name == datasets.EMBEDDED else 10))

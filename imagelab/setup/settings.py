@@ -17,7 +17,16 @@ from typing import Annotated, Any, Self, get_args, get_type_hints
 
 from imagelab.setup.runtime import UserError
 
-DATASETS = ("auto", "mnist-5k", "textures", "mnist", "fashion-mnist", "cifar10")
+DATASETS = (
+    "auto",
+    "mnist-5k",
+    "textures",
+    "faces",
+    "mnist",
+    "fashion-mnist",
+    "cifar10",
+    "celeba",
+)
 
 
 @dataclass(frozen=True)
@@ -120,8 +129,8 @@ class DataSettings(Settings):
     """What every script that takes a data set understands besides."""
 
     dataset: str = "auto"
-    """auto (MNIST if it is under --data-dir, else the embedded part of it), mnist-5k, textures, mnist,
-    fashion-mnist, cifar10, or folder:PATH for your own pictures."""
+    """auto (MNIST if it is under --data-dir, else the embedded part of it), mnist-5k, textures, faces,
+    mnist, fashion-mnist, cifar10, celeba, or folder:PATH for your own pictures."""
     data_dir: Path = Path("data")
     """Where downloaded data sets lie."""
 
