@@ -19,11 +19,16 @@ LISTS = [name for *_, name in CelebA.file_list if name.endswith(".txt")]
 def test_the_faces_inside_scikit_image(tmp_path):
     data = load_dataset("faces", tmp_path)
     assert data.shape == (1, 24, 24) and data.classes == ("face",) and "100 faces" in data.source
-    assert len(data.images) == len(data.labels) == 180
+    assert len(data.images) == len(data.labels) == 720
     assert len(data.test_images) == len(data.test_labels) == 10
-    assert torch.equal(data.images[90:], data.images[:90].flip(3))
+    assert torch.equal(data.images[360:], data.images[:360].flip(3))
+    first, right = (
+        data.images[:90],
+        data.images[90:180],
+    )  # the second crop begins a pixel further on
+    assert torch.equal(first[..., 1:], right[..., :-1]) and not torch.equal(first, right)
     everything = {image.numpy().tobytes() for image in torch.cat([data.images, data.test_images])}
-    assert len(everything) == 190  # none is held out that is trained on
+    assert len(everything) == 730  # none is held out that is trained on
     assert 90 < data.images.float().mean() < 140 and list(tmp_path.iterdir()) == []
 
 

@@ -22,20 +22,21 @@ def lfw_faces() -> Dataset:
     """
     import skimage.data
 
-    faces = torch.from_numpy(skimage.data.lfw_subset()[:100, :24, :24])  # then 100 that are none
-    images = faces.mul(255).round().to(torch.uint8)[:, None]
-    labels = torch.zeros(100, dtype=torch.long)
-    held_out = every_tenth(labels)
-    train = torch.cat([images[~held_out], images[~held_out].flip(3)])
+    faces = torch.from_numpy(skimage.data.lfw_subset()[:100])  # 25×25; then 100 that are no faces
+    faces = faces.mul(255).round().to(torch.uint8)[:, None]
+    held_out = every_tenth(torch.zeros(100))
+    crops = [faces[:, :, y : y + 24, x : x + 24] for y in (0, 1) for x in (0, 1)]
+    train = torch.cat([crop[~held_out] for crop in crops])
+    train = torch.cat([train, train.flip(3)])
     return Dataset(
         "faces",
-        "100 faces of Labeled Faces in the Wild inside scikit-image, 24×24 pixels: 90 and their mirror "
-        "images to train on, 10 held out",
+        "100 faces of Labeled Faces in the Wild inside scikit-image, 24×24 pixels: 90 to train on, each "
+        "in four crops and their mirror images, 10 held out",
         ("face",),
         train,
-        labels.new_zeros(len(train)),
-        images[held_out],
-        labels[held_out],
+        torch.zeros(len(train), dtype=torch.long),
+        crops[0][held_out],
+        torch.zeros(10, dtype=torch.long),
     )
 
 
