@@ -40,7 +40,8 @@ from benchmarks.scenes import (
     prepared,
     start,
 )
-from imagelab.report.results import text_table, write_json
+from imagelab.report.numbers import text_table
+from imagelab.report.results import write_json
 from imagelab.setup.settings import Checked, Count, Limits, option
 
 Kind = Literal["signals", "killed-saves", "full-saves", "full-disk", "read-only", "two-runs",
