@@ -112,6 +112,20 @@ def test_what_says_too_little_of_itself_is_refused(tmp_path, script, name, chang
     assert f"{path} does not say how its network was built" in said
 
 
+@pytest.mark.parametrize(
+    "script",
+    ["gan_mnist", "mlp_diffusion", "studies.dcgan", "studies.vae", "studies.unet_diffusion",
+     "studies.denoising_autoencoder", "studies.diffusion_restoration", "studies.text_diffusion"],
+)  # fmt: skip
+def test_a_checkpoint_of_another_script_is_refused(tmp_path, script):
+    """By every script that has --sample-only; nor is the latest one taken in its place."""
+    save_checkpoint(tmp_path / "a.pth", contents("another"))
+    said = complaint(script, "--checkpoint", tmp_path / "a.pth", "--dataset", "mnist-5k",
+                     "--output-dir", tmp_path)  # fmt: skip
+    own = script.removeprefix("studies.")
+    assert f"{tmp_path / 'a.pth'} was written by 'another', not by '{own}'" in said
+
+
 class Malicious:
     def __reduce__(self):
         return (open, ("harm", "w"))

@@ -53,6 +53,16 @@ def test_samples_come_again_from_the_checkpoint(quick):
     assert (quick / "study_images" / "vae" / "drawn.png").is_file()
 
 
+def test_the_checkpoint_says_how_many_latents_it_has(quick):
+    drawn = {}
+    for size in (2, 4):
+        path = quick / f"study_models/vae/latent_{size}.pth"
+        assert vae.load_model(vae.Config(checkpoint=path), torch.device("cpu")).latent_size == size
+        run_here(*QUICK, quick, "--checkpoint", path, "--samples-file", quick / "k.npz")
+        drawn[size] = np.load(quick / "k.npz")["images"]
+    assert (drawn[2] != drawn[4]).any()
+
+
 def test_the_two_parts_are_the_formulas():
     rng = torch.Generator().manual_seed(0)
     x = torch.rand(3, 1, 4, 4, generator=rng)
