@@ -263,7 +263,7 @@ def epoch_picture(label: str, epoch: int) -> str:
 # What the command in it gave: pictures with texture show what digits do not.
 RECORDED = (
     "Ten epochs on the textures of Fashion-MNIST (`python -m studies.denoising_gan --dataset "
-    "fashion-mnist`, n = 10,000) ended at a distance of 10.0 under L1 alone and 3.5 under all three terms."
+    "fashion-mnist`, n = 10,000) ended at a distance of 10.0 under L1 alone, 3.5 under all three terms."
 )
 
 
