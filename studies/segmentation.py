@@ -260,8 +260,9 @@ def train(
     weights = None if config.unweighted else class_weights(data.masks, len(data.classes))
     adamw = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2, fused=True)
     path = checkpoint_path(config, data.file_name + ("_pretrained" if config.pretrained else ""))
-    networks, optimizers = {"unet": model}, {"adamw": adamw}
-    training = Training(path, SCRIPT, config, data, networks=networks, optimizers=optimizers)
+    training = Training(
+        path, SCRIPT, config, data, networks={"unet": model}, optimizers={"adamw": adamw}
+    )
     training.extra = {"classes": list(data.classes)}
     if config.resume:
         training.load()
