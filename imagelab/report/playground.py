@@ -329,8 +329,8 @@ def ask(play: Playground, root: Path, results: dict) -> Panel:
         "ask",
         f"Ask for a {what}",
         f"The U-Net that this run trained ({millions:.1f} million weights) draws the class that you "
-        f"choose, from noise, in {len(times)} steps. Guidance strengthens the effect of the class. Brush over a "
-        "part of the picture, and the U-Net draws that part again.",
+        f"choose, from noise, in {len(times)} steps. Guidance strengthens the effect of the class. "
+        "Brush over a part of the picture, and the U-Net draws that part again.",
         "draw a class with a guidance of 0, which ignores the class, and again with 1.5 from the same "
         "noise.",
         "unet_diffusion",
