@@ -343,7 +343,7 @@ def sample(model: Denoiser, n: int, shape: tuple[int, int, int], seed: int) -> t
 
 
 def checkpoint_path(config: Config) -> Path:
-    return config.output_dir / MODELS / "fast_mlp_diffusion.pth"
+    return config.checkpoint or config.output_dir / MODELS / "fast_mlp_diffusion.pth"
 
 
 def load_denoiser(

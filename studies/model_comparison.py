@@ -124,6 +124,7 @@ def shared(config: Config, path: Path) -> dict[str, Any]:
         "time_limit": config.budget,
         "resume": can_resume(config, path),
         "tensorboard": config.tensorboard,
+        "keep_every": config.keep_every,
     }
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from imagelab.setup.runtime import UserError
 from imagelab.techniques.pretrained import trained
 from imagelab.training.checkpoints import FIELDS, load_checkpoint, load_weights, save_checkpoint
+from studies import diffusion_restoration
 
 
 def contents(script: str = "a") -> dict:
@@ -65,7 +66,7 @@ def test_what_is_not_the_files_fault_is_not_called_damage(tmp_path, monkeypatch,
 def test_weights_that_are_no_numbers_are_told(tmp_path, place, bad):
     weights = {"network": {"w": torch.tensor([1.0, bad]), "steps": torch.tensor(3)}}
     save_checkpoint(tmp_path / "a.pth", contents() | {place: weights})
-    with pytest.raises(UserError, match=r"weights in .*a\.pth are no numbers"):
+    with pytest.raises(UserError, match=r"weights in .*a\.pth are not finite"):
         load_checkpoint(tmp_path / "a.pth", "a")
 
 
@@ -77,7 +78,7 @@ def test_weights_from_elsewhere(tmp_path):
         with pytest.raises(UserError, match="There is no weights file"):
             trained(network, "a network", source, path)
     torch.save({"weight": torch.full((2, 2), float("nan")), "bias": torch.zeros(2)}, tmp_path / "w")
-    with pytest.raises(UserError, match="are no numbers"):
+    with pytest.raises(UserError, match="are not finite"):
         trained(network, "a network", source, tmp_path / "w")
 
 
@@ -115,7 +116,7 @@ def test_what_says_too_little_of_itself_is_refused(tmp_path, script, name, chang
 @pytest.mark.parametrize(
     "script",
     ["gan_mnist", "mlp_diffusion", "studies.dcgan", "studies.vae", "studies.unet_diffusion",
-     "studies.denoising_autoencoder", "studies.diffusion_restoration", "studies.text_diffusion"],
+     "studies.denoising_autoencoder", "studies.text_diffusion"],
 )  # fmt: skip
 def test_a_checkpoint_of_another_script_is_refused(tmp_path, script):
     """By every script that has --sample-only; nor is the latest one taken in its place."""
@@ -124,6 +125,14 @@ def test_a_checkpoint_of_another_script_is_refused(tmp_path, script):
                      "--output-dir", tmp_path)  # fmt: skip
     own = script.removeprefix("studies.")
     assert f"{tmp_path / 'a.pth'} was written by 'another', not by '{own}'" in said
+
+
+def test_super_resolution_refuses_it_as_well(tmp_path, stripes):
+    save_checkpoint(tmp_path / "a.pth", contents("another"))
+    with pytest.raises(UserError, match="written by 'another'"):
+        diffusion_restoration.load_trained(
+            diffusion_restoration.Config(checkpoint=tmp_path / "a.pth"), stripes
+        )
 
 
 class Malicious:

@@ -163,7 +163,9 @@ def test_an_epoch_cut_short_by_the_time_limit_is_not_kept(stripes, tmp_path, mon
 def test_a_loss_that_is_not_finite_ends_the_training(stripes, tmp_path):
     """The checkpoint of the last good epoch stays; where there is none, nothing is written."""
     path = tmp_path / "a.pth"
-    with pytest.raises(UserError, match=r"not finite .* epoch 1; nothing was saved.*--lr 1000"):
+    with pytest.raises(
+        UserError, match=r"no longer finite .* epoch 1; nothing was saved.*--lr 1000"
+    ):
         fit(Config(lr=1000.0), stripes, path, spoil_from=2)
     assert not path.exists()
     with pytest.raises(UserError, match=r"epoch 2; .*a\.pth is as it was"):

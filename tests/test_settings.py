@@ -33,7 +33,7 @@ class Config(SamplingSettings):
         ({"checkpoint": Path("none.pth")}, "--checkpoint: there is no file none.pth"),
         (
             {"checkpoint": Path(__file__), "resume": True},
-            "--resume trains and --checkpoint does not",
+            "--resume trains, --checkpoint does not",
         ),
     ],
 )
