@@ -176,7 +176,7 @@ class GANSettings(ExportSettings, SamplingSettings):
     """Real images per step; the discriminator sees as many generated ones."""
     lr: Rate = 1.2e-3
     """Adam's learning rate, of both networks."""
-    fall: Fraction = 0.5
+    decay_from: Fraction = 0.5
     """The share of the training after which the learning rate falls to 0; 1: it stays."""
     beta1: Annotated[float, Limits(0, 0.999)] = 0.0
     """Adam's first-moment decay (momentum). The opponent changes at every step, so that old gradients
@@ -184,7 +184,7 @@ class GANSettings(ExportSettings, SamplingSettings):
     label_smoothing: Annotated[float, Limits(0, 0.5)] = 0.1
     """Real images are labelled 1 minus this (Salimans et al. 2016). A discriminator that is never certain
     leaves the generator a gradient. 0: as Goodfellow et al. wrote it."""
-    moved: Annotated[int, Limits(0, 8)] = 2
+    max_shift: Annotated[int, Limits(0, 8)] = 2
     """The discriminator sees each image shifted at random by up to this many pixels; 0: as it is."""
     latent_size: Count = 100
     """Random numbers that the generator starts from."""
@@ -209,9 +209,9 @@ class Config(GANSettings):
 AS_OFTEN_WRITTEN = {
     "batch_size": 64,
     "lr": 2e-4,
-    "fall": 1.0,
+    "decay_from": 1.0,
     "beta1": 0.5,
-    "moved": 0,
+    "max_shift": 0,
     "ema_decay": 0.0,
 }
 
@@ -251,11 +251,11 @@ def train(
     with training:
         for epoch in training.epochs():
             for batch in training.batches():
-                lr = config.lr * warmup_and_decay(training.progress, 0, config.fall)
+                lr = config.lr * warmup_and_decay(training.progress, 0, config.decay_from)
                 adam_g.param_groups[0]["lr"] = adam_d.param_groups[0]["lr"] = lr
                 x = signed(data.images[batch])  # (B, C, H, W) in [-1, 1]
                 z = torch.randn(len(x), config.latent_size, generator=rng, device=device)
-                x, fake = (random_shift(images, config.moved, rng) for images in (x, G(z)))
+                x, fake = (random_shift(images, config.max_shift, rng) for images in (x, G(z)))
 
                 # The discriminator learns to tell the two apart; no gradient reaches the generator.
                 real_logits, fake_logits = D.compare(x, fake.detach())

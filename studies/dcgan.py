@@ -134,11 +134,11 @@ class Config(gan_mnist.GANSettings):
     """Real images per step; the discriminator sees as many generated ones."""
     lr: Rate = 4e-4
     """Adam's learning rate, of both networks: twice the paper's, because the training is short."""
-    fall: Fraction = 1.0
+    decay_from: Fraction = 1.0
     """The share of the training after which the learning rate falls to 0; 1: it stays."""
     beta1: Annotated[float, Limits(0, 0.999)] = 0.5
     """Adam's first-moment decay: 0.5 instead of 0.9 makes training steadier (Radford et al. 2015)."""
-    moved: Annotated[int, Limits(0, 8)] = 0
+    max_shift: Annotated[int, Limits(0, 8)] = 0
     """The discriminator sees each image shifted at random by up to this many pixels; 0: as it is."""
     ema_decay: Fraction = 0.0
     """Decay of the generator's averaged weights, which then draw the samples; 0: none."""

@@ -287,25 +287,21 @@ def observer(config: Config, data: Dataset, result: Result) -> Observer:
     return after_epoch
 
 
-def quality_rows(
-    restored: dict[str, torch.Tensor],
-    images: dict[str, torch.Tensor],
-    data: Dataset,
-    evaluator: Evaluator | None,
-) -> dict[str, dict[str, Any]]:
-    """The figures of each method: `restored` in [0, 1]; `images` are the same in uint8."""
-    clean, rows = unit(data.test_images), {}
-    for name, x in restored.items():
-        rows[name] = {"PSNR (dB)": mean_psnr(x, clean), "SSIM": mean_ssim(x, clean)}
-    if evaluator is None:
-        return rows
-    classifier, labels = evaluator.classifier, data.test_labels
-    of_clean = features(classifier, data.test_images)
-    for name, x in images.items():
-        distance = frechet_distance(features(classifier, x), of_clean)
-        rows[name] |= {"distance to clean": distance, "read right": accuracy(classifier, x, labels)}
-    read = accuracy(classifier, data.test_images, labels)
-    return rows | {"clean": dict.fromkeys(rows["noisy"], "") | {"read right": read}}
+def quality(x: torch.Tensor, data: Dataset, evaluator: Evaluator | None) -> dict[str, Any]:
+    """The figures of restored held-out images x (N, C, H, W) in [0, 1]."""
+    clean = unit(data.test_images)
+    row = {"PSNR (dB)": mean_psnr(x, clean), "SSIM": mean_ssim(x, clean)}
+    if evaluator is not None:
+        classifier, images = evaluator.classifier, as_uint8(x)
+        seen, real = (features(classifier, part) for part in (images, data.test_images))
+        row["distance to clean"] = frechet_distance(seen, real)
+        row["read right"] = accuracy(classifier, images, data.test_labels)
+    return row
+
+
+def as_uint8(x: torch.Tensor) -> torch.Tensor:
+    """Images in [0, 1] as they are written into files."""
+    return (x.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def evaluate(
@@ -326,27 +322,25 @@ def evaluate(
     restored = by_filters(noisy, sigma, some, rng)
     blur = list(restored)[1]
     restored |= {name: (restore(G, noisy * 2 - 1) + 1) / 2 for name, G in networks.items()}
-    images = {name: (x.clamp(0, 1) * 255).round().to(torch.uint8) for name, x in restored.items()}
-    rows = quality_rows(restored, images, data, evaluator)
+    rows = {name: quality(x, data, evaluator) for name, x in restored.items()}
+    table = [[name, *row.values()] for name, row in rows.items()]
+    if evaluator is not None:
+        read = accuracy(evaluator.classifier, data.test_images, data.test_labels)
+        table.append(["clean", "", "", "", read])
     caption = f"{data.name}: {n:,} held-out images, σ = {config.sigma} on [-1, 1]"
     caption += "; Fréchet distance to the same images without noise" if evaluator else ""
-    table = [[name, *row.values()] for name, row in rows.items()]
     result.add_table(caption, ["", *rows["noisy"]], table)
     for name in networks:
         result.add_metric(f"{name}: PSNR", rows[name]["PSNR (dB)"], n, unit="dB", better="higher")
         result.add_metric(f"{name}: SSIM", rows[name]["SSIM"], n, better="higher")
         if distance := rows[name].get("distance to clean"):
             result.add_metric(f"{name}: distance to clean", distance, n, better="lower")
-    for name, column, unit_ in (("PSNR", "PSNR (dB)", "dB"), ("SSIM", "SSIM", "")):
-        gain = rows["GAN"][column] - rows[blur][column]
-        result.add_metric(f"GAN less blur: {name}", gain, n, unit=unit_, better="higher")
-    shown = {"clean": data.test_images} | images
-    figure = figures.plot_rows({k: x[:10] for k, x in shown.items()}, class_names(data, 10))
-    caption = (
-        "Held-out images, not picked, under their class: clean, noisy, restored by each method."
-    )
-    result.add_figure("restored.png", figure, caption)
-    return images["GAN"]
+    gain = rows["GAN"]["PSNR (dB)"] - rows[blur]["PSNR (dB)"]
+    result.add_metric("GAN less blur: PSNR", gain, n, unit="dB", better="higher")
+    shown = {"clean": data.test_images[:10]} | {k: as_uint8(x[:10]) for k, x in restored.items()}
+    caption = "Held-out images, not picked, under their class: clean, noisy, restored."
+    result.add_figure("restored.png", figures.plot_rows(shown, class_names(data, 10)), caption)
+    return as_uint8(restored["GAN"])
 
 
 def plot_curves(trainings: dict[str, Training]) -> Figure:

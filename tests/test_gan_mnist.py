@@ -93,8 +93,8 @@ def test_the_recipe_as_often_written_stands_beside_it_at_equal_epochs(
     runs = gan.train_compared(config, stripes)
     assert len(runs) == trained
     old = runs["as often written"].config
-    assert (old.lr, old.beta1, old.fall, old.ema_decay) == (2e-4, 0.5, 1.0, 0.0)
-    assert (old.batch_size, old.moved) == (64, 0)
+    assert (old.lr, old.beta1, old.decay_from, old.ema_decay) == (2e-4, 0.5, 1.0, 0.0)
+    assert (old.batch_size, old.max_shift) == (64, 0)
     assert old.epochs == (compared) and runs["as often written"].averaged is None
     G, D = gan.build(config, stripes.shape, torch.device("cpu"))
     main = gan.train(config, stripes, G, D, tmp_path / "a.pth")
