@@ -20,7 +20,7 @@ from imagelab.setup.command import command_line  # first: it hears a Ctrl-C whil
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -386,24 +386,21 @@ def real_row(name: str, scores: Scores, columns: Iterable[str]) -> list[Any]:
     return [figures_of.get(column, "") for column in columns]
 
 
-def listed(claim: Claim, rows: dict[str, dict[str, Any]]) -> str:
-    """The figures that a claim is about, the smallest first."""
-    names = [name for name in (*claim.lower, *claim.higher) if name in rows]
-    ordered = sorted((rows[name][claim.column], NAMES[name]) for name in names)
-    return f"{claim.column}: " + ", ".join(f"{n} {claim.form.format(v)}" for v, n in ordered)
+def listed(claims: Sequence[Claim], rows: dict[str, dict[str, Any]]) -> str:
+    """The figures that claims about one property are about, the smallest first."""
+    column, form = claims[0].column, claims[0].form
+    names = {name for claim in claims for name in (*claim.lower, *claim.higher) if name in rows}
+    ordered = sorted((rows[name][column], NAMES[name]) for name in names)
+    return f"{column}: " + ", ".join(f"{name} {form.format(value)}" for value, name in ordered)
 
 
-def claims(rows: dict[str, dict[str, Any]]) -> list[list[str]]:
+def check_claims(rows: dict[str, dict[str, Any]]) -> list[list[str]]:
     """The sentences of textbooks, what was measured, and whether the two agree.
 
     A claim is left out if no model on one of its sides was measured.
     """
-    checked = {claim: compare(claim, rows) for claim in CLAIMS}
-    return [
-        [claim.text, listed(claim, rows), verdict(pairs)]
-        for claim, pairs in checked.items()
-        if pairs
-    ]
+    pairs = {claim: compare(claim, rows) for claim in CLAIMS}
+    return [[c.text, listed([c], rows), verdict(found)] for c, found in pairs.items() if found]
 
 
 def textbook_table(rows: dict[str, dict[str, Any]]) -> list[list[str]]:
@@ -411,10 +408,13 @@ def textbook_table(rows: dict[str, dict[str, Any]]) -> list[list[str]]:
     table = []
     for name, said in TEXTBOOK.items():
         own = [claim for claim in CLAIMS if claim.property == name]
-        pairs = [pair for claim in own for pair in compare(claim, rows)]
-        figures_of = {listed(claim, rows): None for claim in own if compare(claim, rows)}
-        measured = "; ".join(figures_of) if own else "no figure: see the pictures inside_*.png"
-        table.append([name, *said, measured, verdict(pairs) if own else "to be looked at"])
+        pairs = {claim: compare(claim, rows) for claim in own}
+        measured = [claim for claim, found in pairs.items() if found]
+        if own:
+            found = verdict(list(itertools.chain(*pairs.values())))
+            table.append([name, *said, listed(measured, rows) if measured else "", found])
+        else:
+            table.append([name, *said, "no figure: see inside_*.png", "to be looked at"])
     return table
 
 
@@ -474,7 +474,7 @@ def report(
     result.add_table(caption, columns, table)
     caption, columns = "The textbook's table, and what was measured", ["property", *FAMILIES]
     result.add_table(caption, [*columns, "measured", "verdict"], textbook_table(rows))
-    checked = claims(rows)
+    checked = check_claims(rows)
     result.add_table("Its claims one by one", ["claim", "measured", "verdict"], checked)
     result.summary = summary(checked, config, n)
     floor = evaluator.floor.frechet

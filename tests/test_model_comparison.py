@@ -52,23 +52,23 @@ def other() -> dict[str, dict]:
 
 
 def test_a_claim_is_checked_against_what_was_measured(textbook, other):
-    assert [verdict for *_, verdict in study.claims(textbook)] == ["agrees"] * 6
-    assert [verdict for *_, verdict in study.claims(other)] == ["does not agree"] * 6
+    assert [verdict for *_, verdict in study.check_claims(textbook)] == ["agrees"] * 6
+    assert [verdict for *_, verdict in study.check_claims(other)] == ["does not agree"] * 6
     mixed = textbook | {"gan": other["gan"]}
-    verdicts = {text: verdict for text, _, verdict in study.claims(mixed)}
+    verdicts = {text: verdict for text, _, verdict in study.check_claims(mixed)}
     # The MLP GAN covers and is slow, the DCGAN is as in the book.
     assert verdicts["GANs cover less of the data than VAEs and diffusion do."] == "in part"
     assert verdicts["VAEs are less efficient than GANs: an image takes longer."] == "in part"
-    assert study.claims({name: textbook[name] for name in ("gan", "dcgan")}) == []
+    assert study.check_claims({name: textbook[name] for name in ("gan", "dcgan")}) == []
     two = {name: textbook[name] for name in ("gan", "ddpm")}
-    assert len(study.claims(two)) == 4 and all(
-        "VAE" not in figures for _, figures, _ in study.claims(two)
+    assert len(study.check_claims(two)) == 4 and all(
+        "VAE" not in figures for _, figures, _ in study.check_claims(two)
     )
     slow = textbook | {
         "unet": study.table_row("unet", [measured("unet", 10, 0.9, ms=20.0)] * 2, 10.0)
     }
-    assert [verdict for *_, verdict in study.claims(slow)] == ["agrees"] * 6
-    assert "U-Net DDPM 10" in study.claims(slow)[1][1]
+    assert [verdict for *_, verdict in study.check_claims(slow)] == ["agrees"] * 6
+    assert "U-Net DDPM 10" in study.check_claims(slow)[1][1]
 
 
 def test_the_textbooks_table_stands_beside_its_verdicts(textbook, other):

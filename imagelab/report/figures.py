@@ -201,7 +201,8 @@ def plot_rows(
     The names of the `columns`, if given, stand above them.
     """
     width = max(len(pictures) for pictures in rows.values())
-    figure, axes = new_figure(0.9 * width, 0.98 * len(rows), len(rows))
+    height = 0.98 * len(rows) + 0.25 * bool(columns) + 0.35 * bool(title)
+    figure, axes = new_figure(0.9 * width, height, len(rows))
     for axis, pictures in zip(axes[:, 0], rows.values(), strict=True):
         show_image(axis, grid(pictures, columns=width))
     name_rows(axes, list(rows))
