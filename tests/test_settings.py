@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from imagelab.setup.runtime import UserError
 from imagelab.setup.settings import Count, Rate, SamplingSettings, settings_dict
@@ -40,6 +42,19 @@ class Config(SamplingSettings):
 def test_bad_settings_are_refused(values, sentence):
     with pytest.raises(UserError, match=sentence):
         Config(**values)
+
+
+def test_every_training_keeps_checkpoints_and_every_sampler_takes_one():
+    scripts = [path.stem for path in ROOT.glob("*.py")]
+    scripts += [f"studies.{path.stem}" for path in (ROOT / "studies").glob("[a-z]*.py")]
+    trainings, samplers = set(), set()
+    for script in set(scripts) - {"studies.imagelab"}:
+        settings = set(importlib.import_module(script).Config.__dataclass_fields__)
+        assert ("keep_every" in settings) == ("resume" in settings), script
+        assert ("checkpoint" in settings) == ("sample_only" in settings), script
+        trainings |= {script} if "resume" in settings else set()
+        samplers |= {script} if "sample_only" in settings else set()
+    assert len(trainings) >= 15 and len(samplers) >= 9
 
 
 def test_a_checkpoint_is_sampled_from_and_not_trained():
