@@ -365,7 +365,9 @@ def plot_elbo(trainings: dict[str, Training[VAE]], rows: dict[str, dict[str, flo
     for k, part in enumerate(("reconstruction", "KL")):
         values = torch.tensor([row[part] for row in rows.values()])
         bars = axes[0, 1].bar(names, values, 0.6, bottom, label=part, color=figures.PALETTE[3 + k])
-        axes[0, 1].bar_label(bars, [f"{value:.1f}" for value in values], label_type="center")
+        # The KL part may be too thin for its number, which then stands above it.
+        form, place = ("KL {:.1f}", "edge") if part == "KL" else ("{:.1f}", "center")
+        axes[0, 1].bar_label(bars, [form.format(v) for v in values.tolist()], label_type=place)
         bottom += values
     axes[0, 1].set(ylabel="nats per held-out image", ylim=(0, 1.25 * float(bottom.max())))
     axes[0, 1].legend(loc="upper right", ncols=2)

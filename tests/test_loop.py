@@ -158,6 +158,7 @@ def test_an_epoch_cut_short_by_the_time_limit_is_not_kept(stripes, tmp_path, mon
     assert cut.step > 0  # within an epoch
     kept = sorted(tmp_path.glob("a_epoch_*"))
     assert kept == [kept_path(tmp_path / "a.pth", epoch + 1) for epoch in range(cut.epoch)]
+    assert all(load_checkpoint(path, "test")["step"] == 0 for path in kept)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(stripes, tmp_path):
