@@ -21,7 +21,7 @@ import copy
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic
 
@@ -128,7 +128,7 @@ class Training(Generic[Network]):
         data: Described,
         *,
         networks: dict[str, Network],
-        optimizers: dict[str, torch.optim.Optimizer],
+        optimizers: Mapping[str, torch.optim.Optimizer],
         ema: str | None = None,
         ema_decay: float = 0.999,
         may_change_on_resume: tuple[str, ...] = (),
