@@ -20,7 +20,7 @@ Network = TypeVar("Network", bound=torch.nn.Module)
 _in_use = torch.device("cpu")
 # How accelerators and allocators say that there is no memory left, where they raise no class of its own.
 OUT_OF_MEMORY = ("allocate memory", "out of memory", "ALLOC_FAILED")
-ACCELERATOR = (
+ACCELERATOR = ("CUDA error", "CUDA driver", "CUDNN_STATUS", "CUBLAS_STATUS", "HIP error", "XPU error")
     "CUDA error",
     "CUDA driver",
     "cuDNN",
