@@ -403,9 +403,7 @@ def evaluate(
     result.add_table(caption, ["model", *rows[largest]], table)
     caption = "Latents drawn from N(0, I), decoded."
     result.add_figure("samples_by_size.png", samples.plot_comparison(drawn, scores), caption)
-    result.add_figure(
-        "elbo.png", plot_elbo(trainings, rows), "The loss and its two parts, in nats."
-    )
+    result.add_figure("elbo.png", plot_elbo(trainings, rows), "The loss and its parts, in nats.")
     add_latent_figures(config, data, models, result)
     return drawn[largest]
 
