@@ -7,6 +7,7 @@ ones. Each is trained against the other.
     python gan_mnist.py --compare                          # beside it, the recipe as often written
     python gan_mnist.py --dataset mnist --epochs 60        # the full MNIST
     python gan_mnist.py --resume                           # go on after Ctrl-C
+    python gan_mnist.py --keep-every 7                     # --checkpoint FILE samples from any kept one
     python gan_mnist.py --sample-only --num-samples 2000 --samples-file samples.npz
 
 What to look at: the grids of the epochs, all drawn from the same latents; D(x) and D(G(z)), which show

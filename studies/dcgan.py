@@ -6,7 +6,8 @@ convolutions. Batch normalisation keeps each layer's values in range. All weight
 
     python -m studies.dcgan                                   # the embedded digits
     python -m studies.dcgan --dataset mnist --epochs 9 --ema-decay 0.999     # 75 minutes on one core
-    python -m studies.dcgan --dataset folder:faces            # your pictures, 64×64 in colour
+    python -m studies.dcgan --dataset folder:pictures         # your pictures, 64×64 in colour
+    python -m studies.dcgan --dataset celeba                  # faces that you have placed by hand
     python -m studies.dcgan --time-limit 90                   # what 90 seconds of training give
     python -m studies.dcgan --sample-only --samples-file samples.npz
 
