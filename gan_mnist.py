@@ -335,7 +335,7 @@ def sampling_network(training: Training) -> BaseGenerator:
 def observer(config: GANSettings, result: Result, evaluator: Evaluator | None) -> Observer:
     """After each epoch: its mean losses, the score of its samples, a grid from fixed latents."""
     rng = generator(config.seed, "fixed latents")
-    fixed = torch.randn(samples.GRID, config.latent_size, generator=rng)
+    fixed = torch.randn(50, config.latent_size, generator=rng)
 
     def after_epoch(training: Training, epoch: int) -> None:
         training.announce_means(training.step)
