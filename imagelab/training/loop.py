@@ -469,7 +469,9 @@ class Training(Generic[Network]):
             parts[-1][-1:] for name, parts in self.history.items() if "loss" in name and parts
         ]
         weights = [v for network in self.networks.values() for v in network.state_dict().values()]
-        if all(bool(values.isfinite().all()) for values in [*losses, *weights]):
+        device = self.data.images.device
+        finite = [values.isfinite().all().to(device) for values in [*losses, *weights]]
+        if bool(torch.stack(finite).all()):  # the one place where the program waits for them
             return
         lr = getattr(self.config, "lr", None)
         kept = f"{self.path} is as it was" if self.path.is_file() else "nothing was saved"
