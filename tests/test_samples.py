@@ -117,7 +117,7 @@ def test_the_evaluator_is_the_cached_classifier(enough, tmp_path):
 class Run:
     """What `track` and `add_quality` need of a Training: five steps an epoch."""
 
-    steps_per_epoch, steps_done, _board = 5, 0, None
+    steps_per_epoch, steps_done, _board, shared = 5, 0, None, False
     curve = Training.curve
     log = Training.log
     epochs_done = Training.epochs_done
