@@ -297,8 +297,8 @@ class Training(Generic[Network]):
         return limit is not None and self.steps_done > 0 and self.seconds_used >= limit
 
     def epochs(self) -> Iterator[int]:
-        """The epochs still to do, each as often as it has parts; the first is 1. Each time, the state is
-        saved afterwards."""
+        """The number of the current epoch, from 1 on, once for each of its parts. After each part the
+        state is saved."""
         total = None if self.time_limit else self.total_steps
         self._hidden = self.shared and not distributed.writes()
         self._bar = bar(self.label, "step", total, self.steps_done, keep=True, hidden=self._hidden)
