@@ -51,8 +51,8 @@ def load_checkpoint(
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"There is no checkpoint {path}: let {script} train first, without --resume and "
-            "--sample-only, or name the place where an earlier run left it."
+            f"There is no checkpoint {path}: train first ({script}, without --resume and --sample-only), "
+            "or choose the --output-dir of an earlier run."
         )
     raw = io.BytesIO(path.read_bytes())  # an error here is the disk's, not a damaged checkpoint
     try:
@@ -60,7 +60,7 @@ def load_checkpoint(
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is not a checkpoint of this project, or it holds more than tensors "
-            "and plain values; it was not loaded."
+            "and plain values. It was not loaded."
         ) from error
     except (MemoryError, torch.OutOfMemoryError):  # no damage either
         raise
@@ -91,7 +91,7 @@ def check_finite(weights: Any, path: Path | str) -> None:
         for part in weights.values() if isinstance(weights, dict) else weights:
             check_finite(part, path)
     elif isinstance(weights, torch.Tensor) and not weights.isfinite().all():
-        raise UserError(f"The weights in {path} are no numbers (NaN or infinity): train again.")
+        raise UserError(f"The weights in {path} are not finite (NaN or infinity): train again.")
 
 
 @contextlib.contextmanager

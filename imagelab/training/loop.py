@@ -21,7 +21,7 @@ import copy
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic
 
@@ -128,7 +128,7 @@ class Training(Generic[Network]):
         data: Described,
         *,
         networks: dict[str, Network],
-        optimizers: dict[str, torch.optim.Optimizer],
+        optimizers: Mapping[str, torch.optim.Optimizer],
         ema: str | None = None,
         ema_decay: float = 0.999,
         may_change_on_resume: tuple[str, ...] = (),
@@ -429,7 +429,7 @@ class Training(Generic[Network]):
         lr = getattr(self.config, "lr", None)
         kept = f"{self.path} is as it was" if self.path.is_file() else "nothing was saved"
         raise UserError(
-            f"The loss or the weights are not finite any more after {self.steps_done:,} steps, in epoch "
+            f"The loss or the weights are no longer finite after {self.steps_done:,} steps, in epoch "
             f"{self.last_epoch}; {kept}. Try a lower learning rate"
             + (f" than --lr {lr:g}." if lr is not None else ".")
         )
@@ -440,7 +440,7 @@ class Training(Generic[Network]):
             return
         if not load_checkpoint(self.path, self.script)["config"].get("quick", True):
             raise UserError(
-                f"{self.path} is that of a whole training, which --quick would overwrite: choose "
+                f"{self.path} is from a whole training, which --quick would overwrite: choose "
                 "another --output-dir, or move it away."
             )
 
