@@ -144,6 +144,17 @@ def grid(images: torch.Tensor, columns: int, scale: int = 2, gap: int = 2) -> np
     return sheet[:, :, 0] if c == 1 else sheet
 
 
+def titled(sheet: np.ndarray, text: str, size: int = 16) -> np.ndarray:
+    """A picture (H, W) or (H, W, 3) uint8 below a white strip with a line of `text`."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    strip = Image.new("L", (sheet.shape[1], round(1.4 * size)), 255)
+    font = ImageFont.truetype(font_file(text), size)
+    ImageDraw.Draw(strip).text((2, 0), text, 0, font)
+    strip = np.asarray(strip) if sheet.ndim == 2 else np.asarray(strip.convert("RGB"))
+    return np.concatenate([strip, sheet])
+
+
 def rgb(colour: str) -> tuple[int, int, int]:
     """'#0072B2' as red, green and blue from 0 to 255."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
@@ -254,13 +265,14 @@ def plot_matrix(
 
 
 def log_scale(axis) -> None:
-    """A logarithmic y axis with plain numbers at 1, 2 and 5 times the powers of ten, and at more where
-    what was drawn reaches over less than one of them."""
+    """A logarithmic y axis with plain numbers at 1, 2 and 5 times the powers of ten: at more where what
+    was drawn reaches over less than one of them, at the powers alone where it reaches over four."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     subs = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 5, 7)
+    subs = (1,) if high > 1e4 * low else subs
     axis.yaxis.set_major_locator(LogLocator(subs=subs))
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
