@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import complaint, run_here, untaught
+from PIL import Image
 
 import mlp_diffusion as ddpm
 from imagelab.data.datasets import signed
+from imagelab.data.pictures import read_png
 from imagelab.report import figures
+from imagelab.report.results import start_result
 from imagelab.setup.runtime import Interrupted, UserError, generator
 from imagelab.setup.settings import settings_dict
 from imagelab.techniques.diffusion import linear_schedule
@@ -220,6 +223,37 @@ def test_sampling_starts_from_nothing_but_noise(monkeypatch):
     )
 
 
+def test_the_pictured_processes_start_from_held_out_images_and_from_noise(monkeypatch, stripes):
+    shown = []
+    monkeypatch.setattr(ddpm.samples, "add_trajectory", lambda _, *both: shown.extend(both))
+    monkeypatch.setattr(ddpm, "to_uint8", lambda x: x)
+    ddpm.add_processes(network("corrected"), stripes, 0, None)
+    reverse, forward = shown
+    assert [t for t, _ in forward] == list(range(51)) == [t for t, _ in reverse][::-1]
+    held_out = signed(stripes.test_images)
+    assert all((held_out == image).flatten(1).all(dim=1).any() for image in forward[0][1])
+    for noise in (reverse[0][1], forward[50][1]):
+        assert abs(noise.mean()) < 0.1 and noise.std().item() == pytest.approx(1, abs=0.05)
+
+
+def test_the_epochs_are_numbered_in_their_grids_and_in_the_animation(tmp_path, stripes):
+    result = start_result(
+        "a", "", "", ddpm.Config(output_dir=tmp_path), "p", torch.device("cpu"), stripes
+    )
+    result.folder.mkdir(exist_ok=True)
+    config = ddpm.Config(output_dir=tmp_path, batch_size=32, epochs=2)
+    main = ddpm.train(
+        config, stripes, tmp_path / "a.pth", ddpm.observer(config, stripes, result, None)
+    )
+    ddpm.add_epochs(main, result)
+    one, two = (read_png(result.folder / f"epoch_00{k}.png") for k in (1, 2))
+    plain = figures.grid(stripes.images[:100], columns=10)
+    titles = [grid[: len(grid) - len(plain)] for grid in (one, two)]
+    assert titles[0].shape == titles[1].shape and (titles[0] != titles[1]).any()
+    with Image.open(result.folder / "training.gif") as gif:
+        assert gif.n_frames == 2 and gif.size == one.shape[::-1]
+
+
 # --- the likelihood -------------------------------------------------------------------------------
 
 
@@ -294,8 +328,6 @@ def test_the_main_job_left_what_was_promised(main_job):
 @pytest.mark.parametrize(("compared", "trained"), [(4, 4), (2, 5)])
 def test_all_recipes_are_compared_at_equal_epochs(tmp_path, stripes, compared, trained):
     """Where the comparison is as long as the main training, that is one of its five."""
-    from imagelab.report.results import start_result
-
     config = ddpm.Config(output_dir=tmp_path, batch_size=32, epochs=4, compare_epochs=compared)
     main = ddpm.train(config, stripes, tmp_path / "a.pth")
     others = ddpm.train_others(config, stripes)
