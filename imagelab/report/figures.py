@@ -276,13 +276,14 @@ def plot_matrix(
 
 
 def log_scale(axis) -> None:
-    """A logarithmic y axis with plain numbers at 1, 2 and 5 times the powers of ten, and at more where
-    what was drawn reaches over less than one of them."""
+    """A logarithmic y axis with plain numbers at 1, 2 and 5 times the powers of ten: at more where what
+    was drawn reaches over less than one of them, at the powers alone where it reaches over four."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     subs = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 5, 7)
+    subs = (1,) if high > 1e4 * low else subs
     axis.yaxis.set_major_locator(LogLocator(subs=subs))
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())

@@ -142,7 +142,7 @@ def plot_loss(training: Training, ylabel: str) -> Figure:
     figure, axes = figures.new_figure(5, 3)
     epochs, loss = training.smoothed("loss", max(training.steps_done // 150, 1))
     figures.plot_lines(axes[0, 0], epochs, {"loss": loss}, "epoch", ylabel, markers=False)
-    axes[0, 0].set_yscale("log")
+    figures.log_scale(axes[0, 0])
     return figure
 
 
@@ -231,9 +231,9 @@ States = list[tuple[int, torch.Tensor]]  # t and images (N, C, H, W) uint8
 def add_trajectory(
     result: Result, reverse: States, forward: States | None = None, shown: int = 9
 ) -> None:
-    """Enter samples on their way from noise to image, below the `forward` process of the same images.
+    """Enter samples on their way from noise to image, below the `forward` process of real images.
 
-    A strip of `shown` columns, a row per sample, and all states as an animation.
+    A strip of `shown` columns, a row per image, and all states as an animation.
     """
     processes = {"forward process": forward} if forward else {}
     processes["reverse process"] = reverse
@@ -247,13 +247,27 @@ def add_trajectory(
     caption = f"The reverse process: {n} samples from pure noise (left) to the image (right)."
     if forward:
         caption = (
-            f"Above, the forward process: {n} drawn digits drown in noise. Below, the reverse process "
-            "that drew them: from pure noise (left) to the digit (right)."
+            f"Above, the forward process: {n} held-out images become noise. Below, the reverse process: "
+            f"{n} samples begin as pure noise (left) and become images (right)."
         )
     result.add_figure("reverse_process.png", figure, caption)
-    frames = [figures.grid(images, columns=n, scale=3) for _, images in (forward or []) + reverse]
-    caption = "The same, step by step" + (": forward, then reverse." if forward else ".")
-    write_gif(result.add_file("reverse_process.gif", caption), frames, seconds_per_frame=0.08)
+    if forward:
+        frames = [both_processes(*states) for states in zip(forward, reverse, strict=True)]
+    else:
+        frames = [figures.grid(images, columns=n, scale=3) for _, images in reverse]
+    caption = "The same, step by step" + (": forward beside reverse." if forward else ".")
+    write_gif(result.add_file("reverse_process.gif", caption), frames, seconds_per_frame=0.12)
+
+
+def both_processes(
+    forward: tuple[int, torch.Tensor], reverse: tuple[int, torch.Tensor]
+) -> np.ndarray:
+    """A state (t, images) of the forward process beside one of the reverse process, with their t."""
+    sheets = []
+    for name, (t, images) in {"forward": forward, "reverse": reverse}.items():
+        sheets.append(figures.titled(figures.grid(images, 2, scale=4), f"{name} process, t = {t}"))
+    gap = np.full((len(sheets[0]), 24, *sheets[0].shape[2:]), 255, np.uint8)
+    return np.concatenate([sheets[0], gap, sheets[1]], axis=1)
 
 
 def sampled_only(
