@@ -255,23 +255,35 @@ def plot_quantities(steps: list[Step]) -> Figure:
     return figure
 
 
-def plot_restored(found: Comparison, clean: dict[str, np.ndarray]) -> Figure:
-    """A row per picture: clean, noisy, and by each method. The highest PSNR of each row is framed."""
-    names = ["clean", *next(iter(found.values()))]
-    height = max(picture.shape[0] / picture.shape[1] for picture in clean.values())
+def plot_restored(
+    found: Comparison, clean: dict[str, np.ndarray], side: int | None = None
+) -> Figure:
+    """A row per picture: clean, noisy, and by each method. The highest PSNR of each row is framed.
+
+    `side`: only the middle `side` × `side` pixels are shown.
+    """
+    names, (first, *_) = ["clean", *next(iter(found.values()))], clean.values()
+    height = 1.95 * (1 if side else first.shape[0] / first.shape[1]) + 0.3
     figure, axes = figures.new_figure(
-        1.75 * len(names), (1.7 * height + 0.25) * len(found), len(found), len(names)
+        1.85 * len(names), height * len(found), len(found), len(names)
     )
     for k, (row, (name, restored)) in enumerate(zip(axes, found.items(), strict=True)):
         best = max(restored, key=lambda method: restored[method].psnr)
-        figures.show_image(row[0], clean[name], "" if k else "clean\n")
-        for axis, (method, one) in zip(row[1:], restored.items(), strict=True):
-            title = f"{one.psnr:.1f} dB"
-            figures.show_image(axis, one.picture.clip(0, 1), title if k else f"{method}\n{title}")
+        for axis, method in zip(row, names, strict=True):
+            title = "" if method == "clean" else f"{restored[method].psnr:.1f} dB"
+            picture = clean[name] if method == "clean" else restored[method].picture.clip(0, 1)
+            title = title if k else f"{method}\n{title}"
+            figures.show_image(axis, middle(picture, side) if side else picture, title)
             if method == best:
                 figures.mark(axis)
     figures.name_rows(axes, list(found))
     return figure
+
+
+def middle(picture: np.ndarray, side: int) -> np.ndarray:
+    """The middle `side` × `side` pixels."""
+    top, left = ((length - side) // 2 for length in picture.shape[:2])
+    return picture[top : top + side, left : left + side]
 
 
 def report_restored(clean: np.ndarray, steps: list[Step], device, result: Result) -> None:
