@@ -33,11 +33,12 @@ import torch
 from imagelab.data.pictures import as_uint8, read_grey, write_gif, write_png
 from imagelab.data.quality import psnr, ssim
 from imagelab.report import figures
+from imagelab.report.restored import plot_restored
 from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import UserError, prepare
 from imagelab.setup.settings import InputFile, Limits, Settings
 from imagelab.techniques.diffusion import linear_schedule
-from imagelab.techniques.restoration import Comparison, compare, comparison_table, estimated_sigma
+from imagelab.techniques.restoration import compare, comparison_table, estimated_sigma
 from imagelab.techniques.restoration import methods as restoring_methods
 
 if TYPE_CHECKING:
@@ -80,19 +81,20 @@ def jpeg(x: np.ndarray, quality: float, rng: np.random.Generator) -> np.ndarray:
 
 
 class Noise(NamedTuple):
-    """A kind of noise: its function, its strength in step i = 1, 2, …, and how that is written."""
+    """A kind of noise: name, function, strength in step i = 1, 2, …, and how the strength is written."""
 
+    name: str
     add: Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
     strength: Callable[[int], float]
     label: str
 
 
 NOISES = {
-    "gaussian": Noise(gaussian, lambda i: 0.1 * i, "σ = {:.2f}"),
-    "salt-and-pepper": Noise(salt_and_pepper, lambda i: 0.1 * i, "p = {:.2f}"),
-    "poisson": Noise(poisson, lambda i: 100 / i**2, "peak = {:.3g}"),
-    "speckle": Noise(speckle, lambda i: 0.2 * i, "relative σ = {:.2f}"),
-    "jpeg": Noise(jpeg, lambda i: round(30 / i), "quality = {:.0f}"),
+    "gaussian": Noise("Gaussian", gaussian, lambda i: 0.1 * i, "σ = {:.2f}"),
+    "salt-and-pepper": Noise("salt and pepper", salt_and_pepper, lambda i: 0.1 * i, "p = {:.2f}"),
+    "poisson": Noise("Poisson", poisson, lambda i: 100 / i**2, "peak = {:.3g}"),
+    "speckle": Noise("speckle", speckle, lambda i: 0.2 * i, "relative σ = {:.2f}"),
+    "jpeg": Noise("JPEG", jpeg, lambda i: round(30 / i), "quality = {:.0f}"),
 }
 
 # --- the two processes: steps of (strength in words, σ of the noise before clipping, noisy picture) ---
@@ -102,7 +104,7 @@ Steps = Iterator[tuple[str, float, np.ndarray]]
 
 def additive(picture: np.ndarray, kind: str, steps: int, rng: np.random.Generator) -> Steps:
     """Noise of one kind on the clean picture (H, W) in [0, 1], stronger in each step; clipped."""
-    add, strength, label = NOISES[kind]
+    _, add, strength, label = NOISES[kind]
     for i in range(1, steps + 1):
         noisy = add(picture, strength(i), rng)
         rms = float(np.sqrt(np.mean((noisy - picture) ** 2)))
@@ -255,38 +257,9 @@ def plot_quantities(steps: list[Step]) -> Figure:
     return figure
 
 
-def plot_restored(
-    found: Comparison, clean: dict[str, np.ndarray], side: int | None = None
-) -> Figure:
-    """A row per picture: clean, noisy, and by each method. The highest PSNR of each row is framed.
-
-    `side`: only the middle `side` × `side` pixels are shown.
-    """
-    names, (first, *_) = ["clean", *next(iter(found.values()))], clean.values()
-    height = 1.95 * (1 if side else first.shape[0] / first.shape[1]) + 0.3
-    figure, axes = figures.new_figure(
-        1.85 * len(names), height * len(found), len(found), len(names)
-    )
-    for k, (row, (name, restored)) in enumerate(zip(axes, found.items(), strict=True)):
-        best = max(restored, key=lambda method: restored[method].psnr)
-        for axis, method in zip(row, names, strict=True):
-            title = "" if method == "clean" else f"{restored[method].psnr:.1f} dB"
-            picture = clean[name] if method == "clean" else restored[method].picture.clip(0, 1)
-            title = title if k else f"{method}\n{title}"
-            figures.show_image(axis, middle(picture, side) if side else picture, title)
-            if method == best:
-                figures.mark(axis)
-    figures.name_rows(axes, list(found))
-    return figure
-
-
-def middle(picture: np.ndarray, side: int) -> np.ndarray:
-    """The middle `side` × `side` pixels."""
-    top, left = ((length - side) // 2 for length in picture.shape[:2])
-    return picture[top : top + side, left : left + side]
-
-
-def report_restored(clean: np.ndarray, steps: list[Step], device, result: Result) -> None:
+def report_restored(
+    clean: np.ndarray, steps: list[Step], kind: str, device, result: Result
+) -> None:
     """Every noisy step restored by every method: pictures and a table."""
     by, found = restoring_methods(device, with_bm3d=True), {}
     for i, step in enumerate(steps, start=1):
@@ -297,9 +270,9 @@ def report_restored(clean: np.ndarray, steps: list[Step], device, result: Result
             file = result.add_file(f"restored_{i}_{name.replace(' ', '_')}.png", name, False)
             write_png(file, found[step.label][name].picture)
     caption = (
-        f"The same noise under {len(by) - 1} classical methods and a network. Each is told the noise's "
-        "root mean square. The highest PSNR of each row is framed. The network was trained on other "
-        "photographs, with Gaussian noise only."
+        f"{NOISES[kind].name} noise under {len(by) - 1} classical methods and a network. Each is told "
+        "the noise's root mean square. The highest PSNR of each row is framed. The network was trained "
+        "on other photographs, with Gaussian noise only."
     )
     figure = plot_restored(found, dict.fromkeys(found, clean))
     result.add_figure("compared.png", figure, caption)
@@ -355,11 +328,11 @@ def run(config: Config) -> Result:
     result.add_figure("quantities.png", plot_quantities(steps), "What is measured at every step.")
     frames = [clean, *(step.noisy for step in steps), blurred]
     write_gif(result.add_file("whole_way.gif", "All steps as an animation."), frames, 0.5)
-    caption = f"Quantities per step, {clean.shape[1]}×{clean.shape[0]} pixels, {config.noise} noise"
+    caption = f"{NOISES[config.noise].name} noise, {clean.shape[1]}×{clean.shape[0]} pixels"
     rows = [[i, step.label, *step.measured.values()] for i, step in enumerate(steps, start=1)]
     result.add_table(caption, ["step", "strength", *last], rows)
     if config.compare:
-        report_restored(clean, steps, device, result)
+        report_restored(clean, steps, config.noise, device, result)
     for name, end in (("PSNR", ""), ("PSNR after the blur", ", blurred")):
         value = last["PSNR (dB)" + end]
         result.add_metric(f"last step: {name}", value, 1, unit="dB", better="higher")

@@ -279,7 +279,7 @@ def plot_gallery(fooled: list[Fooled], classes: tuple[str, ...]) -> Figure:
         titles = (before, f"ε = {epsilon:.3g}", after)
         for axis, image, title in zip(column, (x, stretched, changed), titles, strict=True):
             figures.show_image(axis, figures.as_picture(image), title)
-    figures.name_rows(axes, ("original", "perturbation: black −ε, grey 0, white +ε", "adversarial"))
+    figures.name_rows(axes, ("original", "perturbation (grey: none)", "adversarial"))
     return figure
 
 
@@ -314,14 +314,9 @@ def report_attacks(config: Config, data: Dataset, target: int | None, result: Re
         for i, epsilon in enumerate(EPSILONS)
     ]
     result.add_table("Accuracy against ε on held-out images", ["ε", *columns], table)
-    last = {name: curve[-1] for name, curve in curves.items()}
-    for name, share in last.items():
-        result.add_share(f"accuracy, {name}, ε = 0.3", share, n[name])
-    caption = (
-        f"Accuracy at ε = 0.3: {last['random sign noise']:.0%} under random noise, {last['FGSM']:.1%} "
-        f"after one gradient step, {last['PGD-40']:.1%} after forty (n = {n['FGSM']:,}, PGD "
-        f"{n['PGD-40']:,})."
-    )
+    for name, curve in curves.items():
+        result.add_share(f"accuracy, {name}, ε = 0.3", curve[-1], n[name])
+    caption = f"Accuracy under noise and attacks, n = {n['FGSM']:,} (PGD {n['PGD-40']:,})."
     result.add_figure("accuracy.png", plot_accuracies(curves, len(data.classes)), caption)
 
     pgd = partial(attacks.pgd, rng=generator(config.seed, "starts of the gallery"))
@@ -331,8 +326,8 @@ def report_attacks(config: Config, data: Dataset, target: int | None, result: Re
     ):
         if fooled := fooled_examples(model, images[:500], labels[:500], target, attack):
             caption = (
-                f"{what}, at the smallest ε that fools the network. Where the perturbation is grey, "
-                "nothing changed: black cannot become darker, nor white brighter."
+                f"{what}, at the smallest ε that fools the network. The perturbation is −ε where it is "
+                "black, +ε where it is white, and 0 where it is grey: a black pixel cannot become darker."
             )
             result.add_figure(name, plot_gallery(fooled, data.classes), caption)
 

@@ -32,12 +32,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffusion_demo import NOISES, middle, plot_restored
+from diffusion_demo import NOISES
 from imagelab.data.datasets import EMBEDDED, Dataset, load_for, random_subset, unit
 from imagelab.data.photographs import HELD_OUT, photograph, random_patches
 from imagelab.data.pictures import open_picture, picture_format, write_picture
 from imagelab.data.quality import mean_psnr, mean_ssim
 from imagelab.report import figures, samples
+from imagelab.report.restored import middle, plot_restored
 from imagelab.report.results import Result, start_result
 from imagelab.setup import runtime, settings
 from imagelab.setup.runtime import UserError, autocast, channels_last, generator, in_eval_mode
@@ -373,7 +374,7 @@ def compare_noises(
             noisy = NOISES[kind].add(clean, strength, rng).clip(0, 1)
             sigma = float(np.sqrt(np.mean((noisy - clean) ** 2)))
             each.append(restoration.compare(clean, noisy, sigma, methods))
-        label = f"{kind.replace('-', ' ')}, {NOISES[kind].label.format(strength)}"
+        label = f"{NOISES[kind].name}, {NOISES[kind].label.format(strength)}"
         found[label] = {
             method: Restored(
                 each[-1][method].picture,

@@ -10,7 +10,7 @@ from skimage.util import random_noise
 
 import diffusion_demo as demo
 from imagelab.data.pictures import read_grey
-from imagelab.techniques.restoration import CLASSICAL, Restored
+from imagelab.techniques.restoration import CLASSICAL
 
 
 def rng() -> np.random.Generator:
@@ -170,17 +170,3 @@ def test_a_median_suits_salt_and_pepper_and_the_network_does_not(tmp_path):
     assert quality["median"] > quality["learned"] + 0.5
     figures = result["metrics"]
     assert figures["mean over the steps: median"]["value"] == pytest.approx(quality["median"])
-
-
-def test_the_best_of_each_row_is_framed():
-    clean = np.full((20, 30), 0.5)
-    restored = {
-        f"step {k}": {
-            method: Restored(clean, psnr + (7 if k == 2 and method == "a" else 0), 0.5, 0.0)
-            for method, psnr in (("noisy", 10.0), ("a", 12.0), ("b", 15.0))
-        }
-        for k in (1, 2)
-    }
-    axes = np.array(demo.plot_restored(restored, dict.fromkeys(restored, clean)).axes).reshape(2, 4)
-    assert [[len(axis.patches) for axis in row] for row in axes] == [[0, 0, 0, 1], [0, 0, 1, 0]]
-    assert [axis.get_title() for axis in axes[0]][:3] == ["clean\n", "noisy\n10.0 dB", "a\n12.0 dB"]

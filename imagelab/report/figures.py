@@ -165,14 +165,6 @@ def show_image(axis, image: np.ndarray, title: str = "") -> None:
         axis.set_title(title)
 
 
-def mark(axis) -> None:
-    """A coloured frame around a picture: the best of its row."""
-    from matplotlib.patches import Rectangle
-
-    axis.add_patch(Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, linewidth=4,
-                             edgecolor=PALETTE[1], clip_on=False))  # fmt: skip
-
-
 def name_rows(axes: np.ndarray, names: Sequence[str]) -> None:
     """Names to the left of rows of pictures that have no axes: upwards, or in lines where one is long."""
     upwards = max(map(len, names)) <= 25  # longer ones would meet the next row's
