@@ -183,10 +183,10 @@ def measure(
 ) -> dict[str, float]:
     """The noise of one step, and the errors against the clean picture before and after the blur."""
     measured = {"σ added": sigma, "σ measured": estimated_sigma(noisy)}
-    for which, picture in (("", noisy), (", blurred", blurred)):
-        measured["MSE" + which] = float(np.mean((clean - picture) ** 2))
-        measured["PSNR (dB)" + which] = psnr(clean, picture)
-        measured["SSIM" + which] = ssim(clean, picture)
+    for which, picture in (("noisy", noisy), ("blurred", blurred)):
+        measured[f"MSE {which}"] = float(np.mean((clean - picture) ** 2))
+        measured[f"PSNR (dB) {which}"] = psnr(clean, picture)
+        measured[f"SSIM {which}"] = ssim(clean, picture)
     return measured
 
 
@@ -217,8 +217,8 @@ def plot_steps(clean: np.ndarray, clean_blurred: np.ndarray, steps: list[Step]) 
     """The clean picture and every step; below each, the same blurred."""
     rows = [{"clean": clean}, {"clean, blurred": clean_blurred}]
     for label, noisy, blurred, measured in steps:
-        rows[0][f"{label}\nPSNR {measured['PSNR (dB)']:.1f} dB"] = np.clip(noisy, 0, 1)
-        title = f"{label}, blurred\nPSNR {measured['PSNR (dB), blurred']:.1f} dB"
+        rows[0][f"{label}\nPSNR {measured['PSNR (dB) noisy']:.1f} dB"] = np.clip(noisy, 0, 1)
+        title = f"{label}, blurred\nPSNR {measured['PSNR (dB) blurred']:.1f} dB"
         rows[1][title] = np.clip(blurred, 0, 1)
     return figures.plot_side_by_side(rows[0] | rows[1], rows=2, height=2.7)
 
@@ -244,14 +244,9 @@ def plot_quantities(steps: list[Step]) -> Figure:
     """σ, PSNR and SSIM over the steps."""
     figure, (axes,) = figures.new_figure(10.5, 3.2, columns=3)
     numbers = range(1, len(steps) + 1)
-    noisy_and_blurred = {"noisy": "", "blurred": ", blurred"}
-    panels = {
-        "σ": {"added": " added", "measured": " measured"},
-        "PSNR (dB)": noisy_and_blurred,
-        "SSIM": noisy_and_blurred,
-    }
-    for axis, (name, kinds) in zip(axes, panels.items(), strict=True):
-        lines = {kind: [step.measured[name + end] for step in steps] for kind, end in kinds.items()}
+    for axis, name in zip(axes, ("σ", "PSNR (dB)", "SSIM"), strict=True):
+        keys = [key for key in steps[0].measured if key.startswith(name)]
+        lines = {key.split()[-1]: [step.measured[key] for step in steps] for key in keys}
         figures.plot_lines(axis, numbers, lines, "step", name)
         axis.set_xticks(numbers)
     return figure
@@ -313,16 +308,13 @@ def run(config: Config) -> Result:
         write_png(file, step.noisy)
     blurred, last = steps[-1].blurred, steps[-1].measured
     write_png(result.add_file("blurred.png", "The noisiest, blurred.", featured=False), blurred)
-    helped = all(last[name + ", blurred"] > last[name] for name in ("PSNR (dB)", "SSIM"))
     caption = (
-        f"More noise in each step; below, the same after a blur of {config.kernel}×{config.kernel} "
-        f"pixels. In the last step it brings {'part' if helped else 'nothing'} of the picture back."
+        f"More noise in each step; below, the same after a blur of {config.kernel}×{config.kernel}."
     )
     figure = plot_steps(clean, blur(clean, config.kernel), steps)
     result.add_figure("whole_way.png", figure, caption)
     caption = (
-        "Distance of each pixel from the clean picture. The errors of noise lie everywhere, those of the "
-        "blur along the edges as well."
+        "Distance of each pixel from the clean picture. The blur makes errors along the edges."
     )
     result.add_figure("errors.png", plot_errors(clean, steps), caption)
     result.add_figure("quantities.png", plot_quantities(steps), "What is measured at every step.")
@@ -333,8 +325,8 @@ def run(config: Config) -> Result:
     result.add_table(caption, ["step", "strength", *last], rows)
     if config.compare:
         report_restored(clean, steps, config.noise, device, result)
-    for name, end in (("PSNR", ""), ("PSNR after the blur", ", blurred")):
-        value = last["PSNR (dB)" + end]
+    for name, which in (("PSNR", "noisy"), ("PSNR after the blur", "blurred")):
+        value = last[f"PSNR (dB) {which}"]
         result.add_metric(f"last step: {name}", value, 1, unit="dB", better="higher")
     return result.save(*lessons(result))
 
