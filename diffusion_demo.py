@@ -94,7 +94,7 @@ NOISES = {
     "salt-and-pepper": Noise("salt and pepper", salt_and_pepper, lambda i: 0.1 * i, "p = {:.2f}"),
     "poisson": Noise("Poisson", poisson, lambda i: 100 / i**2, "peak = {:.3g}"),
     "speckle": Noise("speckle", speckle, lambda i: 0.2 * i, "relative σ = {:.2f}"),
-    "jpeg": Noise("JPEG", jpeg, lambda i: round(30 / i), "quality = {:.0f}"),
+    "jpeg": Noise("JPEG", jpeg, lambda i: round(60 / (i + 1)), "quality = {:.0f}"),
 }
 
 # --- the two processes: steps of (strength in words, σ of the noise before clipping, noisy picture) ---
@@ -151,7 +151,7 @@ class Config(Settings):
     noise: Literal["gaussian", "salt-and-pepper", "poisson", "speckle", "jpeg"] = "gaussian"
     """The noise of process additive. Its strength in step i = 1, 2, …: Gaussian, σ = 0.1·i; salt and
     pepper, in a share 0.1·i of the pixels; Poisson, 100/i² photons in white; speckle, a relative σ of
-    0.2·i; JPEG, quality 30/i."""
+    0.2·i; JPEG, quality 60/(i + 1)."""
     kernel: Annotated[int, Limits(1, 99)] = 5
     """Width of the Gaussian blur in pixels, an odd number."""
     compare: bool = False
@@ -216,9 +216,10 @@ REPORTED = ("median", "non-local means", "learned")
 def plot_steps(clean: np.ndarray, clean_blurred: np.ndarray, steps: list[Step]) -> Figure:
     """The clean picture and every step; below each, the same blurred."""
     rows = [{"clean": clean}, {"clean, blurred": clean_blurred}]
-    for label, noisy, blurred, measured in steps:
-        rows[0][f"{label}\nPSNR {measured['PSNR (dB) noisy']:.1f} dB"] = np.clip(noisy, 0, 1)
-        title = f"{label}, blurred\nPSNR {measured['PSNR (dB) blurred']:.1f} dB"
+    for i, (label, noisy, blurred, measured) in enumerate(steps, start=1):
+        title = f"step {i}, {label}\nPSNR {measured['PSNR (dB) noisy']:.1f} dB"
+        rows[0][title] = np.clip(noisy, 0, 1)
+        title = f"step {i}, blurred\nPSNR {measured['PSNR (dB) blurred']:.1f} dB"
         rows[1][title] = np.clip(blurred, 0, 1)
     return figures.plot_side_by_side(rows[0] | rows[1], rows=2, height=2.7)
 

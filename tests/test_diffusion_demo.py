@@ -72,8 +72,13 @@ def test_jpeg_damages_blocks_of_eight_pixels():
 def test_every_noise_grows_from_step_to_step():
     picture = read_grey(None, max_side=96)
     for kind in demo.NOISES:
-        sigmas = [sigma for _, sigma, _ in demo.additive(picture, kind, 10, rng())]
-        assert sigmas == sorted(sigmas) and sigmas[0] < sigmas[9] / 2 and sigmas[0] < 0.2
+        labels, sigmas, _ = zip(*demo.additive(picture, kind, 10, rng()), strict=True)
+        assert (
+            len(set(labels)) == 10
+            and list(sigmas) == sorted(sigmas)
+            and sigmas[0] < sigmas[9] / 2
+            and sigmas[0] < 0.2
+        )
 
 
 def test_variance_preserving_keeps_the_variance():
@@ -85,6 +90,17 @@ def test_variance_preserving_keeps_the_variance():
     _, sigma, x = steps[-1]
     assert sigma == pytest.approx(0.5, abs=1e-4)
     assert abs(np.corrcoef(picture.ravel(), x.ravel())[0, 1]) < 0.02
+
+
+def test_no_step_is_missing_in_the_picture_of_all():
+    """Steps whose strength and PSNR look the same in words have a place each."""
+    clean = np.full((16, 24), 0.5)
+    measured = {f"PSNR (dB) {which}": 5.0 for which in ("noisy", "blurred")}
+    steps = [demo.Step("σ = 0.50", clean, clean, measured)] * 3
+    axes = demo.plot_steps(clean, clean, steps).axes
+    assert len(axes) == 8 and all(len(axis.images) == 1 for axis in axes)
+    assert [axis.get_title().split("\n")[0] for axis in axes[:2]] == ["clean", "step 1, σ = 0.50"]
+    assert axes[4].get_title() == "clean, blurred"
 
 
 def test_what_fades_is_not_compared():
