@@ -34,7 +34,8 @@ from imagelab.data.own_digit import fit_to_frame
 from imagelab.data.pictures import as_uint8, open_picture, read_grey, write_png
 from imagelab.data.quality import psnr, ssim
 from imagelab.report import figures
-from imagelab.report.results import Result, share_cell, start_result
+from imagelab.report.numbers import share_cell
+from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import UserError, generator, prepare
 from imagelab.setup.settings import Count, DataSettings, InputFile, Limits
 from imagelab.setup.terminal import progress

@@ -16,7 +16,7 @@ from filelock import FileLock
 from PIL import Image
 
 import advanced_image_processing as driver
-from imagelab.report.results import Metric
+from imagelab.report.numbers import Metric
 
 SCRIPTS = ["advanced_image_processing", "fgsm", "diffusion_demo", "gan_mnist", "mlp_diffusion"]
 
