@@ -26,6 +26,7 @@ from imagelab.setup.command import command_line  # first: it hears a Ctrl-C whil
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ from imagelab.report.restored import middle, plot_restored
 from imagelab.report.results import Result, start_result
 from imagelab.setup import runtime, settings
 from imagelab.setup.runtime import UserError, autocast, channels_last, generator, in_eval_mode
-from imagelab.setup.settings import Count, ExportSettings, Fraction, Rate
+from imagelab.setup.settings import Count, ExportSettings, Fraction, Limits, Rate
 from imagelab.techniques import denoiser, restoration
 from imagelab.techniques.denoiser import ResidualDenoiser, restore, trained_denoiser
 from imagelab.techniques.export import export_network
@@ -262,8 +263,16 @@ def export_denoiser(path: Path | str | None, model: ResidualDenoiser) -> None:
 class Compare(settings.Settings):
     """Compare the trained denoiser with classical methods, on six photographs and five kinds of noise.
 
-    BM3D takes part where the package bm3d is installed (for non-commercial use only).
+    BM3D takes part where the package bm3d is installed (for non-commercial use only). It takes most of
+    the time.
     """
+
+    sigmas: tuple[Annotated[int, Limits(1, 255)], ...] = (25, 15, 50)
+    """σ of the Gaussian noise, of 255: a table and a picture for each."""
+    side: Annotated[int, Limits(32, 300)] | None = None
+    """Take the middle squares of so many pixels; default: the whole photographs."""
+    noises: bool = True
+    """Also compare five kinds of noise, on the middle squares of --side or of 256 pixels."""
 
 
 # --- a picture of your own ------------------------------------------------------------------------
@@ -345,17 +354,19 @@ def evaluate_digits(
 
 
 def compare_photographs(
-    names: tuple[str, ...], sigma: float, methods: dict[str, Restore], rng: np.random.Generator
+    clean: dict[str, np.ndarray],
+    sigma: float,
+    methods: dict[str, Restore],
+    rng: np.random.Generator,
 ) -> Comparison:
     """The result of each of the `methods` on photographs with Gaussian noise of `sigma`.
 
     The noise is not clipped, as in published comparisons. Every method is told σ.
     """
     found = {}
-    for name in names:
-        clean = photograph(name) / 255
-        noisy = clean + rng.normal(0, sigma, clean.shape)
-        found[name] = restoration.compare(clean, noisy, sigma, methods)
+    for name, picture in clean.items():
+        noisy = picture + rng.normal(0, sigma, picture.shape)
+        found[name] = restoration.compare(picture, noisy, sigma, methods)
     return found
 
 
@@ -388,37 +399,39 @@ def compare_noises(
 
 
 def report_photographs(
-    names: tuple[str, ...], sigma: int, methods: dict[str, Restore], seed: int, result: Result
+    clean: dict[str, np.ndarray], sigma: int, methods: dict[str, Restore], seed: int, result: Result
 ) -> None:
-    """Tables, figures and a picture of every method at Gaussian noise of `sigma` (of 255).
+    """A table, figures and a picture of every method at Gaussian noise of `sigma` (of 255).
 
-    No network was trained on any of the photographs `names`.
+    No network was trained on any of the photographs `clean`.
     """
-    found = compare_photographs(names, sigma / 255, methods, np.random.default_rng(seed))
+    found = compare_photographs(clean, sigma / 255, methods, np.random.default_rng(seed))
     columns, rows = restoration.comparison_table(found)
     caption = f"Photographs, σ = {sigma} of 255: PSNR (dB) of each, and means"
     result.add_table(caption, columns, rows)
-    means = {row[0]: row[1 + len(names)] for row in rows}
+    means = {row[0]: row[1 + len(clean)] for row in rows}
     best = max(restoration.CLASSICAL, key=means.__getitem__)
     leads = {f"photographs, σ = {sigma}: learned": means["learned"]}
     for other in [best] + ["BM3D"] * ("BM3D" in means):
         leads[f"σ = {sigma}: learned less {other}"] = means["learned"] - means[other]
     for name, value in leads.items():
-        result.add_metric(name, value, len(names), unit="dB", better="higher")
+        result.add_metric(name, value, len(clean), unit="dB", better="higher")
     caption = (
-        f"160×160 pixels of each, σ = {sigma} of 255. PSNR is that of the whole picture. The highest of "
-        "each row is framed."
+        f"The middle of each, σ = {sigma} of 255. PSNR is that of the whole picture. The highest of each "
+        "row is framed."
     )
-    figure = plot_restored(found, {name: photograph(name) / 255 for name in names}, side=160)
+    side = min(160, *(min(picture.shape[:2]) for picture in clean.values()))
+    figure = plot_restored(found, clean, side)
     result.add_figure(f"photographs_{sigma}.png", figure, caption)
 
 
 def report_noises(
-    names: tuple[str, ...], side: int, methods: dict[str, Restore], seed: int, result: Result
+    clean: dict[str, np.ndarray], methods: dict[str, Restore], seed: int, result: Result
 ) -> None:
     """Which method suits which noise: a table and a picture."""
-    pictures = [middle(photograph(name) / 255, side) for name in names]
+    names, pictures = list(clean), list(clean.values())
     found = compare_noises(pictures, methods, np.random.default_rng(seed))
+    side = len(pictures[-1])
     where = f"the middle {side}×{side} pixels of {', '.join(names)}"
     table = [[noise, *(one.psnr for one in by.values())] for noise, by in found.items()]
     columns = ["noise", *next(iter(found.values()))]
@@ -434,19 +447,10 @@ def report_noises(
     result.add_figure("noises.png", figure, caption)
 
 
-def report_comparison(
-    config: Config | Compare,
-    names: tuple[str, ...],
-    sigmas: tuple[int, ...],
-    device: torch.device,
-    result: Result,
-) -> None:
-    """All methods at Gaussian noise of each of `sigmas` (of 255), and under five kinds of noise."""
-    methods = restoration.methods(device, with_bm3d=True)
-    names, sigmas = (names[:1], sigmas[:1]) if config.quick else (names, sigmas)
-    for sigma in sigmas:
-        report_photographs(names, sigma, methods, config.seed, result)
-    report_noises(names, 96 if config.quick else 256, methods, config.seed, result)
+def middles(names: tuple[str, ...], side: int | None) -> dict[str, np.ndarray]:
+    """The middle `side` × `side` pixels of photographs, or all of them, in [0, 1]."""
+    pictures = {name: photograph(name) / 255 for name in names}
+    return {name: middle(x, side) if side else x for name, x in pictures.items()}
 
 
 def lessons(result: Result) -> list[str]:
@@ -493,7 +497,10 @@ def run(config: Config) -> Result:
     images = evaluate_digits(config, data, model, result)
     samples.write_samples(config.samples_file, images)
     export_network(config.export, model, {"noisy": torch.rand(2, *data.shape)}, "clean")
-    report_comparison(config, HELD_OUT[3:], (25,), device, result)  # never used for choices
+    names = HELD_OUT[3:4] if config.quick else HELD_OUT[3:]  # never used for choices
+    methods = restoration.methods(device, with_bm3d=True)
+    report_photographs(middles(names, None), 25, methods, config.seed, result)
+    report_noises(middles(names, 96 if config.quick else 256), methods, config.seed, result)
     return result.save(*lessons(result))
 
 
@@ -513,7 +520,7 @@ def run_photographs(config: Photographs) -> Result:
     methods = restoration.CLASSICAL | {"learned": partial(restore, model)}
     names = HELD_OUT[1:2] if config.quick else HELD_OUT
     for sigma in (25,) if config.quick else (25, 15, 50):
-        report_photographs(names, sigma, methods, config.seed, result)
+        report_photographs(middles(names, None), sigma, methods, config.seed, result)
     export_denoiser(config.export, model)
     return result.save()
 
@@ -521,10 +528,16 @@ def run_photographs(config: Photographs) -> Result:
 def run_compare(config: Compare) -> Result:
     """Compare the trained denoiser with classical methods."""
     device = runtime.prepare(config.seed, config.device)
+    config = config.if_quick(side=96, sigmas=(25,))
     result = start_result(
         SCRIPT, "Denoisers compared", SUMMARY, config, f"{PICTURES}/compare", device
     )
-    report_comparison(config, HELD_OUT, (25, 15, 50), device, result)
+    methods = restoration.methods(device, with_bm3d=True)
+    for sigma in config.sigmas:
+        report_photographs(middles(HELD_OUT, config.side), sigma, methods, config.seed, result)
+    if config.noises:
+        side = config.side or 256
+        report_noises(middles(HELD_OUT, side), methods, config.seed, result)
     return result.save(*lessons(result))
 
 

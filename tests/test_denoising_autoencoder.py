@@ -128,7 +128,7 @@ def test_photographs_are_reported_beside_the_best_classical_method(
     psnr_of = {"noisy": 20, **dict.fromkeys(CLASSICAL, 24), "total variation": 26, "learned": 29}
     psnr_of |= {"BM3D": 30} if with_bm3d else {}
     monkeypatch.setattr(study.restoration, "compare", fake_methods(**psnr_of))
-    study.report_photographs(("camera", "coins"), 25, {}, 0, result)
+    study.report_photographs(study.middles(("camera", "coins"), 40), 25, {}, 0, result)
     (table,) = result.tables
     assert table["columns"][:3] == ["method", "camera", "coins"]
     assert ["learned", 29, 29, 29.0, 0.5, 1.0] in table["rows"]
