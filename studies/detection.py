@@ -489,7 +489,7 @@ def run(config: Config) -> Result:
     config = config.if_quick(scenes=128, test_scenes=32, epochs=2)
     if config.size % CELL:
         raise UserError(f"--size must be a multiple of {CELL}, not {config.size}.")
-    data = load_boxed(config.dataset, config.scenes, config.test_scenes, config.size).to(device)
+    data = load_boxed(config.dataset, config.scenes, config.test_scenes, config.size, Path("data")).to(device)
     folder = PICTURES if data.name == "digit-scenes" else f"{PICTURES}/{data.file_name}"
     result = start_result(SCRIPT, TITLE, SUMMARY, config, folder, device, data)
     training = train(config, data)
