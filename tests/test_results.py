@@ -253,3 +253,13 @@ def test_lessons_are_told_of_what_was_measured(tmp_path):
     assert run.learned == "It leaves 3.8 %. So it is."
     written = json.loads((tmp_path / "pictures" / "results.json").read_text("utf-8"))
     assert written["learned"] == run.learned
+
+
+def test_a_quick_run_states_no_lesson(tmp_path, capsys):
+    run = result(tmp_path / "pictures")
+    run.config["quick"] = True
+    assert run.save("It leaves 3.8 %.").learned == ""
+    run.print_summary()
+    printed = capsys.readouterr().out
+    assert "A quick run: too short to learn from these figures." in printed
+    assert "3.8" not in printed

@@ -118,10 +118,10 @@ class Result:
     def save(self, *lessons: str) -> Result:
         """Write `results.json` into the folder and return self.
 
-        `lessons` are sentences on what the figures teach.
+        `lessons` are sentences on what the figures teach. A quick run states none: it is too short.
         """
         self.seconds = time.perf_counter() - self.started
-        self.learned = " ".join(lessons)
+        self.learned = "" if self.config.get("quick") else " ".join(lessons)
         write_json(self.folder / "results.json", {**self.record(), "versions": versions()})
         give_back(self.folder)  # in a notebook the process goes on
         return self
@@ -150,6 +150,8 @@ class Result:
             print(text_table(["figure", "value", "n"], rows))
         if self.learned:
             print("\n" + wrapped(self.learned))
+        if self.config.get("quick"):
+            print("\n" + wrapped("A quick run: too short to learn from these figures."))
         took = f"{self.seconds:.0f} s, " if self.seconds else ""  # 0: nothing was measured
         print(f"\n{took}seed {self.seed}, {self.device}. Look at:")
         for entry in self.files:
