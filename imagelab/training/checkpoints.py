@@ -85,6 +85,15 @@ def load_checkpoint(
     return contents
 
 
+def is_checkpoint(path: Path | str) -> bool:
+    """Whether the file can be read, and is a checkpoint of this project."""
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # `load_checkpoint` says what is wrong with it
+        return False
+    return isinstance(contents, dict) and "format" in contents and "script" in contents
+
+
 def check_finite(weights: Any, path: Path | str) -> None:
     """Raises UserError where a tensor in these nested dicts and lists holds NaN or infinity."""
     if isinstance(weights, dict | list | tuple):
