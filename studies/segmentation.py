@@ -236,8 +236,8 @@ def checkpoint_path(config: Config, name: str) -> Path:
 def unet_weights(saved: dict) -> dict[str, torch.Tensor]:
     """The weights in a checkpoint. Older ones call two of the U-Net's parts by other names."""
     weights = saved["model"].get("unet", {})
-    return {name.replace("grow.", "upsample.").replace("last.", "head."): value
-            for name, value in weights.items()}  # fmt: skip
+    names = {name: name.replace("grow.", "upsample.").replace("last.", "head.") for name in weights}
+    return {names[name]: value for name, value in weights.items()}
 
 
 def new_model(config: Config, data: MaskedPictures) -> SegmentationUNet:
@@ -259,11 +259,10 @@ def train(
     model = new_model(config, data)
     weights = None if config.unweighted else class_weights(data.masks, len(data.classes))
     adamw = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2, fused=True)
-    name = data.file_name + ("_pretrained" if config.pretrained else "")
+    path = checkpoint_path(config, data.file_name + ("_pretrained" if config.pretrained else ""))
     training = Training(
-        checkpoint_path(config, name), SCRIPT, config, data,
-        networks={"unet": model}, optimizers={"adamw": adamw},
-    )  # fmt: skip
+        path, SCRIPT, config, data, networks={"unet": model}, optimizers={"adamw": adamw}
+    )
     training.extra = {"classes": list(data.classes)}
     if config.resume:
         training.load()
@@ -288,9 +287,8 @@ def train(
 def predict(model: SegmentationUNet, images: torch.Tensor) -> torch.Tensor:
     """The class of every pixel, (N, H, W) uint8, for pictures (N, 3, H, W) uint8."""
     with in_eval_mode(model):
-        parts = [model(unit(part)).argmax(dim=1).to(torch.uint8)
-                 for part in progress(images.split(8), "predicting", "batch")]  # fmt: skip
-    return torch.cat(parts)
+        batches = progress(images.split(8), "predicting", "batch")
+        return torch.cat([model(unit(x)).argmax(dim=1).to(torch.uint8) for x in batches])
 
 
 @torch.no_grad()
@@ -380,8 +378,10 @@ def evaluate(config: Config, data: MaskedPictures, training: Training, result: R
     result.add_metric("pixel accuracy", accuracy, n, better="higher")
     known = masks[masks != IGNORE].long()
     share = (torch.bincount(known, minlength=len(data.classes)) / len(known)).tolist()
-    rows = [[name, f"{part:.1%}", value.item() if value.isfinite() else "absent"]
-            for name, part, value in zip(data.classes, share, iou, strict=True)]  # fmt: skip
+    rows = [
+        [name, f"{part:.1%}", value.item() if value.isfinite() else "absent"]
+        for name, part, value in zip(data.classes, share, iou, strict=True)
+    ]
     result.add_table(f"{n} held-out pictures", ["class", "share of the pixels", "IoU"], rows)
     caption = "Overlap (IoU) of prediction and truth, by class."
     result.add_figure("iou.png", plot_iou(iou, data.classes, n), caption)
@@ -407,8 +407,8 @@ def overlay(picture: np.ndarray, mask: np.ndarray, palette: np.ndarray, strength
 def plot_iou(iou: torch.Tensor, classes: tuple[str, ...], n: int) -> Figure:
     """The IoU (classes,) on `n` pictures, a bar per class."""
     figure, axes = figures.new_figure(6, 0.3 * len(classes) + 1)
-    axes[0, 0].barh(classes, iou.nan_to_num().cpu().numpy(), color=colours(classes) / 255,
-                    edgecolor="#444444")  # fmt: skip
+    bars, edge = iou.nan_to_num().cpu().numpy(), "#444444"
+    axes[0, 0].barh(classes, bars, color=colours(classes) / 255, edgecolor=edge)
     axes[0, 0].invert_yaxis()
     axes[0, 0].set_xlim(0, 1)
     axes[0, 0].set_xlabel(f"IoU on {n} held-out pictures")
@@ -419,8 +419,8 @@ def add_legend(figure: Figure, classes: tuple[str, ...]) -> None:
     """The colours of the classes, below the pictures."""
     from matplotlib.patches import Patch
 
-    patches = [Patch(facecolor=colour / 255, edgecolor="#444444", label=name)
-               for colour, name in zip(colours(classes), classes, strict=True)]  # fmt: skip
+    named = zip(colours(classes) / 255, classes, strict=True)
+    patches = [Patch(facecolor=rgb, edgecolor="#444444", label=name) for rgb, name in named]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(len(classes), 7))
 
 
@@ -468,8 +468,14 @@ def run(config: Config) -> Result:
     """Train on pictures and masks, measure on those held out."""
     device = prepare(config.seed, config.device)
     config = config.if_quick(scenes=96, test_scenes=24, epochs=2, widths=(16, 32))
-    data = load_masked(config.dataset, config.data_dir, config.height, config.scenes,
-                       config.test_scenes, config.ignore_255).to(device)  # fmt: skip
+    data = load_masked(
+        config.dataset,
+        config.data_dir,
+        config.height,
+        config.scenes,
+        config.test_scenes,
+        config.ignore_255,
+    ).to(device)
     if config.epochs is None:
         steps = STEPS.get(data.name, STEPS["others"])
         config = replace(config, epochs=max(round(steps * config.batch_size / len(data.images)), 1))
@@ -480,8 +486,8 @@ def run(config: Config) -> Result:
     training = train(config, data)
     evaluate(config, data, training, result)
     model = training.model.eval()
-    export_network(config.export, model, {"pictures": torch.rand(2, *data.shape)}, "logits",
-                   any_size=True, classes=data.classes)  # fmt: skip
+    pictures = {"pictures": torch.rand(2, *data.shape)}
+    export_network(config.export, model, pictures, "logits", any_size=True, classes=data.classes)
     return result.save(*lessons(result))
 
 
@@ -511,8 +517,10 @@ def run_predict(config: PredictMasks) -> None:
     device = prepare(0, config.device)
     path = config.model or config.output_dir / MODELS / "scenes.pth"
     if not path.is_file():
-        raise UserError(f"There is no checkpoint {path}. Train one by python -m studies.{SCRIPT}, or say "
-                        "with --model or --output-dir where one lies.")  # fmt: skip
+        raise UserError(
+            f"There is no checkpoint {path}. Train one (python -m studies.{SCRIPT}), or "
+            "say where it is with --model or --output-dir."
+        )
     model, classes, height = load_model(path, device)
     palette, covered = colours(classes), np.zeros(len(classes))
 
