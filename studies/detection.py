@@ -603,8 +603,9 @@ def lessons(result: Result) -> list[str]:
     if measured := result.measured("objects found", "false boxes per picture"):
         share, false = measured
         sentences.append(
-            f"With a score of {MIN_SCORE} or more, {share:.0%} of the objects are found; {false:.2f} boxes per "
-            "picture are false. A higher limit gives fewer false boxes and misses more objects."
+            f"With a score of {MIN_SCORE} or more, {share:.0%} of the objects are found, and {false:.2f} "
+            "boxes per picture are false. A higher limit gives fewer false boxes and misses more "
+            "objects."
         )
     if measured := result.measured("mAP at 0.5, photographs never seen"):
         sentences.append(
