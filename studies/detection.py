@@ -301,13 +301,15 @@ def new_detector(config: Config, data: BoxedPictures) -> Detector:
         weights = saved["model"].get("detector", {})
         if saved["extra"].get("classes") != list(data.classes):  # then the head stays random
             head = f"layers.{len(model.layers) - 1}."
-            own = model.state_dict()
-            weights = weights | {name: own[name] for name in own if name.startswith(head)}
+            fresh = model.state_dict()
+            weights = weights | {name: fresh[name] for name in fresh if name.startswith(head)}
         checkpoints.load_weights(model, weights, path)
     elif path is not None:
         if config.backbone != "resnet18":
-            raise UserError(f"--pretrained: {path} is no checkpoint of {SCRIPT}. For torchvision's "
-                            "weights add --backbone resnet18.")  # fmt: skip
+            raise UserError(
+                f"--pretrained: {path} is not a checkpoint of this project. If it holds torchvision's "
+                "weights of ResNet-18, add --backbone resnet18."
+            )
         model.layers[0] = resnet18_backbone(path)
     return channels_last(model, data.images.device)
 
@@ -477,9 +479,9 @@ def evaluate(data: BoxedPictures, model: Detector, result: Result) -> None:
     rows = [[classes[int(k)], counts[int(k)], ap if ap >= 0 else "absent"] for k, ap in by_class]
     columns = ["class", "objects", "AP at 0.5 to 0.95"]
     result.add_table(f"{n} held-out pictures", columns, rows)
-    size = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
+    size = sum(p.nbytes for p in model.parameters()) / 1e6
     result.add_metric("size of the detector", size, 1, unit="MB", better="lower")
-    pictures, started = [to_array(image) for image in images[:100]], time.perf_counter()
+    pictures, started = list(images[:100].permute(0, 2, 3, 1).cpu().numpy()), time.perf_counter()
     for picture in pictures:
         draw_boxes(picture, detect_in(model, picture, data.shape[1]), classes)
     rate = len(pictures) / (time.perf_counter() - started)
@@ -537,11 +539,6 @@ def search_faces(result: Result) -> None:
     result.add_figure("faces.png", figures.plot_side_by_side(pictures, rows=2), caption)
 
 
-def to_array(image: torch.Tensor) -> np.ndarray:
-    """(3, H, W) uint8 to (H, W, 3)."""
-    return image.permute(1, 2, 0).cpu().numpy()
-
-
 def plot_detections(
     model: Detector, images: torch.Tensor, boxes: Boxes, labels: Boxes, classes: tuple[str, ...]
 ) -> Figure:
@@ -550,20 +547,19 @@ def plot_detections(
 
     figure, axes = figures.new_figure(4 * len(images), 8.4, 2, len(images))
     kinds = {"right": figures.PALETTE[2], "false": figures.PALETTE[1], "missed": figures.PALETTE[3]}
+    names = np.array(classes)
     for k, found in enumerate(detect(model, unit(images), MIN_SCORE)):
+        right, taken = (part.cpu().numpy() for part in match(found, boxes[k], labels[k]))
+        truth, true_names = boxes[k].cpu(), names[labels[k].cpu().numpy()]
+        scores = np.array([f" {score:.0%}" for score in found["scores"]], dtype=str)
+        texts = np.char.add(names[found["labels"].cpu().numpy()], scores)
         above, below = axes[:, k]
         for axis in (above, below):
-            figures.show_image(axis, to_array(images[k]))
-        outline_boxes(above, boxes[k], [classes[c] for c in labels[k]], figures.PALETTE[0])
-        right, taken = match(found, boxes[k], labels[k])
-        names = [
-            f"{classes[c]} {s:.0%}" for c, s in zip(found["labels"], found["scores"], strict=True)
-        ]
+            figures.show_image(axis, images[k].permute(1, 2, 0).cpu().numpy())
+        outline_boxes(above, truth, true_names, figures.PALETTE[0])
         for kind, chosen in (("right", right), ("false", ~right)):
-            texts = [name for name, is_chosen in zip(names, chosen, strict=True) if is_chosen]
-            outline_boxes(below, found["boxes"][chosen], texts, kinds[kind])
-        texts = [classes[c] for c in labels[k][~taken]]
-        outline_boxes(below, boxes[k][~taken], texts, kinds["missed"], dashed=True)
+            outline_boxes(below, found["boxes"].cpu()[chosen], texts[chosen], kinds[kind])
+        outline_boxes(below, truth[~taken], true_names[~taken], kinds["missed"], dashed=True)
     figures.name_rows(axes, ("true boxes", "detections"))
     handles = [Patch(fill=False, edgecolor=colour, label=kind) for kind, colour in kinds.items()]
     handles[-1].set_linestyle("--")
@@ -579,13 +575,13 @@ def plot_steps(model: Detector, images: torch.Tensor, classes: tuple[str, ...]) 
     after = detect(model, unit(images), MIN_SCORE)
     figure, axes = figures.new_figure(3.6 * len(images), 11, 3, len(images))
     for k, column in enumerate(axes.T):
-        picture = to_array(images[k])
+        picture = images[k].permute(1, 2, 0).cpu().numpy()
         for axis in column:
             figures.show_image(axis, picture)
         extent = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
         column[0].imshow(objectness[k], cmap="magma", vmin=0, vmax=1, alpha=0.7, extent=extent)
         for axis, found in ((column[1], before[k]), (column[2], after[k])):
-            texts = [classes[c] for c in found["labels"]] if axis is column[2] else []
+            texts = [classes[c] for c in found["labels"]] if found is after[k] else []
             outline_boxes(axis, found["boxes"], texts, figures.PALETTE[4])
     figures.name_rows(axes, ("score of each cell", "boxes with a high score", "after suppression"))
     return figure
@@ -643,7 +639,7 @@ def run(config: Config) -> Result:
     evaluate(data, model, result)
     if data.name == "scenes":
         search_faces(result)
-    if data.name == "digit-scenes":
+    elif digits:
         evaluate_digits(config, data, model, result)
     result.add_figure("loss.png", samples.plot_loss(training, "loss"), "The loss.")
     network, example = DecodedDetector(model), {"pictures": torch.rand(2, *data.shape)}

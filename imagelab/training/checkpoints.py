@@ -86,7 +86,9 @@ def load_checkpoint(
 
 
 def is_checkpoint(path: Path | str) -> bool:
-    """Whether the file can be read, and is a checkpoint of this project."""
+    """Whether the file is a checkpoint of this project. Raises UserError where there is no such file."""
+    if not Path(path).is_file():
+        raise UserError(f"There is no file {path}.")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # `load_checkpoint` says what is wrong with it
