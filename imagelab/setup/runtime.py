@@ -23,11 +23,10 @@ OUT_OF_MEMORY = ("allocate memory", "out of memory", "ALLOC_FAILED")
 ACCELERATOR = (
     "CUDA error",
     "CUDA driver",
-    "cuDNN",
     "CUDNN_STATUS",
     "CUBLAS_STATUS",
     "HIP error",
-    "XPU",
+    "XPU error",
 )
 
 
