@@ -321,11 +321,18 @@ def plot_classes(axis, points: torch.Tensor, labels: torch.Tensor, classes: Sequ
         axis.text(x, y, classes[label], ha="center", va="center", weight="bold", bbox=box)
 
 
+def has_display() -> bool:
+    """Whether matplotlib can open windows here."""
+    from matplotlib import pyplot
+
+    return pyplot.get_backend().lower() != "agg"
+
+
 def show(paths: Sequence[Path]) -> None:
     """Open pictures in windows and wait until they are closed; a sentence where there is no display."""
     from matplotlib import pyplot
 
-    if pyplot.get_backend().lower() == "agg":
+    if not has_display():
         print(
             "--show: there is no display here; the pictures are in the files above.",
             file=sys.stderr,
