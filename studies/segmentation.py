@@ -8,6 +8,7 @@ scenes with exact masks (imagelab/data/road_scenes.py), or real pictures.
     python -m studies.segmentation --dataset camvid                 # real ones, of data/CamVid/
     python -m studies.segmentation --dataset camvid --pretrained    # from the network of the drawn ones
     python -m studies.segmentation --dataset folder:IMAGES:MASKS    # yours; masks hold class numbers
+    python -m studies.segmentation --network plain --classes road   # a simpler U-Net, for one class
     python -m studies.segmentation predict --image street.jpg --output seen.png
     python -m studies.segmentation predict --video drive.mp4 --output seen.webm
 
@@ -30,8 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imagelab.data.datasets import unit
 from imagelab.data.masks import IGNORE, TEST_SCENES, MaskedPictures, load_masked
+from imagelab.data.tensors import unit
 from imagelab.data.video import process_media
 from imagelab.report import figures, samples
 from imagelab.report.results import Result, start_result
@@ -88,8 +89,7 @@ class SegmentationUNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[2:]
-        multiple = self.patch_size * 2 ** len(self.upsample)  # of the padded sides
-        x = F.pad(2 * x - 1, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+        x = pad_to_multiple(2 * x - 1, self.patch_size * 2 ** len(self.upsample))
         with autocast(x.device):
             # Each patch of pixels becomes one position with more channels: (B, 12, H/2, W/2).
             h = F.pixel_unshuffle(x, self.patch_size).contiguous(memory_format=torch.channels_last)
@@ -101,6 +101,43 @@ class SegmentationUNet(nn.Module):
             for upsample, convolutions in zip(self.upsample, self.up, strict=True):
                 h = convolutions(torch.cat([upsample(h), skips.pop()], dim=1))
             return F.pixel_shuffle(self.head(h), self.patch_size)[:, :, :height, :width].float()
+
+
+def pad_to_multiple(x: torch.Tensor, n: int) -> torch.Tensor:
+    """Pictures (B, C, H, W) with repeated last rows and columns, so that n divides both sides."""
+    return F.pad(x, (0, -x.shape[3] % n, 0, -x.shape[2] % n), mode="replicate")
+
+
+class PlainUNet(nn.Module):
+    """The U-Net of many tutorials: grey pictures, one class, one convolution a level.
+
+    Pictures (B, 3, H, W) in [0, 1], of any size, to logits (B, 2, H, W) of "other" and the class. These
+    are 0 and z. Their softmax is sigmoid(z), so that their cross-entropy is the binary cross-entropy.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down_1 = nn.Conv2d(1, 64, 3, padding=1)
+        self.down_2 = nn.Conv2d(64, 128, 3, padding=1)
+        self.down_3 = nn.Conv2d(128, 256, 3, padding=1)
+        self.up_2 = nn.Conv2d(256 + 128, 128, 3, padding=1)
+        self.up_1 = nn.Conv2d(128 + 64, 64, 3, padding=1)
+        self.head = nn.Conv2d(64, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[2:]
+        x = pad_to_multiple(x, 4)
+        grey = 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
+        with autocast(x.device):
+            h_1 = F.relu(self.down_1(grey))  #                              (B, 64, H, W)
+            h_2 = F.relu(self.down_2(F.max_pool2d(h_1, 2)))  #              (B, 128, H/2, W/2)
+            h = F.relu(self.down_3(F.max_pool2d(h_2, 2)))  #                (B, 256, H/4, W/4)
+            h = torch.cat([F.interpolate(h, scale_factor=2.0), h_2], dim=1)
+            h = F.relu(self.up_2(h))  #                                     (B, 128, H/2, W/2)
+            h = torch.cat([F.interpolate(h, scale_factor=2.0), h_1], dim=1)
+            h = F.relu(self.up_1(h))  #                                     (B, 64, H, W)
+            z = self.head(h)[:, :, :height, :width].float()
+        return torch.cat([torch.zeros_like(z), z], dim=1)
 
 
 # --- the loss -------------------------------------------------------------------------------------
@@ -153,33 +190,57 @@ def segmentation_loss(
 # --- augmentation ---------------------------------------------------------------------------------
 
 
-def augment(
-    images: torch.Tensor, masks: torch.Tensor, rng: torch.Generator
+def warp(
+    images: torch.Tensor,
+    masks: torch.Tensor,
+    angle: torch.Tensor,
+    scale: torch.Tensor,
+    flip: torch.Tensor,
+    shift: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flip half of the pictures; rotate (±10°), scale (0.8 to 1.6), shift and relight all of them.
+    """Rotate, scale, flip and shift pictures (B, 3, H, W) and their masks (B, H, W) uint8 alike.
 
-    Pictures (B, 3, H, W) in [0, 1] and masks (B, H, W) uint8 go through the same change. Pixels from
-    outside the picture get no class. Returns the pictures, and the masks as int64.
+    `angle` (B,) is in radians, `scale` (B,) above 1 enlarges, `flip` (B,) is −1 to mirror and else 1,
+    `shift` (B, 2) is in half widths and half heights. Pixels from outside the picture get no class.
+    Returns the pictures, and the masks as int64.
     """
     n, _, height, width = images.shape
-
-    def uniform(low: float, high: float) -> torch.Tensor:
-        return torch.rand(n, generator=rng, device=images.device) * (high - low) + low
-
-    angle, scale = uniform(-1, 1) * math.pi / 18, 1 / uniform(0.8, 1.6)
-    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
-    cos, sin, ratio = angle.cos() * scale, angle.sin() * scale, width / height
-    rows = [cos * flip, -sin / ratio, uniform(-0.15, 0.15),
-            sin * ratio * flip, cos, uniform(-0.1, 0.1)]  # fmt: skip
+    step, ratio = 1 / scale, width / height  # pixels of the original from one pixel to the next
+    cos, sin = angle.cos() * step, angle.sin() * step
+    rows = [cos * flip, -sin / ratio, shift[:, 0],
+            sin * ratio * flip, cos, shift[:, 1]]  # fmt: skip
     theta = torch.stack(rows, dim=1).reshape(n, 2, 3)
     grid = F.affine_grid(theta, [n, 3, height, width], align_corners=False)
     x = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     # grid_sample fills in 0 from outside. So IGNORE (255) goes through as 0, and each class as class + 1.
     y = F.grid_sample((masks[:, None].float() + 1) % 256, grid, mode="nearest", align_corners=False)
-    gamma, gain = uniform(-0.7, 0.7).exp(), uniform(0.75, 1.25)
-    tint = 1 + 0.1 * torch.randn(n, 3, generator=rng, device=images.device)
-    x = x.clamp(0, 1) ** gamma[:, None, None, None] * (gain[:, None] * tint)[:, :, None, None]
     return x.clamp(0, 1), (y[:, 0].long() - 1) % 256
+
+
+def relight(images: torch.Tensor, gamma: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    """Pictures (B, 3, H, W) in [0, 1] in another light: x^gamma · gain; gamma (B,), gain (B, 3)."""
+    return (images ** gamma[:, None, None, None] * gain[:, :, None, None]).clamp(0, 1)
+
+
+def augment(
+    images: torch.Tensor, masks: torch.Tensor, rng: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flip half of the pictures; rotate (±10°), scale (0.8 to 1.6), shift and relight all of them.
+
+    Pictures (B, 3, H, W) in [0, 1] and masks (B, H, W) uint8 to the same, masks as int64.
+    """
+    n = len(images)
+
+    def uniform(low: float, high: float) -> torch.Tensor:
+        return torch.rand(n, generator=rng, device=images.device) * (high - low) + low
+
+    angle, scale = uniform(-1, 1) * math.pi / 18, uniform(0.8, 1.6)
+    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    shift = torch.stack([uniform(-0.15, 0.15), uniform(-0.1, 0.1)], dim=1)
+    x, y = warp(images, masks, angle, scale, flip, shift)
+    gamma, brightness = uniform(-0.7, 0.7).exp(), uniform(0.75, 1.25)
+    tint = 1 + 0.1 * torch.randn(n, 3, generator=rng, device=images.device)
+    return relight(x, gamma, brightness[:, None] * tint), y
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -197,6 +258,10 @@ class Config(ExportSettings, ResumableSettings):
     folder:IMAGES:MASKS for your own. A mask has the name of its picture. It holds the class of each
     pixel: 0, 1, 2, ..., or 255 for no class. Where all masks hold only 0 and 255, 255 is the object.
     Every tenth picture is held out."""
+    classes: tuple[str, ...] = ()
+    """Learn only these classes, such as road. All pixels of other classes become 'other'."""
+    network: Literal["unet", "plain"] = "unet"
+    """unet, or plain: the simpler one of many tutorials, for grey pictures and one class (--classes)."""
     ignore_255: bool = False
     """255 always means 'no class' in your own masks."""
     data_dir: Path = Path("data")
@@ -204,6 +269,8 @@ class Config(ExportSettings, ResumableSettings):
     height: Annotated[int, Limits(16, 4096)] | None = None
     """Pictures are scaled to this height in pixels and keep their proportions. Narrower ones get margins
     of no class. Default: 128 for scenes and cityscapes, 180 for camvid."""
+    width: Annotated[int, Limits(16, 4096)] | None = None
+    """Pictures get exactly this width in pixels, whatever their proportions. Default: as they are."""
     scenes: Count = 1500
     """Scenes to draw for training."""
     test_scenes: Count = TEST_SCENES
@@ -233,6 +300,12 @@ def checkpoint_path(config: Config, name: str) -> Path:
     return config.output_dir / MODELS / f"{name}.pth"
 
 
+def run_name(config: Config, data: MaskedPictures) -> str:
+    """The name of the training's checkpoint and folder: 'scenes', 'camvid_pretrained', ..."""
+    plain = "_plain" if config.network == "plain" else ""
+    return data.file_name + plain + ("_pretrained" if config.pretrained else "")
+
+
 def unet_weights(saved: dict) -> dict[str, torch.Tensor]:
     """The weights in a checkpoint. Older ones call two of the U-Net's parts by other names."""
     weights = saved["model"].get("unet", {})
@@ -240,10 +313,17 @@ def unet_weights(saved: dict) -> dict[str, torch.Tensor]:
     return {names[name]: value for name, value in weights.items()}
 
 
-def new_model(config: Config, data: MaskedPictures) -> SegmentationUNet:
-    """A U-Net with random weights, or with --pretrained those learnt from the drawn scenes."""
+def build_network(
+    network: str, classes: int, widths: tuple[int, ...], patch_size: int
+) -> SegmentationUNet | PlainUNet:
+    """The U-Net, or the plain one (`network`, see --network), with random weights."""
+    return PlainUNet() if network == "plain" else SegmentationUNet(classes, widths, patch_size)
+
+
+def new_model(config: Config, data: MaskedPictures) -> SegmentationUNet | PlainUNet:
+    """The network with random weights, or with --pretrained those learnt from the drawn scenes."""
     torch.manual_seed(config.seed)
-    model = SegmentationUNet(len(data.classes), config.widths, config.patch_size)
+    model = build_network(config.network, len(data.classes), config.widths, config.patch_size)
     if config.pretrained:
         path = checkpoint_path(config, "scenes")
         learnt = unet_weights(load_checkpoint(path, SCRIPT))
@@ -254,12 +334,12 @@ def new_model(config: Config, data: MaskedPictures) -> SegmentationUNet:
 
 def train(
     config: Config, data: MaskedPictures, after_epoch: Observer = no_observer
-) -> Training[SegmentationUNet]:
-    """Train the U-Net, or go on with --resume. `after_epoch` is called after every epoch."""
+) -> Training[SegmentationUNet | PlainUNet]:
+    """Train the network, or go on with --resume. `after_epoch` is called after every epoch."""
     model = new_model(config, data)
     weights = None if config.unweighted else class_weights(data.masks, len(data.classes))
     adamw = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2, fused=True)
-    path = checkpoint_path(config, data.file_name + ("_pretrained" if config.pretrained else ""))
+    path = checkpoint_path(config, run_name(config, data))
     training = Training(
         path, SCRIPT, config, data, networks={"unet": model}, optimizers={"adamw": adamw}
     )
@@ -284,7 +364,7 @@ def train(
 
 
 @torch.no_grad()
-def predict(model: SegmentationUNet, images: torch.Tensor) -> torch.Tensor:
+def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """The class of every pixel, (N, H, W) uint8, for pictures (N, 3, H, W) uint8."""
     with in_eval_mode(model):
         batches = progress(images.split(8), "predicting", "batch")
@@ -293,7 +373,7 @@ def predict(model: SegmentationUNet, images: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def predict_strips(
-    model: SegmentationUNet, picture: np.ndarray, height: int, strip: int = 64
+    model: nn.Module, picture: np.ndarray, height: int, strip: int = 64
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """The classes of one picture (H, W, 3) uint8, as pairs of rows and their classes (rows, W) uint8.
 
@@ -306,7 +386,7 @@ def predict_strips(
     width = max(round(picture.shape[1] * height / picture.shape[0]), 1)
     method = cv2.INTER_AREA if height < picture.shape[0] else cv2.INTER_LINEAR
     small = cv2.resize(picture, (width, height), interpolation=method)
-    x = torch.from_numpy(small).permute(2, 0, 1)[None].to(model.head.weight.device)
+    x = torch.from_numpy(small).permute(2, 0, 1)[None].to(next(model.parameters()).device)
     logits = model(unit(x))  # (1, classes, height, width)
     for top in range(0, picture.shape[0], strip):
         rows = slice(top, min(top + strip, picture.shape[0]))
@@ -321,13 +401,14 @@ def predict_strips(
 
 def load_model(
     path: Path, device: torch.device | str = "cpu"
-) -> tuple[SegmentationUNet, tuple[str, ...], int]:
-    """The U-Net of a checkpoint, the names of its classes, and the height of its training pictures."""
+) -> tuple[nn.Module, tuple[str, ...], int]:
+    """The network of a checkpoint, the names of its classes, and the height of its training pictures."""
     saved = load_checkpoint(path, SCRIPT, device)
     with checkpoint_errors(path):
         classes, settings = tuple(saved["extra"]["classes"]), saved["config"]
         patch_size = settings.get("patch_size") or settings["fold"]  # its name in older checkpoints
-        model = SegmentationUNet(len(classes), tuple(settings["widths"]), patch_size)
+        network, widths = settings.get("network", "unet"), tuple(settings["widths"])
+        model = build_network(network, len(classes), widths, patch_size)
         height, weights = saved["dataset"]["shape"][1], unet_weights(saved)
     load_weights(model, weights, path)
     return channels_last(model, device).eval(), classes, height
@@ -343,7 +424,7 @@ SUMMARY = (
     "would say little, because most pixels belong to few classes."
 )
 COLOURS = {
-    "sky": "#56B4E9", "road": "#999999", "marking": "#F0E442", "building": "#D55E00",
+    "other": "#000000", "sky": "#56B4E9", "road": "#999999", "marking": "#F0E442", "building": "#D55E00",
     "vegetation": "#009E73", "tree": "#009E73", "car": "#0072B2", "pedestrian": "#CC79A7",
     "pole": "#000000", "pavement": "#E69F00", "sign": "#F0E442", "fence": "#882255",
     "bicyclist": "#DDDDDD",
@@ -439,17 +520,32 @@ def plot_overlays(images, masks, predicted, classes: tuple[str, ...]) -> Figure:
 
 
 def plot_augmented(data: MaskedPictures, seed: int) -> Figure:
-    """One training picture and its mask, changed together six times."""
+    """A training picture of middle brightness: as it is, with one change each, and with all of them."""
+    brightness = data.images.flatten(1).float().mean(dim=1)
+    k = brightness.argsort()[len(brightness) // 2]
+    image, mask = unit(data.images[k : k + 1]), data.masks[k : k + 1]
+    still, same = torch.zeros(1, device=image.device), torch.ones(1, device=image.device)
+    angle, centre = still + math.radians(10), torch.zeros(1, 2, device=image.device)
+    colour, label = torch.ones(1, 3, device=image.device), mask.long()
+    changed = {
+        "original": (image, label),
+        "rotated by 10°": warp(image, mask, angle, same, same, centre),
+        "enlarged 1.6 times": warp(image, mask, still, 1.6 * same, same, centre),
+        "flipped": warp(image, mask, still, same, -same, centre),
+        "shifted": warp(image, mask, still, same, same, centre + 0.15),
+        "in another light": (relight(image, 0.6 * same, 0.9 * colour), label),
+    }
     rng = generator(seed, "augmented", data.images.device)
-    x, masks = augment(
-        unit(data.images[:1]).expand(6, -1, -1, -1), data.masks[:1].expand(6, -1, -1), rng
-    )
-    figure, axes = figures.new_figure(13, 3.2, 2, 6)
-    for column, image, mask in zip(axes.T, x.cpu(), masks.cpu().numpy(), strict=True):
-        figures.show_image(column[0], figures.as_picture(image))
-        white = np.full((*mask.shape, 3), 255, np.uint8)
-        figures.show_image(column[1], overlay(white, mask, colours(data.classes), 1.0))
+    changed |= {f"all at once ({n})": augment(image, mask, rng) for n in "ab"}
+    figure, axes = figures.new_figure(1.9 * len(changed), 3.5, 2, len(changed))
+    for column, (name, (x, y)) in zip(axes.T, changed.items(), strict=True):
+        figures.show_image(column[0], figures.as_picture(x[0]), name)
+        white = np.full((*y.shape[1:], 3), 255, np.uint8)
+        figures.show_image(
+            column[1], overlay(white, y[0].cpu().numpy(), colours(data.classes), 1.0)
+        )
     figures.name_rows(axes, ("picture", "mask"))
+    add_legend(figure, data.classes)
     return figure
 
 
@@ -475,13 +571,20 @@ def run(config: Config) -> Result:
         config.scenes,
         config.test_scenes,
         config.ignore_255,
-    ).to(device)
+        config.width,
+    ).only(config.classes)
+    if config.network == "plain" and len(data.classes) != 2:
+        raise UserError("--network plain tells one class from all others: add --classes road, say.")
+    data = data.to(device)
     if config.epochs is None:
-        steps = STEPS.get(data.name, STEPS["others"])
+        steps = STEPS.get(config.dataset, STEPS["others"])
         config = replace(config, epochs=max(round(steps * config.batch_size / len(data.images)), 1))
-    folder = PICTURES if data.name == "scenes" else f"{PICTURES}/{data.file_name}"
+    name = run_name(config, data)
+    folder = PICTURES if name == "scenes" else f"{PICTURES}/{name}"
     result = start_result(SCRIPT, TITLE, SUMMARY, config, folder, device, data)
-    caption = "One training picture, changed six times, and its mask. White: no class."
+    caption = (
+        "A training picture and its mask: each change alone, and all at once. White: no class."
+    )
     result.add_figure("augmented.png", plot_augmented(data, config.seed), caption)
     training = train(config, data)
     evaluate(config, data, training, result)
