@@ -9,11 +9,10 @@ scenes with exact masks (imagelab/data/road_scenes.py), or real pictures.
     python -m studies.segmentation --dataset camvid --pretrained    # from the network of the drawn ones
     python -m studies.segmentation --dataset folder:IMAGES:MASKS    # yours; masks hold class numbers
     python -m studies.segmentation --network plain --classes road   # a simpler U-Net, for one class
-    python -m studies.segmentation predict --image street.jpg --output seen.png
-    python -m studies.segmentation predict --video drive.mp4 --output seen.webm
+    python -m studies.segmentation predict --image street.jpg --output seen.png    # or --video
+    python -m studies.segmentation predict --model maskrcnn --image photo.jpg --output seen.png
 
-Look at the edges of thin things in `overlays.png`. Compare the classes in `iou.png`: small and rare ones
-are much harder. The share of right pixels hides that.
+Look at thin things in `overlays.png`, and at small and rare classes in `iou.png`: they are much harder.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from __future__ import annotations
 from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -33,8 +32,9 @@ from torch import nn
 
 from imagelab.data.masks import IGNORE, TEST_SCENES, MaskedPictures, load_masked
 from imagelab.data.tensors import unit
-from imagelab.data.video import process_media
+from imagelab.data.video import Predictor, process_media
 from imagelab.report import figures, samples
+from imagelab.report.boxes import draw_boxes
 from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import (
     UserError,
@@ -47,6 +47,7 @@ from imagelab.setup.runtime import (
 from imagelab.setup.settings import Common, Count, ExportSettings, Limits, Rate, ResumableSettings
 from imagelab.setup.terminal import progress
 from imagelab.techniques.export import export_network
+from imagelab.techniques.pretrained import coco_mask_rcnn, voc_segmentation
 from imagelab.training.checkpoints import checkpoint_errors, load_checkpoint, load_weights
 from imagelab.training.loop import Observer, Training, no_observer, one_cycle
 
@@ -371,6 +372,15 @@ def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         return torch.cat([model(unit(x)).argmax(dim=1).to(torch.uint8) for x in batches])
 
 
+def scaled_to(picture: np.ndarray, height: int) -> np.ndarray:
+    """A picture (H, W, 3) uint8 scaled to `height` in its own proportions."""
+    import cv2
+
+    width = max(round(picture.shape[1] * height / picture.shape[0]), 1)
+    method = cv2.INTER_AREA if height < picture.shape[0] else cv2.INTER_LINEAR
+    return cv2.resize(picture, (width, height), interpolation=method)
+
+
 @torch.no_grad()
 def predict_strips(
     model: nn.Module, picture: np.ndarray, height: int, strip: int = 64
@@ -381,11 +391,7 @@ def predict_strips(
     own size, bilinearly as F.interpolate does. For a large picture all logits would take gigabytes, so
     that only those of `strip` rows are made at a time.
     """
-    import cv2
-
-    width = max(round(picture.shape[1] * height / picture.shape[0]), 1)
-    method = cv2.INTER_AREA if height < picture.shape[0] else cv2.INTER_LINEAR
-    small = cv2.resize(picture, (width, height), interpolation=method)
+    small = scaled_to(picture, height)
     x = torch.from_numpy(small).permute(2, 0, 1)[None].to(next(model.parameters()).device)
     logits = model(unit(x))  # (1, classes, height, width)
     for top in range(0, picture.shape[0], strip):
@@ -424,11 +430,12 @@ SUMMARY = (
     "would say little, because most pixels belong to few classes."
 )
 COLOURS = {
-    "other": "#000000", "sky": "#56B4E9", "road": "#999999", "marking": "#F0E442", "building": "#D55E00",
+    "sky": "#56B4E9", "road": "#999999", "marking": "#F0E442", "building": "#D55E00",
     "vegetation": "#009E73", "tree": "#009E73", "car": "#0072B2", "pedestrian": "#CC79A7",
     "pole": "#000000", "pavement": "#E69F00", "sign": "#F0E442", "fence": "#882255",
-    "bicyclist": "#DDDDDD",
+    "bicyclist": "#DDDDDD", "other": "#FFFFFF",
 }  # fmt: skip
+BACKGROUND = ("other", "__background__")  # classes that `predict` leaves uncoloured
 
 
 def scores(
@@ -522,28 +529,29 @@ def plot_overlays(images, masks, predicted, classes: tuple[str, ...]) -> Figure:
 def plot_augmented(data: MaskedPictures, seed: int) -> Figure:
     """A training picture of middle brightness: as it is, with one change each, and with all of them."""
     brightness = data.images.flatten(1).float().mean(dim=1)
-    k = brightness.argsort()[len(brightness) // 2]
-    image, mask = unit(data.images[k : k + 1]), data.masks[k : k + 1]
-    still, same = torch.zeros(1, device=image.device), torch.ones(1, device=image.device)
-    angle, centre = still + math.radians(10), torch.zeros(1, 2, device=image.device)
-    colour, label = torch.ones(1, 3, device=image.device), mask.long()
+    k = int(brightness.argsort()[len(brightness) // 2])
+    image, mask = unit(data.images[k : k + 1]).cpu(), data.masks[k : k + 1].cpu()
+
+    def warped(angle: float = 0.0, scale: float = 1.0, flip: float = 1.0, shift: float = 0.0):
+        numbers = (torch.tensor([value]) for value in (angle, scale, flip))
+        return warp(image, mask, *numbers, torch.full((1, 2), shift))
+
+    rng = generator(seed, "augmented")
     changed = {
-        "original": (image, label),
-        "rotated by 10°": warp(image, mask, angle, same, same, centre),
-        "enlarged 1.6 times": warp(image, mask, still, 1.6 * same, same, centre),
-        "flipped": warp(image, mask, still, same, -same, centre),
-        "shifted": warp(image, mask, still, same, same, centre + 0.15),
-        "in another light": (relight(image, 0.6 * same, 0.9 * colour), label),
+        "original": (image, mask),
+        "rotated by 10°": warped(angle=math.radians(10)),
+        "enlarged 1.6 times": warped(scale=1.6),
+        "flipped": warped(flip=-1.0),
+        "shifted": warped(shift=0.15),
+        "in another light": (relight(image, torch.tensor([0.6]), torch.full((1, 3), 0.9)), mask),
+        "all at once (a)": augment(image, mask, rng),
+        "all at once (b)": augment(image, mask, rng),
     }
-    rng = generator(seed, "augmented", data.images.device)
-    changed |= {f"all at once ({n})": augment(image, mask, rng) for n in "ab"}
     figure, axes = figures.new_figure(1.9 * len(changed), 3.5, 2, len(changed))
     for column, (name, (x, y)) in zip(axes.T, changed.items(), strict=True):
         figures.show_image(column[0], figures.as_picture(x[0]), name)
         white = np.full((*y.shape[1:], 3), 255, np.uint8)
-        figures.show_image(
-            column[1], overlay(white, y[0].cpu().numpy(), colours(data.classes), 1.0)
-        )
+        figures.show_image(column[1], overlay(white, y[0].numpy(), colours(data.classes), 1.0))
     figures.name_rows(axes, ("picture", "mask"))
     add_legend(figure, data.classes)
     return figure
@@ -594,6 +602,12 @@ def run(config: Config) -> Result:
     return result.save(*lessons(result))
 
 
+# --- pictures and films of one's own --------------------------------------------------------------
+
+HEIGHTS = {"deeplabv3": 520, "fcn": 520, "maskrcnn": 800}  # pixels, as torchvision trained them
+MIN_SCORE = 0.5  # Mask R-CNN's objects with a lower score are not drawn
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictMasks(Common):
     """Lay the colours of the predicted classes over a picture or a video of your own."""
@@ -607,9 +621,75 @@ class PredictMasks(Common):
     output_dir: Path = Path(".")
     """The --output-dir of the training."""
     model: Path | None = None
-    """The checkpoint of a training. Default: study_models/segmentation/scenes.pth under --output-dir."""
+    """The checkpoint of a training. Default: study_models/segmentation/scenes.pth under --output-dir.
+    Or one of torchvision's networks for things of daily life: deeplabv3 and fcn tell 20 classes from the
+    background, maskrcnn 80, and each object from the others."""
+    weights: Path | None = None
+    """Weights file for deeplabv3, fcn or maskrcnn. Default: torch's cache, else a download."""
     strength: Annotated[float, Limits(0, 1)] = 0.5
     """How strongly the colours cover the picture."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights is not None and str(self.model) not in HEIGHTS:
+            raise UserError("--weights belongs to --model deeplabv3, fcn or maskrcnn.")
+
+
+def coloured(
+    picture: np.ndarray,
+    strips: Iterable[tuple[slice, np.ndarray]],
+    palette: np.ndarray,
+    strength: float,
+) -> np.ndarray:
+    """A picture (H, W, 3) under the colours of its masks, strip by strip: all at once takes gigabytes."""
+    result = np.empty_like(picture)
+    for rows, mask in strips:
+        result[rows] = overlay(picture[rows], mask, palette, strength)
+    return result
+
+
+def class_predictor(
+    model: nn.Module, classes: tuple[str, ...], height: int, strength: float, found: np.ndarray
+) -> Predictor:
+    """Colours every pixel by its class. Adds the pixels of each class to `found` (classes,)."""
+    palette = colours(classes)
+
+    def masks(picture: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        for rows, mask in predict_strips(model, picture, height):
+            found[:] += np.bincount(mask.ravel(), minlength=len(classes))
+            yield rows, np.where(mask == background, IGNORE, mask)
+
+    background = 0 if classes[0] in BACKGROUND else IGNORE
+    return lambda picture: coloured(picture, masks(picture), palette, strength)
+
+
+def object_predictor(
+    network: nn.Module, classes: tuple[str, ...], strength: float, found: np.ndarray
+) -> Predictor:
+    """Colours every object in its own colour, in a box with its class. Counts them in `found`."""
+    import cv2
+
+    palette = np.array([figures.rgb(colour) for colour in figures.CLASS_COLOURS], np.float64)
+    device = next(network.parameters()).device
+
+    @torch.no_grad()
+    def predictor(picture: np.ndarray) -> np.ndarray:
+        small = scaled_to(picture, HEIGHTS["maskrcnn"])
+        seen = network([unit(torch.from_numpy(small)).permute(2, 0, 1).to(device)])[0]
+        seen = {name: values[seen["scores"] >= MIN_SCORE].cpu() for name, values in seen.items()}
+        found[:] += np.bincount(seen["labels"].numpy(), minlength=len(classes))
+        numbers = np.full(small.shape[:2], IGNORE, np.uint8)
+        for k in reversed(range(len(seen["masks"]))):  # the surest object comes to lie on top
+            numbers[seen["masks"][k, 0].numpy() > 0.5] = k % len(palette)
+        size = picture.shape[1], picture.shape[0]
+        numbers = cv2.resize(numbers, size, interpolation=cv2.INTER_NEAREST)
+        strips = (
+            (slice(top, top + 64), numbers[top : top + 64]) for top in range(0, len(numbers), 64)
+        )
+        result = coloured(picture, strips, palette, strength)
+        return draw_boxes(result, seen, classes, MIN_SCORE, len(small) / len(picture))
+
+    return predictor
 
 
 def run_predict(config: PredictMasks) -> None:
@@ -617,27 +697,39 @@ def run_predict(config: PredictMasks) -> None:
     source = config.image or config.video
     if source is None or (config.image and config.video):
         raise UserError("Give either --image or --video.")
-    device = prepare(0, config.device)
+    device, name = prepare(0, config.device), str(config.model)
+    if name == "maskrcnn":
+        model, classes = coco_mask_rcnn(config.weights, device)
+        found = np.zeros(len(classes))
+        predictor = object_predictor(model, classes, config.strength, found)
+    else:
+        if name in HEIGHTS:
+            model, classes = voc_segmentation(name, config.weights, device)
+            height = HEIGHTS[name]
+        else:
+            model, classes, height = load_model(model_path(config), device)
+        found = np.zeros(len(classes))
+        predictor = class_predictor(model, classes, height, config.strength, found)
+    print(process_media(source, config.output, lambda: predictor))
+    palette = colours(classes).astype(int)
+    for k in (k for k in np.argsort(-found) if found[k]):
+        if name == "maskrcnn":
+            print(f"{found[k]:6.0f}  {classes[k]}")
+        else:
+            print(
+                f"{found[k] / found.sum():6.1%}  {classes[k]}  #{bytes(palette[k].tolist()).hex()}"
+            )
+
+
+def model_path(config: PredictMasks) -> Path:
+    """The checkpoint of --model, or the one of the drawn scenes. Raises UserError where it is missing."""
     path = config.model or config.output_dir / MODELS / "scenes.pth"
     if not path.is_file():
         raise UserError(
             f"There is no checkpoint {path}. Train one (python -m studies.{SCRIPT}), or "
             "say where it is with --model or --output-dir."
         )
-    model, classes, height = load_model(path, device)
-    palette, covered = colours(classes), np.zeros(len(classes))
-
-    def coloured(picture: np.ndarray) -> np.ndarray:
-        result = np.empty_like(picture)
-        for rows, mask in predict_strips(model, picture, height):
-            covered[:] += np.bincount(mask.ravel(), minlength=len(classes))
-            result[rows] = overlay(picture[rows], mask, palette, config.strength)
-        return result
-
-    print(process_media(source, config.output, lambda: coloured))
-    for k in np.argsort(-covered):
-        red, green, blue = palette[k].astype(int)
-        print(f"{covered[k] / covered.sum():6.1%}  {classes[k]}  #{red:02x}{green:02x}{blue:02x}")
+    return path
 
 
 def main() -> None:
