@@ -1,8 +1,8 @@
 """Segmentation: the class of every pixel of a road scene, by a U-Net (Ronneberger et al. 2015).
 
 A U-Net halves the picture level by level, so that it sees far, and then doubles it again. On the way up
-each level also gets the features of the way down. They keep edges sharp. The training pictures are drawn
-scenes with exact masks (imagelab/data/road_scenes.py), or real pictures.
+each level also gets the features of the way down. They keep edges sharp. It learns from drawn scenes
+(imagelab/data/road_scenes.py) or from real pictures.
 
     python -m studies.segmentation                                  # drawn scenes, five minutes
     python -m studies.segmentation --dataset camvid                 # real ones, of data/CamVid/
@@ -10,9 +10,8 @@ scenes with exact masks (imagelab/data/road_scenes.py), or real pictures.
     python -m studies.segmentation --dataset folder:IMAGES:MASKS    # yours; masks hold class numbers
     python -m studies.segmentation --network plain --classes road   # a simpler U-Net, for one class
     python -m studies.segmentation predict --image street.jpg --output seen.png    # or --video
-    python -m studies.segmentation predict --model maskrcnn --image photo.jpg --output seen.png
 
-Look at thin things in `overlays.png`, and at small and rare classes in `iou.png`: they are much harder.
+Look at thin things in `overlays.png` and at rare classes in `iou.png`: they are much harder.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from __future__ import annotations
 from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -487,9 +486,12 @@ def colours(classes: tuple[str, ...]) -> np.ndarray:
 
 def overlay(picture: np.ndarray, mask: np.ndarray, palette: np.ndarray, strength: float = 0.5):
     """Picture (H, W, 3) uint8 under the colours of its classes (H, W). No class, no colour."""
+    import cv2
+
     known = mask != IGNORE
-    covered = (1 - strength) * picture + strength * palette[np.where(known, mask, 0)]
-    return np.where(known[..., None], covered, picture).round().astype(np.uint8)
+    flat = palette.astype(np.uint8)[np.where(known, mask, 0)]
+    covered = cv2.addWeighted(picture, 1 - strength, flat, strength, 0)
+    return np.where(known[..., None], covered, picture)
 
 
 def plot_iou(iou: torch.Tensor, classes: tuple[str, ...], n: int) -> Figure:
@@ -582,7 +584,7 @@ def run(config: Config) -> Result:
         config.width,
     ).only(config.classes)
     if config.network == "plain" and len(data.classes) != 2:
-        raise UserError("--network plain tells one class from all others: add --classes road, say.")
+        raise UserError("--network plain needs one class: add --classes road, for example.")
     data = data.to(device)
     if config.epochs is None:
         steps = STEPS.get(config.dataset, STEPS["others"])
@@ -622,8 +624,8 @@ class PredictMasks(Common):
     """The --output-dir of the training."""
     model: Path | None = None
     """The checkpoint of a training. Default: study_models/segmentation/scenes.pth under --output-dir.
-    Or one of torchvision's networks for things of daily life: deeplabv3 and fcn tell 20 classes from the
-    background, maskrcnn 80, and each object from the others."""
+    Or a network of torchvision: deeplabv3 or fcn (20 classes of Pascal VOC), or maskrcnn (80 classes of
+    COCO, object by object)."""
     weights: Path | None = None
     """Weights file for deeplabv3, fcn or maskrcnn. Default: torch's cache, else a download."""
     strength: Annotated[float, Limits(0, 1)] = 0.5
@@ -635,32 +637,22 @@ class PredictMasks(Common):
             raise UserError("--weights belongs to --model deeplabv3, fcn or maskrcnn.")
 
 
-def coloured(
-    picture: np.ndarray,
-    strips: Iterable[tuple[slice, np.ndarray]],
-    palette: np.ndarray,
-    strength: float,
-) -> np.ndarray:
-    """A picture (H, W, 3) under the colours of its masks, strip by strip: all at once takes gigabytes."""
-    result = np.empty_like(picture)
-    for rows, mask in strips:
-        result[rows] = overlay(picture[rows], mask, palette, strength)
-    return result
-
-
 def class_predictor(
     model: nn.Module, classes: tuple[str, ...], height: int, strength: float, found: np.ndarray
 ) -> Predictor:
     """Colours every pixel by its class. Adds the pixels of each class to `found` (classes,)."""
     palette = colours(classes)
+    background = 0 if classes[0] in BACKGROUND else IGNORE
 
-    def masks(picture: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    def predictor(picture: np.ndarray) -> np.ndarray:
+        result = np.empty_like(picture)
         for rows, mask in predict_strips(model, picture, height):
             found[:] += np.bincount(mask.ravel(), minlength=len(classes))
-            yield rows, np.where(mask == background, IGNORE, mask)
+            mask = np.where(mask == background, IGNORE, mask)
+            result[rows] = overlay(picture[rows], mask, palette, strength)
+        return result
 
-    background = 0 if classes[0] in BACKGROUND else IGNORE
-    return lambda picture: coloured(picture, masks(picture), palette, strength)
+    return predictor
 
 
 def object_predictor(
@@ -683,10 +675,7 @@ def object_predictor(
             numbers[seen["masks"][k, 0].numpy() > 0.5] = k % len(palette)
         size = picture.shape[1], picture.shape[0]
         numbers = cv2.resize(numbers, size, interpolation=cv2.INTER_NEAREST)
-        strips = (
-            (slice(top, top + 64), numbers[top : top + 64]) for top in range(0, len(numbers), 64)
-        )
-        result = coloured(picture, strips, palette, strength)
+        result = overlay(picture, numbers, palette, strength)
         return draw_boxes(result, seen, classes, MIN_SCORE, len(small) / len(picture))
 
     return predictor
@@ -700,25 +689,21 @@ def run_predict(config: PredictMasks) -> None:
     device, name = prepare(0, config.device), str(config.model)
     if name == "maskrcnn":
         model, classes = coco_mask_rcnn(config.weights, device)
-        found = np.zeros(len(classes))
+        found = np.zeros(len(classes))  # objects of each class
         predictor = object_predictor(model, classes, config.strength, found)
     else:
-        if name in HEIGHTS:
-            model, classes = voc_segmentation(name, config.weights, device)
-            height = HEIGHTS[name]
-        else:
-            model, classes, height = load_model(model_path(config), device)
-        found = np.zeros(len(classes))
+        model, classes, height = (
+            (*voc_segmentation(name, config.weights, device), HEIGHTS[name])
+            if name in HEIGHTS
+            else load_model(model_path(config), device)
+        )
+        found = np.zeros(len(classes))  # pixels of each class
         predictor = class_predictor(model, classes, height, config.strength, found)
     print(process_media(source, config.output, lambda: predictor))
-    palette = colours(classes).astype(int)
     for k in (k for k in np.argsort(-found) if found[k]):
-        if name == "maskrcnn":
-            print(f"{found[k]:6.0f}  {classes[k]}")
-        else:
-            print(
-                f"{found[k] / found.sum():6.1%}  {classes[k]}  #{bytes(palette[k].tolist()).hex()}"
-            )
+        colour = bytes(colours(classes).astype(np.uint8)[k]).hex()
+        share = f"{found[k] / found.sum():6.1%}  {classes[k]}  #{colour}"
+        print(f"{found[k]:6.0f}  {classes[k]}" if name == "maskrcnn" else share)
 
 
 def model_path(config: PredictMasks) -> Path:
