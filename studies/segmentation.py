@@ -432,7 +432,7 @@ COLOURS = {
     "sky": "#56B4E9", "road": "#999999", "marking": "#F0E442", "building": "#D55E00",
     "vegetation": "#009E73", "tree": "#009E73", "car": "#0072B2", "pedestrian": "#CC79A7",
     "pole": "#000000", "pavement": "#E69F00", "sign": "#F0E442", "fence": "#882255",
-    "bicyclist": "#DDDDDD", "other": "#FFFFFF",
+    "bicyclist": "#DDDDDD", "other": "#000000",
 }  # fmt: skip
 BACKGROUND = ("other", "__background__")  # classes that `predict` leaves uncoloured
 
