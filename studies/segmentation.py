@@ -270,7 +270,7 @@ class Config(ExportSettings, ResumableSettings):
     """Pictures are scaled to this height in pixels and keep their proportions. Narrower ones get margins
     of no class. Default: 128 for scenes and cityscapes, 180 for camvid."""
     width: Annotated[int, Limits(16, 4096)] | None = None
-    """Pictures get exactly this width in pixels, whatever their proportions. Default: as they are."""
+    """Training pictures get exactly this width in pixels, whatever their proportions."""
     scenes: Count = 1500
     """Scenes to draw for training."""
     test_scenes: Count = TEST_SCENES
@@ -372,9 +372,13 @@ def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def scaled_to(picture: np.ndarray, height: int) -> np.ndarray:
-    """A picture (H, W, 3) uint8 scaled to `height` in its own proportions."""
+    """A picture (H, W, 3) uint8 scaled to `height` in its own proportions.
+
+    The height is less for a picture that would become wider than 16 times `height`.
+    """
     import cv2
 
+    height = max(min(height, 16 * height * picture.shape[0] // picture.shape[1]), 1)
     width = max(round(picture.shape[1] * height / picture.shape[0]), 1)
     method = cv2.INTER_AREA if height < picture.shape[0] else cv2.INTER_LINEAR
     return cv2.resize(picture, (width, height), interpolation=method)
@@ -391,6 +395,7 @@ def predict_strips(
     that only those of `strip` rows are made at a time.
     """
     small = scaled_to(picture, height)
+    height = len(small)
     x = torch.from_numpy(small).permute(2, 0, 1)[None].to(next(model.parameters()).device)
     logits = model(unit(x))  # (1, classes, height, width)
     for top in range(0, picture.shape[0], strip):
@@ -666,7 +671,7 @@ def object_predictor(
 
     @torch.no_grad()
     def predictor(picture: np.ndarray) -> np.ndarray:
-        small = scaled_to(picture, HEIGHTS["maskrcnn"])
+        small = scaled_to(picture, min(len(picture), HEIGHTS["maskrcnn"]))
         seen = network([unit(torch.from_numpy(small)).permute(2, 0, 1).to(device)])[0]
         seen = {name: values[seen["scores"] >= MIN_SCORE].cpu() for name, values in seen.items()}
         found[:] += np.bincount(seen["labels"].numpy(), minlength=len(classes))

@@ -385,7 +385,8 @@ def test_torchvisions_logits_are_those_of_its_network(deeplab):
     assert len(classes) == 21 and classes[15] == "person"
 
 
-def test_objects_are_coloured_one_by_one():
+@pytest.mark.parametrize("enlarged", [1, 8])
+def test_objects_are_coloured_one_by_one(enlarged):
     class Finds(torch.nn.Module):
         """Two sure people that overlap, and a dog that is none."""
 
@@ -395,7 +396,7 @@ def test_objects_are_coloured_one_by_one():
 
         def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
             height, width = images[0].shape[1:]
-            assert height == segmentation.HEIGHTS["maskrcnn"]
+            assert (height, width) == ((160, 240) if enlarged == 1 else (800, 1200))
             masks = torch.zeros(3, 1, height, width)
             masks[0, :, : height // 2, : width // 2] = 0.9
             masks[1, :, : height // 2, width // 4 : 3 * width // 4] = 0.8
@@ -404,9 +405,11 @@ def test_objects_are_coloured_one_by_one():
             labels, scores = torch.tensor([1, 1, 2]), torch.tensor([0.9, 0.7, 0.3])
             return [{"boxes": boxes, "labels": labels, "scores": scores, "masks": masks}]
 
-    found, picture = np.zeros(3), np.full((160, 240, 3), 7, np.uint8)
+    found, picture = np.zeros(3), np.full((160 * enlarged, 240 * enlarged, 3), 7, np.uint8)
     classes = ("nothing", "person", "dog")
     seen = segmentation.object_predictor(Finds(), classes, 1.0, found)(picture)
+    assert seen.shape == picture.shape
+    seen = seen[::enlarged, ::enlarged]
     first, second = (list(figures.rgb(figures.CLASS_COLOURS[k])) for k in (0, 1))
     assert found.tolist() == [0, 2, 0]
     assert seen[20, 30].tolist() == seen[20, 110].tolist() == first  # the surer one lies on top
@@ -427,6 +430,18 @@ def test_a_large_picture_is_predicted_in_strips():
         logits = model(torch.from_numpy(small).permute(2, 0, 1)[None].float() / 255)
         whole = F.interpolate(logits, (203, 150), mode="bilinear").argmax(dim=1)[0].numpy()
     assert (np.concatenate([mask for _, mask in strips]) == whole).mean() > 0.999
+
+
+def test_a_ribbon_of_a_picture_is_not_blown_up():
+    """Of 20,000×15 pixels, scaled to a height of 520, it would be 690,000 pixels wide."""
+    torch.manual_seed(0)
+    ribbon = np.asarray(Image.effect_noise((20_000, 15), 90).convert("RGB"))
+    small = segmentation.scaled_to(ribbon, 520)
+    assert 8000 <= small.shape[1] <= 8400 and small.shape[0] == 16 * 520 * 15 // 20_000
+    assert segmentation.scaled_to(ribbon[:, :30], 40).shape[:2] == (40, 80)
+    model = segmentation.SegmentationUNet(3, (4, 8), 1).eval()
+    strips = list(segmentation.predict_strips(model, ribbon, 520))
+    assert [mask.shape for _, mask in strips] == [(15, 20_000)]
 
 
 def test_wrong_input(quick, tmp_path):
