@@ -540,8 +540,8 @@ def plot_augmented(data: MaskedPictures, seed: int) -> Figure:
     image, mask = unit(data.images[k : k + 1]).cpu(), data.masks[k : k + 1].cpu()
 
     def warped(angle: float = 0.0, scale: float = 1.0, flip: float = 1.0, shift: float = 0.0):
-        numbers = (torch.tensor([value]) for value in (angle, scale, flip))
-        return warp(image, mask, *numbers, torch.full((1, 2), shift))
+        a, s, f = torch.tensor([[angle], [scale], [flip]])
+        return warp(image, mask, a, s, f, torch.full((1, 2), shift))
 
     rng = generator(seed, "augmented")
     changed = {

@@ -61,7 +61,7 @@ def voc_segmentation(
     }[name]
     network = build(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
     network = trained(network, name, source, weights)
-    network.aux_classifier = None  # for training only
+    network.register_module("aux_classifier", None)  # it helps in training only
     model = Normalised(Logits(network), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     return model.eval().requires_grad_(False).to(device), tuple(source.meta["categories"])
 
