@@ -317,7 +317,7 @@ def run_denoise(config: Denoise) -> None:
 
 # === the lesson ends here; below: measured, plotted, reported =====================================
 
-STRENGTHS = {"gaussian": 0.1, "salt-and-pepper": 0.1, "poisson": 100, "speckle": 0.2, "jpeg": 10}
+STRENGTHS = {"gaussian": 0.1, "salt-and-pepper": 0.2, "poisson": 100, "speckle": 0.2, "jpeg": 10}
 TITLE = "Denoising autoencoder: learning what a clean picture is"
 SUMMARY = (
     "One network learns from noisy and clean digits to draw the whole digit anew. Another one only "
@@ -472,7 +472,7 @@ def lessons(result: Result) -> list[str]:
     if leads := result.measured(*names):
         taught.append(
             "It was trained on Gaussian noise, and there it is {:+.1f} dB ahead of the best classical "
-            "method. Where a tenth of the values is lost, that is {:+.1f} dB: a method must suit the "
+            "method. Where a fifth of the values is lost, that is {:+.1f} dB: a method must suit the "
             "noise.".format(*leads)
         )
     return taught
