@@ -82,7 +82,7 @@ STUDIES: dict[str, Demo] = {
     "denoising_gan": Demo("study_images/denoising_gan", 200, 30, "GAN: PSNR"),
     "cnn_classifier": Demo("study_images/cnn_classifier", 25, 10, "accuracy"),
     "segmentation": Demo("study_images/segmentation", 300, 15, "mean IoU", {"dataset": "scenes"}),
-    "detection": Demo("study_images/detection", 540, 15, "mAP at 0.5", {"dataset": "digit-scenes"}),
+    "detection": Demo("study_images/detection", 540, 15, "mAP at 0.5", {"dataset": "scenes"}),
     "unet_diffusion": Demo("study_images/unet_diffusion", 830, 20, "read as the class asked for"),
     "diffusion_curves": Demo("study_images/diffusion_curves", 1600, 20, "dpm-solver in"),
     "inpainting": Demo("study_images/inpainting", 600, 10, "half: class kept by diffusion"),

@@ -146,7 +146,7 @@ def denoised(model: nn.Module, noisy: torch.Tensor) -> torch.Tensor:
 
 
 def checkpoint_path(config: Config) -> Path:
-    return config.output_dir / MODELS / "autoencoder.pth"
+    return config.checkpoint or config.output_dir / MODELS / "autoencoder.pth"
 
 
 def load_autoencoder(config: Config, data: Dataset) -> Autoencoder:
