@@ -30,10 +30,12 @@ import torch
 from torch import nn
 
 from imagelab.data.datasets import Dataset, load_for, random_subset, unit
-from imagelab.data.pictures import fit_to_frame, open_picture, read_grey, write_png
+from imagelab.data.own_digit import fit_to_frame
+from imagelab.data.pictures import open_picture, read_grey, write_png
 from imagelab.data.quality import psnr, ssim
 from imagelab.report import figures
-from imagelab.report.results import Result, share_cell, start_result
+from imagelab.report.numbers import share_cell
+from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import UserError, generator, prepare
 from imagelab.setup.settings import Count, DataSettings, InputFile, Limits
 from imagelab.setup.terminal import progress

@@ -40,7 +40,8 @@ from benchmarks.scenes import (
     prepared,
     start,
 )
-from imagelab.report.results import text_table, write_json
+from imagelab.report.numbers import text_table
+from imagelab.report.results import write_json
 from imagelab.setup.settings import Checked, Count, Limits, option
 
 Kind = Literal["signals", "killed-saves", "full-saves", "full-disk", "read-only", "two-runs",
@@ -348,7 +349,7 @@ KINDS: dict[str, Callable[[Scene, Path, Config], Iterator[Case]]] = {
 
 
 @dataclass
-class Outcome:
+class Findings:
     """What the command line prints."""
 
     cases: list[Case]
@@ -361,13 +362,16 @@ class Outcome:
         wrong = [p for case in self.cases for p in case.problems]
         tracebacks = sum(p == "traceback" for p in wrong)
         harmed = sum(isinstance(p, Harm) for p in wrong)
-        rows = [["cases tried", len(self.cases)], ["files damaged or lost", harmed],
-                ["tracebacks shown", tracebacks],
-                ["other problems", len(wrong) - harmed - tracebacks]]  # fmt: skip
+        rows = [
+            ["cases tried", len(self.cases)],
+            ["files damaged or lost", harmed],
+            ["tracebacks shown", tracebacks],
+            ["other problems", len(wrong) - harmed - tracebacks],
+        ]
         print(text_table(["", "count"], rows))
 
 
-def run(config: Config) -> Outcome:
+def run(config: Config) -> Findings:
     """Try the chosen kinds of faults on the chosen scripts; `benchmarks/faults.json` lists the cases."""
     # A shell's background job is deaf to Ctrl-C, and so would be the scripts that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -386,7 +390,7 @@ def run(config: Config) -> Outcome:
                     )
         record = [vars(case) for case in cases]  # written after each script: the run is long
         write_json(config.output_dir / "benchmarks" / "faults.json", {"cases": record})
-    return Outcome(cases, 1 if any(case.problems for case in cases) else 0)
+    return Findings(cases, 1 if any(case.problems for case in cases) else 0)
 
 
 def main() -> None:

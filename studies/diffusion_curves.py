@@ -22,7 +22,8 @@ import torch
 from imagelab.data.datasets import Dataset
 from imagelab.report import figures, samples
 from imagelab.report.evaluator import Evaluator, features, frechet_distance
-from imagelab.report.results import Result, share_cell, start_result
+from imagelab.report.numbers import share_cell
+from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import Stopwatch, UserError, generator, prepare
 from imagelab.setup.settings import DataSettings, Limits, ResumableSettings
 from imagelab.techniques.classifier import accuracy

@@ -1,16 +1,20 @@
 """Restoring with a diffusion model: an image out of noise, a large image out of a small one.
 
-The network of studies/unet_diffusion.py removes noise with no further training: an image with noise of a
-known σ is a state of the reverse process, and can enter there. For super-resolution a second network is
-trained, which sees the small picture, enlarged, beside the noise (SR3, Saharia et al. 2021).
+Noise: the network of studies/unet_diffusion.py removes it with no further training. An image with noise
+of a known σ is, but for a factor, a state x_t of the reverse process. The process can start there instead
+of from pure noise.
+
+Super-resolution: a second network is trained. It gets the small picture, enlarged, as further channels
+beside the noise (SR3, Saharia et al. 2021).
 
     python -m studies.unet_diffusion                    # first: trains the network
     python -m studies.diffusion_restoration             # both, measured on held-out images
     python -m studies.diffusion_restoration --sample-only    # with the super-resolution already trained
 
-What to look at: in the table of the noise, the mean of all images that may be behind it (one step) has
-the better PSNR, and any one of them (drawn) the sharper strokes. In `super_resolution.png` the strokes
-are not in the seven by seven pixels, but in what the network knows of digits.
+What to look at: in the tables of the noise, "one step" has the better PSNR: it is the mean of all images
+that may be behind the noise. "Drawn" is one of these images, and has the sharper strokes. In
+`super_resolution.png` the strokes come from what the network knows of digits: seven by seven pixels don't
+hold them.
 """
 
 from __future__ import annotations
@@ -28,7 +32,8 @@ from torch import nn
 from imagelab.data.datasets import Dataset, random_subset, to_uint8, unit
 from imagelab.data.quality import mean_psnr, mean_ssim
 from imagelab.report import figures, samples
-from imagelab.report.results import Result, share_cell, start_result
+from imagelab.report.numbers import share_cell
+from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import UserError, channels_last, generator, prepare
 from imagelab.setup.settings import Count, Limits
 from imagelab.techniques import diffusion
@@ -45,23 +50,6 @@ if TYPE_CHECKING:
 SCRIPT = "diffusion_restoration"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
 
-
-@dataclass(frozen=True)
-class Config(unet_diffusion.NetworkSettings):
-    """Settings of the restorations; those of the network are the super-resolution's."""
-
-    epochs: Count = 1
-    """Passes over the training images for the super-resolution network."""
-    images: Count = 200
-    """Held-out images on which each restoration is measured."""
-    sigmas: tuple[Annotated[float, Limits(0.01, 5)], ...] = (0.1, 0.25, 0.5)
-    """σ of the noise, for pixels in [0, 1]; it is not clipped, and every method knows it."""
-    steps: Steps = 20
-    """Steps of the reverse process, for noise and super-resolution."""
-    factor: Annotated[int, Limits(2, 8)] = 4
-    """By how much super-resolution enlarges each side."""
-
-
 # --- noise ----------------------------------------------------------------------------------------
 
 
@@ -76,27 +64,26 @@ def denoise(
     schedule = model.schedule.until(2 * sigma)  # the network's pixels lie in [-1, 1]
     t = len(schedule) - 1
     x = schedule.alpha_bar[t].sqrt().float() * (2 * noisy - 1)  # x_t = √ᾱ_t·x₀ + √(1 − ᾱ_t)·ε
-    estimate = model.class_estimator(
-        torch.zeros(len(x), dtype=torch.long, device=x.device), guidance=0
-    )
+    labels = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    estimate = model.class_estimator(labels, guidance=0)  # guidance 0: without a class
     noise = diffusion.image_noise(seed, 0, len(x), model.shape, x.device)
     states = diffusion.reverse_process("ddpm", schedule, estimate, min(steps, t + 1), 1.0, noise, x)
     return (estimate(x, t) + 1) / 2, (diffusion.last(states) + 1) / 2
 
 
-def ways_to_denoise(
+def denoised_by_method(
     config: Config, model: Model, noisy: torch.Tensor, sigma: float
 ) -> dict[str, torch.Tensor]:
     """What each method makes of images (N, C, H, W) in [0, 1] with noise of `sigma`, by its name."""
-    ways = {"noisy": noisy}
+    restored = {"noisy": noisy}
     for name, method in methods(noisy.device).items():
         name = "learned on photographs" if name == "learned" else name
-        ways[name] = restore_images(method, noisy, sigma).to(noisy.device)
-    one, drawn = denoise(model, noisy, sigma, config.steps, config.seed)
-    return ways | {"diffusion, one step": one, "diffusion, drawn": drawn}
+        restored[name] = restore_images(method, noisy, sigma).to(noisy.device)
+    one_step, drawn = denoise(model, noisy, sigma, config.steps, config.seed)
+    return restored | {"diffusion, one step": one_step, "diffusion, drawn": drawn}
 
 
-# --- resolution -----------------------------------------------------------------------------------
+# --- super-resolution -----------------------------------------------------------------------------
 
 
 def shrink(x: torch.Tensor, factor: int) -> torch.Tensor:
@@ -109,8 +96,57 @@ def enlarge(small: torch.Tensor, factor: int) -> torch.Tensor:
     return F.interpolate(small, scale_factor=factor, mode="bicubic", align_corners=False)
 
 
+def consistency_error(large: torch.Tensor, small: torch.Tensor, factor: int) -> float:
+    """How far `large`, shrunk again, is from `small`, both in [-1, 1]: RMS for pixels in [0, 1]."""
+    return (shrink(large, factor) - small).square().mean().sqrt().item() / 2
+
+
+def super_resolve(
+    model: Model, small: torch.Tensor, factor: int, steps: int, seed: int
+) -> torch.Tensor:
+    """Small pictures (N, C, h, w) in [-1, 1] to large ones (N, C, h·factor, w·factor), drawn."""
+    blurred = enlarge(small, factor)
+    return unet_diffusion.sample_images(
+        model, lambda rows: model.estimator({"beside": blurred[rows]}), len(small), steps, seed
+    )
+
+
+def enlarged_by_method(
+    config: Config, model: Model, small: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Small pictures (N, C, h, w) in [-1, 1] enlarged by each method, by its name."""
+    seeds = range(config.seed, config.seed + 8)
+    draws = [super_resolve(model, small, config.factor, config.steps, seed) for seed in seeds]
+    draws = torch.stack(draws).clamp(-1, 1)
+    return {
+        "nearest": F.interpolate(small, scale_factor=config.factor),
+        "bicubic": enlarge(small, config.factor).clamp(-1, 1),
+        "diffusion, drawn": draws[0],
+        "diffusion, mean of 8": draws.mean(0),
+    }
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Config(unet_diffusion.NetworkSettings):
+    """Settings of the restorations; those of the network are the super-resolution's."""
+
+    epochs: Count = 1
+    """Passes over the training images for the super-resolution network."""
+    images: Count = 200
+    """How many held-out images are restored and measured."""
+    sigmas: tuple[Annotated[float, Limits(0.01, 5)], ...] = (0.1, 0.25, 0.5)
+    """σ of the noise, for pixels in [0, 1]; it is not clipped, and every method knows it."""
+    steps: Steps = 20
+    """Steps of the reverse process, for noise and super-resolution."""
+    factor: Annotated[int, Limits(2, 8)] = 4
+    """By how much super-resolution enlarges each side."""
+
+
 def train(config: Config, data: Dataset, path: Path) -> Model:
-    """A U-Net that sees, beside the noisy image, the small picture enlarged; --resume goes on."""
+    """Train the super-resolution network, or go on with --resume: v̂(x_t, t, small picture enlarged)."""
     torch.manual_seed(config.seed)
     model = unet_diffusion.build(vars(config), data.shape, beside=data.shape[0])
     network = channels_last(model.network, data.images.device)
@@ -143,35 +179,11 @@ def checkpoint_path(config: Config) -> Path:
     return config.output_dir / MODELS / "super_resolution.pth"
 
 
-def load_enlarger(config: Config, data: Dataset) -> Model:
-    """The network under --output-dir; UserError where its data or its factor were others."""
+def load_trained(config: Config, data: Dataset) -> Model:
+    """The trained super-resolution network; UserError if its data or its factor were others."""
     path = checkpoint_path(config)
     check_trained_for(load_checkpoint(path, SCRIPT), path, data, config, "factor")
     return load_model(path, data.images.device, SCRIPT, beside=data.shape[0])
-
-
-def super_resolve(
-    model: Model, small: torch.Tensor, factor: int, steps: int, seed: int
-) -> torch.Tensor:
-    """Small pictures (N, C, h, w) in [-1, 1] to large ones (N, C, h·factor, w·factor), drawn."""
-    blurred = enlarge(small, factor)
-    return unet_diffusion.sample_images(
-        model, lambda rows: model.estimator({"beside": blurred[rows]}), len(small), steps, seed
-    )
-
-
-def ways_to_enlarge(config: Config, model: Model, small: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Small pictures (N, C, h, w) in [-1, 1] enlarged by each method, by its name."""
-    draws = [
-        super_resolve(model, small, config.factor, config.steps, config.seed + k).clamp(-1, 1)
-        for k in range(8)
-    ]
-    return {
-        "nearest": F.interpolate(small, scale_factor=config.factor),
-        "bicubic": enlarge(small, config.factor).clamp(-1, 1),
-        "diffusion, drawn": draws[0],
-        "diffusion, mean of 8": torch.stack(draws).mean(0),
-    }
 
 
 # === the lesson ends here; below: measured, plotted, reported =====================================
@@ -185,23 +197,22 @@ SUMMARY = (
 
 def compare_denoisers(config: Config, model: Model, clean: torch.Tensor, result: Result) -> None:
     """A table of every method for each σ, and a picture for the last."""
-    rng = generator(config.seed, "noise to restore", clean.device)
-    decibels = {"n": len(clean), "unit": "dB", "better": "higher"}
+    rng, n = generator(config.seed, "noise to restore", clean.device), len(clean)
     for sigma in config.sigmas:
         noisy = clean + sigma * torch.randn(clean.shape, generator=rng, device=clean.device)
-        ways = ways_to_denoise(config, model, noisy, sigma)
-        rows = [[name, mean_psnr(x, clean), mean_ssim(x, clean)] for name, x in ways.items()]
+        restored = denoised_by_method(config, model, noisy, sigma)
+        psnr = {name: mean_psnr(x, clean) for name, x in restored.items()}
+        rows = [[name, psnr[name], mean_ssim(x, clean)] for name, x in restored.items()]
         caption = f"Noise of σ = {sigma:g}"
-        result.add_table(f"{caption}, n = {len(clean):,}", ["", "PSNR (dB)", "SSIM"], rows)
-        best, one_step = max(row[1] for row in rows[1:-3]), rows[-2][1]
-        result.add_metric(f"noise, σ = {sigma:g}: diffusion, one step", one_step, **decibels)
-        lead = one_step - best
-        result.add_metric(
-            f"σ = {sigma:g}: one step less the best classical method", lead, **decibels
-        )
+        result.add_table(f"{caption}, n = {n:,}", ["", "PSNR (dB)", "SSIM"], rows)
+        one_step, classical = psnr["diffusion, one step"], list(psnr.values())[1:-3]
+        lead = one_step - max(classical)
+        more = {"n": n, "unit": "dB", "better": "higher"}
+        result.add_metric(f"noise, σ = {sigma:g}: diffusion, one step", one_step, **more)
+        result.add_metric(f"σ = {sigma:g}: one step less the best classical method", lead, **more)
     shown = ("noisy", "non-local means", "learned on photographs", "diffusion, one step",
              "diffusion, drawn")  # fmt: skip
-    figure = plot_ways(2 * clean - 1, "clean", {name: 2 * ways[name] - 1 for name in shown})
+    figure = plot_restored({"clean": clean} | {name: restored[name] for name in shown})
     result.add_figure("denoising.png", figure, f"{caption}, and what methods make of it.")
 
 
@@ -212,31 +223,33 @@ def compare_enlargements(
     """The table and the picture; returns the drawn images, uint8."""
     clean, n = unit(images), len(images)
     small = shrink(2 * clean - 1, config.factor)
-    ways = ways_to_enlarge(config, model, small)
-    read = {name: accuracy(classifier, (x + 1) / 2, labels) for name, x in ways.items()}
-    rows = []
-    for name, x in ways.items():
-        back = (shrink(x, config.factor) - small).square().mean().sqrt().item() / 2
-        quality = mean_psnr((x + 1) / 2, clean), mean_ssim((x + 1) / 2, clean)
-        rows.append([name, *quality, share_cell(read[name], n), back])
-    side = model.shape[1]
-    sizes = f"{side // config.factor}×{side // config.factor} to {side}×{side} pixels"
+    enlarged = enlarged_by_method(config, model, small)
+    restored = {name: (x + 1) / 2 for name, x in enlarged.items()}
+    psnr = {name: mean_psnr(x, clean) for name, x in restored.items()}
+    read = {name: accuracy(classifier, x, labels) for name, x in restored.items()}
+    errors = {name: consistency_error(x, small, config.factor) for name, x in enlarged.items()}
+    rows = [
+        [name, psnr[name], mean_ssim(x, clean), share_cell(read[name], n), errors[name]]
+        for name, x in restored.items()
+    ]
+    sizes = f"{small.shape[-1]}×{small.shape[-1]} to {clean.shape[-1]}×{clean.shape[-1]} pixels"
     columns = ["", "PSNR (dB)", "SSIM", "read as its class", "error when shrunk again (RMS)"]
     result.add_table(f"{sizes}, n = {n:,}", columns, rows)
-    drawn, gain = read["diffusion, drawn"], rows[2][1] - rows[1][1]
-    lead = drawn - read["bicubic"]
+    drawn = "diffusion, drawn"
+    gain, lead = psnr[drawn] - psnr["bicubic"], read[drawn] - read["bicubic"]
     result.add_metric("super-resolution: PSNR less bicubic's", gain, n, unit="dB", better="higher")
-    result.add_share("super-resolution: read as its class", drawn, n, better="higher")
+    result.add_share("super-resolution: read as its class", read[drawn], n, better="higher")
     result.add_metric("super-resolution: accuracy less bicubic's", lead, n, better="higher")
     caption = f"{sizes}: the small picture (nearest), and ways to enlarge it."
-    result.add_figure("super_resolution.png", plot_ways(2 * clean - 1, "original", ways), caption)
-    return to_uint8(ways["diffusion, drawn"])
+    result.add_figure(
+        "super_resolution.png", plot_restored({"original": clean, **restored}), caption
+    )
+    return to_uint8(enlarged[drawn])
 
 
-def plot_ways(original: torch.Tensor, name: str, ways: dict[str, torch.Tensor]) -> Figure:
-    """Ten originals, under `name`, and what each method makes of them; (N, C, H, W) in [-1, 1]."""
-    rows = {name: original, **ways}
-    return figures.plot_rows({name: to_uint8(x[:10]) for name, x in rows.items()})
+def plot_restored(images: dict[str, torch.Tensor]) -> Figure:
+    """Ten images of each name, (N, C, H, W) in [0, 1], one row per name."""
+    return figures.plot_rows({name: to_uint8(2 * x[:10] - 1) for name, x in images.items()})
 
 
 def lessons(result: Result) -> list[str]:
@@ -267,12 +280,12 @@ def run(config: Config) -> Result:
     rows = random_subset(len(data.test_images), config.images, "images to restore").to(device)
     images, labels = data.test_images[rows], data.test_labels[rows]
     if config.sample_only:
-        enlarger = load_enlarger(config, data)
+        super_resolution = load_trained(config, data)
     else:
         diffusion.trailing_steps(config.T, config.steps)  # refused now, not after the training
-        enlarger = train(config, data, checkpoint_path(config))
+        super_resolution = train(config, data, checkpoint_path(config))
     compare_denoisers(config, model, unit(images), result)
-    drawn = compare_enlargements(config, enlarger, classifier, images, labels, result)
+    drawn = compare_enlargements(config, super_resolution, classifier, images, labels, result)
     samples.write_samples(config.samples_file, drawn)
     return result.save(*lessons(result))
 

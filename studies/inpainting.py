@@ -1,19 +1,22 @@
 """Inpainting: a diffusion model fills holes that it was never trained to fill (RePaint).
 
-A diffusion model fills a hole with no further training: at every step of the reverse process, the known
-pixels, with as much noise as belongs to that step, replace what the network drew there (Lugmayr et al.
-2022). Without a class, the network of studies/unet_diffusion.py finishes half a digit as any digit; given
-the class, as the right one. Two ways to find the class are compared: a small classifier that has learnt
-to read digits with holes, and the network itself, which tries all ten classes and keeps the one that
-explains the seen part best (Li et al. 2023).
+The network of studies/unet_diffusion.py has only learnt to draw digits. It can fill a hole in a digit
+with no further training (Lugmayr et al. 2022). In every step of the reverse process, the network draws
+the whole image. Then the known pixels, with as much noise as belongs to that step, replace what it drew
+outside the hole.
+
+The filling is better if the network knows the class of the digit. Two ways to find the class are
+compared: a small classifier that was trained on digits with holes, and the diffusion model itself. The
+model fills the hole once for each of the ten classes, and the class wins whose filling explains the
+visible pixels best (Li et al. 2023).
 
     python -m studies.unet_diffusion                    # first: trains the network
     python -m studies.inpainting                        # measured on held-out images
     python -m studies.inpainting inpaint --image seven.png --mask half --output filled.png
     python -m studies.inpainting inpaint --image seven.png --mask hole.png --output filled.png
 
-What to look at: `half.png`, where the classical methods smear what they see into the hole and the model
-finishes the digit; `several.png`, where the seen half leaves a choice.
+What to look at: `half.png`: the classical methods smear the edge of the hole into it, the model completes
+the digit; `several.png`: five different fillings of the same half digit.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from imagelab.setup.command import command_line  # first: it hears a Ctrl-C whil
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,19 +36,13 @@ import torch
 from imagelab.data.datasets import random_subset, signed, to_uint8, unit
 from imagelab.data.pictures import open_picture, picture_format, write_picture
 from imagelab.report import figures
-from imagelab.report.results import Result, share_cell, start_result
+from imagelab.report.numbers import share_cell
+from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import UserError, prepare
 from imagelab.setup.settings import Checked, Common, Count, DataSettings, Limits
 from imagelab.setup.terminal import progress
+from imagelab.techniques import diffusion
 from imagelab.techniques.classifier import Change, DigitCNN, accuracy, predict, trained_classifier
-from imagelab.techniques.diffusion import (
-    Estimate,
-    Noise,
-    Schedule,
-    ddim_step,
-    image_noise,
-    trailing_steps,
-)
 from studies import unet_diffusion
 from studies.unet_diffusion import Model, Steps, load_model, load_with_data
 
@@ -55,83 +53,57 @@ SCRIPT = "inpainting"
 PICTURES = f"study_images/{SCRIPT}"
 MASKS = ("box", "half", "strokes")
 
-
-@dataclass(frozen=True)
-class RePaint(Checked):
-    """How RePaint walks between noise and image."""
-
-    repaint_steps: Steps = 50
-    """Steps of the reverse process."""
-    jump: Count = 5
-    """Steps that RePaint goes up again at a time."""
-    repeats: Count = 5
-    """How often it walks each of those."""
-    guess_steps: Steps = 20
-    """Steps of the quick fillings, one per class, from which the class is guessed."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.repeats > 1 and 2 * self.jump > self.repaint_steps:
-            raise UserError(f"--jump {self.jump} is more than half of --repaint-steps "
-                            f"{self.repaint_steps}: there would be no jump.")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Config(RePaint, DataSettings):
-    """Settings of the inpainting on held-out images."""
-
-    images: Count = 200
-    """Held-out images that are filled."""
-
-
 # --- RePaint --------------------------------------------------------------------------------------
 
 
 def repaint(
-    schedule: Schedule,
-    estimate: Estimate,
+    schedule: diffusion.Schedule,
+    estimate: diffusion.Estimate,
     known: torch.Tensor,
     hole: torch.Tensor,
-    noise: Noise,
+    noise: diffusion.Noise,
     steps: int = 50,
     jump: int = 5,
     repeats: int = 5,
 ) -> torch.Tensor:
-    """`known` (B, ...) with its `hole` (broadcastable, bool) drawn by the model (Lugmayr et al. 2022).
+    """The image `known` (B, ...) with its `hole` (bool, true inside) filled: RePaint's algorithm 1.
 
-    Around the hole, each state is the known image with as much noise as belongs to that step. The walk
-    goes `jump` steps up again, `repeats` - 1 times, so that the inside comes to agree with the outside.
-    Known pixels come out unchanged.
+    `estimate` is the network's x̂₀ of a state x_t. After each step down, the pixels outside the hole
+    become those of `known`, with as much noise as belongs to the new t. From time to time noise is
+    added again, for `jump` steps up, and the same steps down are repeated: the filling comes to fit its
+    surroundings. The known pixels come out unchanged.
     """
-    times = trailing_steps(len(schedule), steps)[::-1]  # level k has k steps to go, from times[k-1]
+    times = diffusion.trailing_steps(len(schedule), steps)[::-1]
+    # At level k there are k steps to go: t = times[k - 1], and at level 0 the image is finished.
     alpha_bar = [1.0] + [schedule.alpha_bar[t].item() for t in times]
     x = noise()
     levels = repaint_levels(steps, jump, repeats)
-    for level, following in progress(list(pairwise(levels)), "filling", "step"):
-        now, then = alpha_bar[level], alpha_bar[following]
-        if following > level:  # up again: with more noise
+    for level, next_level in progress(list(pairwise(levels)), "filling", "step"):
+        now, then = alpha_bar[level], alpha_bar[next_level]
+        if next_level > level:  # one step up: more noise
             x = math.sqrt(then / now) * x + math.sqrt(1 - then / now) * noise()
             continue
-        x = ddim_step(estimate(x, times[level - 1]), x, now, then, 1.0, noise)  # η = 1: DDPM
-        seen = math.sqrt(then) * known
-        seen = seen + math.sqrt(1 - then) * noise() if following else seen
-        x = torch.where(hole, x, seen)
+        x0 = estimate(x, times[level - 1])
+        x = diffusion.ddim_step(x0, x, now, then, 1.0, noise)  # η = 1: DDPM
+        outside = math.sqrt(then) * known  # √ᾱ·x₀ + √(1 − ᾱ)·ε
+        outside = outside + math.sqrt(1 - then) * noise() if next_level > 0 else outside
+        x = torch.where(hole, x, outside)
     return x
 
 
 def repaint_levels(steps: int, jump: int, repeats: int) -> list[int]:
-    """The levels that RePaint walks through, from `steps` (noise) to 0 (image).
+    """The levels that RePaint visits, from `steps` (noise) to 0 (image).
 
-    At every multiple of `jump` the walk goes `jump` levels up again, `repeats` - 1 times. (250, 10, 10)
-    calls the network 2,410 times, (50, 5, 5) 230.
+    When it first comes to a multiple of `jump`, it goes `jump` levels up and down again, `repeats` - 1
+    times. (250, 10, 10) calls the network 2,410 times, (50, 5, 5) 230 times.
     """
     level, levels = steps, [steps]
-    left = {k: repeats - 1 for k in range(jump, steps - jump + 1, jump)}
+    jumps_left = {k: repeats - 1 for k in range(jump, steps - jump + 1, jump)}
     while level > 0:
         level -= 1
         levels.append(level)
-        if left.get(level, 0) > 0:
-            left[level] -= 1
+        if jumps_left.get(level, 0) > 0:
+            jumps_left[level] -= 1
             levels += range(level + 1, level + jump + 1)
             level += jump
     return levels
@@ -141,11 +113,11 @@ def inpaint(
     model: Model,
     images: torch.Tensor,
     holes: torch.Tensor,
-    config: RePaint,
+    config: RePaintSettings,
     labels: torch.Tensor | None = None,
     seed: int = 0,
 ) -> torch.Tensor:
-    """Images (N, C, H, W) uint8 with their holes (N, 1, H, W) drawn anew.
+    """Images (N, C, H, W) uint8 with their holes (N, 1, H, W) filled by RePaint.
 
     `labels` (N,) are their classes; None: the network draws without a class.
     """
@@ -153,12 +125,14 @@ def inpaint(
     for first in range(0, len(images), unet_diffusion.PORTION):
         rows = slice(first, first + unet_diffusion.PORTION)
         known, hole = signed(images[rows]), holes[rows].to(images.device)
-        told = torch.zeros(len(known), dtype=torch.long, device=known.device)
-        told = told if labels is None else labels[rows]
-        estimate = model.class_estimator(told, guidance=0 if labels is None else 1)
-        noise = image_noise(seed, first, len(known), model.shape, known.device)
-        x = repaint(model.schedule, estimate, known, hole, noise, config.repaint_steps, config.jump,
-                    config.repeats)  # fmt: skip
+        if labels is None:
+            label = torch.zeros(len(known), dtype=torch.long, device=known.device)
+            estimate = model.class_estimator(label, guidance=0)
+        else:
+            estimate = model.class_estimator(labels[rows])
+        noise = diffusion.image_noise(seed, first, len(known), model.shape, known.device)
+        steps, jump, repeats = config.repaint_steps, config.jump, config.repeats
+        x = repaint(model.schedule, estimate, known, hole, noise, steps, jump, repeats)
         filled.append(torch.where(hole, to_uint8(x), images[rows]))
     return torch.cat(filled)
 
@@ -167,39 +141,65 @@ def inpaint(
 def guess_class(
     model: Model, images: torch.Tensor, holes: torch.Tensor, steps: int = 20, seed: int = 0
 ) -> torch.Tensor:
-    """The class (N,) that makes the seen part of each image (N, C, H, W) uint8 most plausible.
+    """The class (N,) that explains the visible part of each image (N, C, H, W) uint8 best.
 
-    Each class fills the hole in a few steps. Then noise is added to the filling, and the network removes
-    it again, once for each of many amounts of noise. The class wins whose estimates come closest to the
-    seen pixels (Li et al. 2023).
+    A diffusion model used as a classifier (Li et al. 2023). For each class, the hole is filled in a few
+    steps, noise is added to the filled image, and the network estimates x̂₀ from it: once for each of
+    several t. The class with the smallest error in the visible pixels wins.
     """
     classes, T = model.network.classes, len(model.schedule)
     guessed = []
     for first in range(0, len(images), unet_diffusion.PORTION):
         rows = slice(first, first + unet_diffusion.PORTION)
         known, hole = signed(images[rows]), holes[rows].to(images.device)
-        # The same for each class, and not what the filling is drawn from.
-        fresh = image_noise(seed + 1, first, len(known), model.shape, known.device)()
+        # The same ε for each class; the fillings are drawn from other noise.
+        eps = diffusion.image_noise(seed + 1, first, len(known), model.shape, known.device)()
         errors = torch.zeros(classes, len(known), device=known.device)
         for label in range(classes):
-            estimate = model.class_estimator(torch.full((len(known),), label, device=known.device))
-            own = image_noise(seed, first, len(known), model.shape, known.device)
+            labels = torch.full((len(known),), label, device=known.device)
+            estimate = model.class_estimator(labels)
+            noise = diffusion.image_noise(seed, first, len(known), model.shape, known.device)
             jump = max(min(5, steps // 2), 1)
-            filled = repaint(model.schedule, estimate, known, hole, own, steps, jump, 2)
+            filled = repaint(model.schedule, estimate, known, hole, noise, steps, jump, 2)
             for t in range(T // 10, T * 9 // 10, max(T // 10, 1)):
-                at = torch.full((len(known),), t, device=known.device)
-                found = estimate(model.schedule.q_sample(filled, at, fresh), t)
-                error = ((found - known).square() * ~hole).flatten(1).sum(1)
+                x_t = model.schedule.q_sample(filled, torch.full_like(labels, t), eps)
+                error = ((estimate(x_t, t) - known).square() * ~hole).flatten(1).sum(1)
                 errors[label] += model.schedule.snr[t].sqrt().float() * error
         guessed.append(errors.argmin(dim=0))
     return torch.cat(guessed)
+
+
+def known_classes(
+    config: Config,
+    model: Model,
+    masked_classifier: DigitCNN,
+    images: torch.Tensor,
+    holes: torch.Tensor,
+    labels: torch.Tensor,
+    all_ways: bool,
+) -> dict[str, torch.Tensor | None]:
+    """The classes (N,) that RePaint is given, by the way they are found; None: no class.
+
+    `masked_classifier` has learnt to read images with holes; `labels` are the true classes. Without
+    `all_ways`, the first way alone.
+    """
+    read = predict(masked_classifier, images * ~holes).argmax(dim=1)
+    classes: dict[str, torch.Tensor | None] = {"diffusion": read}
+    if not all_ways:
+        return classes
+    guessed = guess_class(model, images, holes, config.guess_steps, config.seed)
+    return classes | {
+        "diffusion, class by trial": guessed,
+        "diffusion, no class": None,
+        "diffusion, told the class": labels,
+    }
 
 
 # --- holes, and the classical fillings ------------------------------------------------------------
 
 
 def make_holes(kind: str, n: int, shape: tuple[int, int, int], seed: int) -> torch.Tensor:
-    """(n, 1, H, W) bool, true where pixels are hidden: the middle, the lower half, or strokes."""
+    """(n, 1, H, W) bool, true where pixels are hidden: the middle, the lower half, or four lines."""
     import cv2
 
     _, height, width = shape
@@ -216,15 +216,15 @@ def make_holes(kind: str, n: int, shape: tuple[int, int, int], seed: int) -> tor
     return torch.from_numpy(holes).bool()[:, None]
 
 
-def holes_in_all(shape: tuple[int, int, int], seed: int, device: torch.device) -> Change:
-    """A change that blackens a hole in each image (B, C, H, W): one out of 1,000 of each kind."""
+def hide_at_random(shape: tuple[int, int, int], seed: int, device: torch.device) -> Change:
+    """A function that makes a random hole of any kind black in each image (B, C, H, W)."""
     holes = torch.cat([make_holes(kind, 1000, shape, seed) for kind in MASKS]).to(device)
 
-    def change(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    def hide(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         chosen = torch.randint(len(holes), (len(images),), generator=rng, device=device)
         return images * ~holes[chosen]
 
-    return change
+    return hide
 
 
 def classical_fillings(images: torch.Tensor, holes: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -237,75 +237,44 @@ def classical_fillings(images: torch.Tensor, holes: torch.Tensor) -> dict[str, t
     pictures = images.permute(0, 2, 3, 1).cpu().numpy()
     masks = holes[:, 0].byte().cpu().numpy()
     for name, method in (("Telea", cv2.INPAINT_TELEA), ("Navier-Stokes", cv2.INPAINT_NS)):
-        made = [cv2.inpaint(np.ascontiguousarray(p), m, 3, method)
-                for p, m in zip(pictures, masks, strict=True)]  # fmt: skip
-        made = torch.from_numpy(np.stack(made)).reshape(pictures.shape).permute(0, 3, 1, 2)
+        pairs = zip(pictures, masks, strict=True)
+        made = np.stack([cv2.inpaint(np.ascontiguousarray(p), m, 3, method) for p, m in pairs])
+        made = torch.from_numpy(made).reshape(pictures.shape).permute(0, 3, 1, 2)
         filled[name] = made.to(images.device)
     return filled
 
 
-# --- a picture of one's own -----------------------------------------------------------------------
+# --- settings -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inpaint(RePaint, Common):
-    """Fill the hole in a picture of your own, with the network that unet_diffusion has trained."""
+@dataclass(frozen=True)
+class RePaintSettings(Checked):
+    """The steps of RePaint."""
 
-    image: Path
-    """The picture, light on dark as the digits are; it is scaled to the size that the network draws,
-    and gets margins where its sides are in another proportion."""
-    output: Path
-    """Where to write the result; the suffix (.png, .jpg, .webp, ...) decides the format."""
-    mask: str = "half"
-    """box, half, strokes, or a picture of the hole: white is filled, black is kept."""
-    label: int | None = None
-    """The class, by number, if it is known; else the model guesses it."""
-    samples: Annotated[int, Limits(1, 100)] = 4
-    """How many ways of filling it to draw, side by side."""
-    model: Path = Path(unet_diffusion.MODELS) / "unet.pth"
-    """The checkpoint of unet_diffusion."""
-    seed: Annotated[int, Limits(0, 2**31 - 1)] = 0
-    """Seed of the random draws."""
+    repaint_steps: Steps = 50
+    """Steps of the reverse process."""
+    jump: Count = 5
+    """How many steps RePaint goes up again at a time."""
+    repeats: Count = 5
+    """How often it goes down each of these steps in all; 1: without jumps."""
+    guess_steps: Steps = 20
+    """Steps of the quick fillings, one per class, from which the class is guessed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.repeats > 1 and 2 * self.jump > self.repaint_steps:
+            raise UserError(
+                f"--jump {self.jump} is more than half of --repaint-steps {self.repaint_steps}: "
+                "there would be no jump."
+            )
 
 
-def run_inpaint(config: Inpaint) -> None:
-    """Read picture and hole, fill, write."""
-    from PIL import Image, ImageOps
+@dataclass(frozen=True)
+class Config(RePaintSettings, DataSettings):
+    """Settings of the inpainting of held-out images."""
 
-    device = prepare(config.seed, config.device)
-    if config.mask not in MASKS and not Path(config.mask).is_file():
-        raise UserError(f"--mask must be {', '.join(MASKS)} or a picture, not {config.mask!r}.")
-    picture_format(config.output, config.image, config.mask)  # before the work, not after it
-    model = load_model(config.model, device)
-    channels, height, width = model.shape
-    picture = open_picture(config.image).convert("L" if channels == 1 else "RGB")
-    drawn_at = picture.size
-    picture = ImageOps.pad(picture, (width, height), Image.Resampling.LANCZOS)
-    image = torch.from_numpy(np.array(picture)).reshape(height, width, channels).permute(2, 0, 1)
-    if config.mask in MASKS:
-        hole = make_holes(config.mask, 1, model.shape, config.seed)
-    else:
-        mask = open_picture(Path(config.mask)).convert("L")
-        if mask.size != drawn_at:
-            raise UserError(f"{config.mask} has {mask.size[0]}×{mask.size[1]} pixels, {config.image} "
-                            f"{drawn_at[0]}×{drawn_at[1]}: they must be equal.")  # fmt: skip
-        hole = np.array(ImageOps.pad(mask, (width, height))) > 127
-        if hole.all() or not hole.any():
-            raise UserError(f"{config.mask} hides {'all' if hole.all() else 'nothing'}: white hides, "
-                            "black is kept.")  # fmt: skip
-        hole = torch.from_numpy(hole)[None, None]
-    if config.label is not None and not 0 <= config.label < model.network.classes:
-        raise UserError(f"--label must lie between 0 and {model.network.classes - 1}.")
-    images = image[None].to(device).expand(config.samples, -1, -1, -1)
-    holes = hole.to(device).expand(config.samples, -1, -1, -1)
-    label = config.label
-    if label is None:
-        label = int(guess_class(model, images[:1], holes[:1], config.guess_steps, config.seed))
-        print(f"Read as class {label}; --label says otherwise.")
-    labels = torch.full((len(images),), label, device=device)
-    filled = inpaint(model, images, holes, config, labels, config.seed)
-    write_picture(config.output, figures.grid(filled, columns=config.samples, scale=4))
-    print(f"Written: {config.output}")
+    images: Count = 200
+    """How many held-out images are filled."""
 
 
 # === the lesson ends here; below: measured, plotted, reported =====================================
@@ -313,7 +282,7 @@ def run_inpaint(config: Inpaint) -> None:
 TITLE = "Inpainting: what is hidden, drawn"
 SUMMARY = (
     "A diffusion model that has learnt to draw digits finishes them where a part is hidden, while the "
-    "classical methods smear the rim of the hole into it."
+    "classical methods smear the edge of the hole into it."
 )
 
 
@@ -327,87 +296,83 @@ def compare_fillings(
     config: Config,
     model: Model,
     evaluator: DigitCNN,
-    reader: DigitCNN,
+    masked_classifier: DigitCNN,
     images: torch.Tensor,
     labels: torch.Tensor,
     result: Result,
 ) -> None:
     """A table and a picture per kind of hole, and several fillings of one.
 
-    The `evaluator` is a classifier that reads the filled images, the `reader` one that reads what the
-    holes leave to be seen.
+    The `evaluator` reads the filled images. The `masked_classifier` reads images with a hole, and gives
+    RePaint the class.
     """
     n = len(images)
 
-    def kept(filled: torch.Tensor) -> float:
-        return accuracy(evaluator, filled, labels)
+    def add_share(name: str, share: float) -> None:
+        result.add_share(name, share, n, better="higher")
 
     for kind in MASKS:
         holes = make_holes(kind, n, model.shape, config.seed).to(images.device)
-        ways = classical_fillings(images, holes)
-        best_classical = max(kept(filled) for filled in ways.values())
-        read = predict(reader, images * ~holes).argmax(dim=1)
-        classes: dict[str, torch.Tensor | None] = {"diffusion": read}
-        if kind == "half":
-            tried = guess_class(model, images, holes, config.guess_steps, config.seed)
-            classes["diffusion, class by trial"] = tried
-            classes["diffusion, no class"] = None
-            classes["diffusion, told the class"] = labels
-            result.add_share("half: class found by trial", (tried == labels).float().mean().item(), n,
-                             better="higher")  # fmt: skip
+        fillings = classical_fillings(images, holes)
+        best = max(accuracy(evaluator, x, labels) for x in fillings.values())
+        classes = known_classes(
+            config, model, masked_classifier, images, holes, labels, all_ways=kind == "half"
+        )
         for name, known in classes.items():
-            ways[name] = inpaint(model, images, holes, config, known, config.seed)
-        shares = {name: share_cell(kept(x), n) for name, x in ways.items()}
-        rows = [[name, hole_psnr(x, images, holes), shares[name]] for name, x in ways.items()]
-        rows.append(["nothing hidden", "", share_cell(kept(images), n)])
+            fillings[name] = inpaint(model, images, holes, config, known, config.seed)
+        kept = {name: accuracy(evaluator, x, labels) for name, x in fillings.items()}
+        rows = [
+            [name, hole_psnr(x, images, holes), share_cell(kept[name], n)]
+            for name, x in fillings.items()
+        ]
+        rows.append(["nothing hidden", "", share_cell(accuracy(evaluator, images, labels), n)])
         columns = ["", "PSNR of the hole (dB)", "class kept"]
         result.add_table(f"Hole: {kind}, n = {n:,}", columns, rows)
-        result.add_share(f"{kind}: class kept by diffusion", kept(ways["diffusion"]), n,
-                         better="higher")  # fmt: skip
+        add_share(f"{kind}: class kept by diffusion", kept["diffusion"])
+        result.add_share(f"{kind}: class kept by the best other", best, n)
+        right = {
+            name: (known == labels).float().mean().item()
+            for name, known in classes.items()
+            if known is not None
+        }
+        add_share(f"{kind}: class read from what is seen", right["diffusion"])
+        caption = f"Hidden: {kind}. The original, what is left of it, and the fillings."
+        result.add_figure(f"{kind}.png", plot_fillings(images, holes, fillings), caption)
         if kind == "half":
-            result.add_share("half: class kept, told it", kept(ways["diffusion, told the class"]), n,
-                             better="higher")  # fmt: skip
-        result.add_share(f"{kind}: class kept by the best other", best_classical, n)
-        right = (read == labels).float().mean().item()
-        result.add_share(f"{kind}: class read from what is seen", right, n, better="higher")
-        caption = f"Hidden: {kind}. What was there, what is left of it, and fillings."
-        result.add_figure(f"{kind}.png", plot_fillings(images, holes, ways), caption)
-        if kind == "half":
-            few, hole = images[:10], holes[:10]
-            draws = {f"draw {k + 1}": inpaint(model, few, hole, config, seed=config.seed + 1 + k)
-                     for k in range(5)}  # fmt: skip
-            caption = (
-                "Five fillings of each, with no class. They differ where the half leaves a choice."
-            )
-            result.add_figure("several.png", plot_fillings(few, hole, draws), caption)
+            add_share("half: class found by trial", right["diffusion, class by trial"])
+            add_share("half: class kept, told it", kept["diffusion, told the class"])
+            few = images[:10], holes[:10], config
+            draws = {f"draw {k}": inpaint(model, *few, seed=config.seed + k) for k in range(1, 6)}
+            caption = "Five fillings of each, without a class: half a digit may be several digits."
+            result.add_figure("several.png", plot_fillings(images, holes, draws), caption)
 
 
 def plot_fillings(
-    images: torch.Tensor, holes: torch.Tensor, ways: dict[str, torch.Tensor]
+    images: torch.Tensor, holes: torch.Tensor, fillings: dict[str, torch.Tensor]
 ) -> Figure:
     """Ten images, the same with their holes in grey, and a row of fillings per method."""
     seen = torch.where(holes, torch.full_like(images, 128), images)
-    rows = {"original": images, "seen": seen, **ways}
+    rows = {"original": images, "seen": seen, **fillings}
     return figures.plot_rows({name: x[:10] for name, x in rows.items()})
 
 
 def lessons(result: Result) -> list[str]:
     """What the figures teach, as far as they were measured."""
-    taught = []
-    if kept := result.measured(
-        "half: class kept by diffusion", "half: class kept by the best other"
-    ):
-        diffusion, other = kept
-        taught.append(f"With half a digit hidden, {diffusion:.0%} of the fillings are read as their "
-                      f"class; the best method that knows no digits keeps {other:.0%}.")  # fmt: skip
-    found = result.measured("half: class kept, told it", "half: class read from what is seen",
-                            "half: class found by trial")  # fmt: skip
-    if found:
-        given, read, tried = found
-        taught.append(f"Where the true class is given, {given:.0%} are read as it. A classifier reads "
-                      f"the class from the seen half in {read:.0%} of cases; the network's own trial of "
-                      f"all ten classes finds it in {tried:.0%}.")  # fmt: skip
-    return taught
+    found = result.measured(
+        "half: class kept by diffusion", "half: class kept by the best other",
+        "half: class kept, told it", "half: class read from what is seen",
+        "half: class found by trial",
+    )  # fmt: skip
+    if found is None:
+        return []
+    kept, classical, given, read, tried = found
+    return [
+        f"With half a digit hidden, {kept:.0%} of the fillings are read as the right class. The best "
+        f"classical method, which knows no digits, keeps {classical:.0%}.",
+        f"If the true class is given, {given:.0%} of the fillings are read as it. From the visible "
+        f"half, the small classifier finds the class in {read:.0%} of cases, and the diffusion model, "
+        f"which tries all ten classes, in {tried:.0%}.",
+    ]
 
 
 def run(config: Config) -> Result:
@@ -416,16 +381,92 @@ def run(config: Config) -> Result:
     config = config.if_quick(images=10, repaint_steps=6, jump=2, repeats=2, guess_steps=10)
     model, data = load_with_data(config, device)
     for steps in (config.repaint_steps, config.guess_steps):  # refused now, not after the trainings
-        trailing_steps(len(model.schedule), steps)
+        diffusion.trailing_steps(len(model.schedule), steps)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
-    evaluator = trained_classifier(data, config.output_dir, config.seed, config.quick)
-    change = holes_in_all(data.shape, config.seed + 1, device)
-    reader = trained_classifier(data, config.output_dir, config.seed, config.quick, "cnn_holes",
-                                change, epochs=3)  # fmt: skip
+    train_classifier = partial(
+        trained_classifier, data, config.output_dir, config.seed, config.quick
+    )
+    evaluator = train_classifier()
+    hide = hide_at_random(data.shape, config.seed + 1, device)
+    masked_classifier = train_classifier("cnn_holes", hide, epochs=3)
     rows = random_subset(len(data.test_images), config.images, "images to restore").to(device)
     images, labels = data.test_images[rows], data.test_labels[rows]
-    compare_fillings(config, model, evaluator, reader, images, labels, result)
+    compare_fillings(config, model, evaluator, masked_classifier, images, labels, result)
     return result.save(*lessons(result))
+
+
+# --- a picture of your own ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inpaint(RePaintSettings, Common):
+    """Fill the hole in a picture of your own, with the network that unet_diffusion has trained."""
+
+    image: Path
+    """The picture, light on dark like the digits. It is scaled to the size that the network draws;
+    if its sides have another proportion, it gets margins."""
+    output: Path
+    """Where to write the result; the suffix (.png, .jpg, .webp, ...) decides the format."""
+    mask: str = "half"
+    """box, half, strokes, or a picture of the hole: white is filled, black is kept."""
+    label: int | None = None
+    """The class, by number, if you know it; else the model guesses it."""
+    samples: Annotated[int, Limits(1, 100)] = 4
+    """How many fillings to draw, side by side."""
+    model: Path = Path(unet_diffusion.MODELS) / "unet.pth"
+    """The checkpoint of unet_diffusion."""
+    seed: Annotated[int, Limits(0, 2**31 - 1)] = 0
+    """Seed of the random draws."""
+
+
+def read_hole(
+    config: Inpaint, drawn_at: tuple[int, int], shape: tuple[int, int, int]
+) -> torch.Tensor:
+    """(1, 1, H, W) bool from --mask; a picture must have the size `drawn_at` of --image."""
+    from PIL import ImageOps
+
+    if config.mask in MASKS:
+        return make_holes(config.mask, 1, shape, config.seed)
+    mask = open_picture(Path(config.mask)).convert("L")
+    if mask.size != drawn_at:
+        raise UserError(
+            f"{config.mask} has {mask.size[0]}×{mask.size[1]} pixels, {config.image} "
+            f"{drawn_at[0]}×{drawn_at[1]}: they must be equal."
+        )
+    hole = np.array(ImageOps.pad(mask, (shape[2], shape[1]))) > 127
+    if hole.all() or not hole.any():
+        raise UserError(
+            f"{config.mask} hides {'all' if hole.all() else 'nothing'}: white hides, black is kept."
+        )
+    return torch.from_numpy(hole)[None, None]
+
+
+def run_inpaint(config: Inpaint) -> None:
+    """Read picture and hole, fill, write."""
+    from PIL import Image, ImageOps
+
+    device = prepare(config.seed, config.device)
+    if config.mask not in MASKS and not Path(config.mask).is_file():
+        raise UserError(f"--mask must be {', '.join(MASKS)} or a picture, not {config.mask!r}.")
+    picture_format(config.output, config.image, config.mask)  # before the work, not after it
+    model = load_model(config.model, device)
+    channels, height, width = model.shape
+    picture = open_picture(config.image).convert("L" if channels == 1 else "RGB")
+    hole = read_hole(config, picture.size, model.shape)
+    if config.label is not None and not 0 <= config.label < model.network.classes:
+        raise UserError(f"--label must lie between 0 and {model.network.classes - 1}.")
+    picture = ImageOps.pad(picture, (width, height), Image.Resampling.LANCZOS)
+    image = torch.from_numpy(np.array(picture)).reshape(height, width, channels).permute(2, 0, 1)
+    images = image[None].to(device).expand(config.samples, -1, -1, -1)
+    holes = hole.to(device).expand(config.samples, -1, -1, -1)
+    label = config.label
+    if label is None:
+        label = int(guess_class(model, images[:1], holes[:1], config.guess_steps, config.seed))
+        print(f"Read as class {label}; --label says otherwise.")
+    labels = torch.full((len(images),), label, device=device)
+    filled = inpaint(model, images, holes, config, labels, config.seed)
+    write_picture(config.output, figures.grid(filled, columns=config.samples, scale=4))
+    print(f"Written: {config.output}")
 
 
 def main() -> None:
