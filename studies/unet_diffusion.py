@@ -289,7 +289,7 @@ class Config(NetworkSettings, settings.SamplingSettings):
     variance: VarianceKind = "fixed"
     """learned: the network also learns the variance of each step (Nichol and Dhariwal 2021). That helps
     the likelihood; sampling does not use it."""
-    bound_images: Annotated[int, Limits(0, 1000)] = 100
+    bound_images: Annotated[int, Limits(0, 1000)] = 50
     """Held-out images whose likelihood is bounded. Each takes T calls of the network. 0: none."""
     image_size: Count = 32
     """Side in pixels to which the pictures of folder:PATH are scaled."""
