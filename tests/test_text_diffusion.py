@@ -16,10 +16,10 @@ from studies.text_diffusion import (
     decode,
     drop_words,
     encode,
-    unseen_pair,
     may_train_on,
     measure_shape,
     random_prompts,
+    unseen_pair,
 )
 
 
