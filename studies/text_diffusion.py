@@ -334,13 +334,7 @@ def plot_samples(model: Model, config: Config) -> Figure:
     columns = [word for words in ATTRIBUTES.values() for word in words]
     words = torch.cat([encode(f"{word} {digit}") for digit in NUMBERS for word in columns])
     images = sample(model, words, config).split(len(columns))
-    figure = figures.plot_rows(dict(zip(NUMBERS, images, strict=True)))
-    for k, word in enumerate(columns):
-        place = (k + 0.5) / len(columns), 1
-        figure.axes[0].annotate(
-            word, place, (0, 4), "axes fraction", "offset points", ha="center", rotation=30
-        )
-    return figure
+    return figures.plot_rows(dict(zip(NUMBERS, images, strict=True)), columns)
 
 
 def lessons(result: Result) -> list[str]:

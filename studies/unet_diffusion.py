@@ -534,38 +534,40 @@ def states_of(
     return [(t, to_uint8(x)) for t, x in states]
 
 
-def plot_guidance(model: Model, config: Config, scales: tuple[float, ...]) -> Figure:
+def plot_guidance(model: Model, config: Config, classes: tuple[str, ...]) -> Figure:
     """The same noise under growing guidance: a row per scale, a column per class."""
-    labels = torch.arange(min(model.network.classes, 10), device=model.device)
-    drawn = {scale: states_of(model, config, labels, scale, 1_000)[-1][1] for scale in scales}
-    return figures.plot_rows({f"scale {scale:g}": images for scale, images in drawn.items()})
+    labels = torch.arange(len(classes), device=model.device)
+    drawn = {
+        f"scale {scale}": states_of(model, config, labels, scale, 1_000)[-1][1]
+        for scale in (0, 1, 2, 4, 8)
+    }
+    return figures.plot_rows(drawn, columns=classes)
 
 
 def report_bound(config: Config, data: Dataset, model: Model, result: Result) -> None:
     """The bound on the likelihood of held-out images: its value, its parts, and a figure."""
     n = min(config.bound_images, len(data.test_images))
-    rng = generator(config.seed, "likelihood", model.device)
+    rng = generator(config.seed, "bound", model.device)
     bound = bound_likelihood(model, data.test_images[:n], data.test_labels[:n], rng)
-    nats = bound.dimensions * math.log(2)
-    error = 1.96 * bound.standard_error / nats
-    value = bound.bits_per_dimension
-    result.add_metric("bits per dimension", value, n, interval=(value - error, value + error),
-                      better="lower")  # fmt: skip
-    result.add_metric("nats per image", bound.total, n, better="lower")
-    result.add_metric("nats per image: prior", bound.prior, n)
-    result.add_metric("nats per image: reconstruction", bound.reconstruction, n)
+    bits, error = bound.bits_per_dimension, 1.96 * bound.standard_error / bound.total
+    interval = bits * (1 - error), bits * (1 + error)
+    more = {"unit": "bits", "better": "lower", "interval": interval}
+    result.add_metric("bound per dimension", bits, n, **more)
+    parts = {"": bound.total, ": prior": bound.prior, ": reconstruction": bound.reconstruction}
+    for name, nats in parts.items():
+        result.add_metric(f"bound{name}", nats, n, unit="nats per image", better="lower")
     caption = (
-        f"The bound on −log p(image | class) of {n} held-out images: {value:.3f} bits per dimension. "
-        "Left: the term of each t. Right: their sum up to t."
+        f"The bound on −log p(image | class) of {n} held-out images: {bits:.3g} bits per dimension. "
+        "Left: its terms. The first is the reconstruction. Right: their sum up to each t."
     )
-    result.add_figure("likelihood.png", plot_bound(bound), caption)
+    result.add_figure("bound.png", plot_bound(bound), caption)
 
 
 def plot_bound(bound: likelihood.Bound) -> Figure:
     """The terms of the bound by t, and their sum from t = 0 on, in bits per dimension."""
     figure, axes = figures.new_figure(9, 3.2, columns=2)
     terms = bound.terms / (bound.dimensions * math.log(2))
-    t = torch.arange(len(terms)) + 1
+    t = torch.arange(len(terms)) + 1  # a logarithmic axis has no 0
     axes[0, 0].plot(t, terms.clamp(min=1e-6), color=figures.PALETTE[0], linewidth=1)
     axes[0, 0].set(xscale="log", yscale="log", ylabel="term (bits per dimension)")
     ticks = [10.0**k for k in range(-6, 2)]
@@ -573,7 +575,7 @@ def plot_bound(bound: likelihood.Bound) -> Figure:
     axes[0, 1].plot(t, terms.cumsum(0), color=figures.PALETTE[1])
     axes[0, 1].set(xscale="log", ylabel="sum of the terms up to t", ylim=(0, None))
     for axis in axes[0]:
-        axis.set_xlabel("step t + 1 (1: the reconstruction)")
+        axis.set_xlabel("t + 1")
         ticks = [10**k for k in range(len(str(len(terms))))]
         axis.set_xticks(ticks, list(map(str, ticks)))
         axis.minorticks_off()
@@ -593,10 +595,12 @@ def evaluate(
     with samples.timed_samples(result, n):
         images, labels = sample(model, config, n)
     scorer = evaluator and samples.evaluator_for(config, data, n, evaluator)
-    samples.report_samples(result, images, scorer, data, training)
+    samples.report_samples(result, images, scorer, data, training, rows=data.classes[:10])
     if scorer is not None:
         read = accuracy(scorer.classifier, images[:1000], labels[:1000])
-        result.add_metric("read as the class asked for", read, min(n, 1000), better="higher")
+        real = accuracy(scorer.classifier, data.test_images[:1000], data.test_labels[:1000])
+        name = "read as the class asked for"
+        result.add_metric(name, read, min(n, 1000), floor=real, better="higher")
     result.add_metric("seconds of training", training.seconds_used, training.steps_done, unit="s")
     samples.add_quality(result, training, evaluator)
     if config.bound_images > 0:
@@ -605,7 +609,7 @@ def evaluate(
         "A class per column, the same noise in each row. A scale of 0 ignores the class, 1 is the "
         "conditional model. More makes the class clearer and the images plainer."
     )
-    result.add_figure("guidance.png", plot_guidance(model, config, (0, 1, 2, 4, 8)), caption)
+    result.add_figure("guidance.png", plot_guidance(model, config, data.classes[:10]), caption)
     labels = torch.arange(8, device=model.device) % model.network.classes
     samples.add_trajectory(result, states_of(model, config, labels, config.guidance, 2_000))
     caption = "The loss along the training."
@@ -615,14 +619,20 @@ def evaluate(
 
 def lessons(result: Result) -> list[str]:
     """What the figures teach, where they were measured."""
-    measured = result.measured("read as the class asked for", "Fréchet distance", "coverage")
-    if measured is None:
-        return []
-    read, distance, coverage = measured
-    return [
-        f"{read:.1%} of the samples are read as the class that was asked for. Their distance from the "
-        f"data is {distance:.0f}; they cover {coverage:.0%} of it."
-    ]
+    told = []
+    if measured := result.measured("read as the class asked for", "Fréchet distance", "coverage"):
+        read, distance, coverage = measured
+        told.append(
+            f"{read:.1%} of the samples are read as the class that was asked for. Their distance from "
+            f"the data is {distance:.0f}; they cover {coverage:.0%} of it."
+        )
+    if measured := result.measured("bound per dimension", "bound", "bound: reconstruction"):
+        bits, nats, reconstruction = measured
+        told.append(
+            f"The likelihood of held-out images is bounded by {bits:.3g} bits per dimension, of which "
+            f"the reconstruction is {reconstruction / nats:.0%}."
+        )
+    return told
 
 
 def run(config: Config) -> Result | None:

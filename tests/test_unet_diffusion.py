@@ -285,13 +285,14 @@ def test_a_run_leaves_what_was_promised(unet_run):
         "guidance.png",
         "reverse_process.gif",
         "quality.png",
-        "likelihood.png",
+        "bound.png",
     }
     assert promised <= names
-    bits = result["metrics"]["bits per dimension"]
+    bits = result["metrics"]["bound per dimension"]
     assert bits["n"] == 4 and bits["interval"][0] < bits["value"] < bits["interval"][1]
     assert all((folder / name).is_file() for name in names)
-    assert 0 <= result["metrics"]["read as the class asked for"]["value"] <= 1
+    read = result["metrics"]["read as the class asked for"]
+    assert 0 <= read["value"] <= 1 and read["floor"] > 0.5  # so many real images are read correctly
     assert result["metrics"]["coverage"]["floor"] > 0.5
 
 

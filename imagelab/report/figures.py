@@ -182,13 +182,21 @@ def name_rows(axes: np.ndarray, names: Sequence[str]) -> None:
         )
 
 
-def plot_rows(rows: Mapping[str, torch.Tensor]) -> Figure:
-    """Rows of equally many pictures (N, C, H, W) uint8, each row with its name at the left."""
+def plot_rows(rows: Mapping[str, torch.Tensor], columns: Sequence[str] = ()) -> Figure:
+    """Rows of equally many pictures (N, C, H, W) uint8, each row with its name at the left.
+
+    `columns` are names above the columns.
+    """
     width = max(len(pictures) for pictures in rows.values())
     figure, axes = new_figure(0.9 * width, 0.98 * len(rows), len(rows))
     for axis, pictures in zip(axes[:, 0], rows.values(), strict=True):
         show_image(axis, grid(pictures, columns=width))
     name_rows(axes, list(rows))
+    for k, name in enumerate(columns):
+        place = (k + 0.5) / width, 1
+        axes[0, 0].annotate(
+            name, place, (0, 4), "axes fraction", "offset points", ha="center", rotation=30
+        )
     return figure
 
 
