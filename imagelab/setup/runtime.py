@@ -20,14 +20,13 @@ Network = TypeVar("Network", bound=torch.nn.Module)
 _in_use = torch.device("cpu")
 # How accelerators and allocators say that there is no memory left, where they raise no class of its own.
 OUT_OF_MEMORY = ("allocate memory", "out of memory", "ALLOC_FAILED")
-ACCELERATOR = ("CUDA error", "CUDA driver", "CUDNN_STATUS", "CUBLAS_STATUS", "HIP error", "XPU error")
+ACCELERATOR = (
     "CUDA error",
     "CUDA driver",
-    "cuDNN",
     "CUDNN_STATUS",
     "CUBLAS_STATUS",
     "HIP error",
-    "XPU",
+    "XPU error",
 )
 
 
