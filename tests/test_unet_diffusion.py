@@ -136,6 +136,7 @@ def test_the_likelihood_s_part_of_the_loss_trains_v_alone():
     s, rng = cosine_schedule(50), torch.Generator().manual_seed(0)
     model = Model(None, s, "v", (1, 4, 4), "learned")
     x0 = images(8, rng)
+    x0[:, :, 0], x0[:, :, 1] = -1, 1  # black and white, whose bins have one end only
     x_t, t, target = noisy_pair(model, x0, rng)
     t[0] = 0  # its term is another formula
     out = torch.randn(8, 2, 4, 4, generator=rng, requires_grad=True)
