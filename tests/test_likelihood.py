@@ -120,6 +120,9 @@ def test_a_perfect_estimate_leaves_the_prior_and_the_last_grey_level():
     assert bound.reconstruction == pytest.approx(-9 * math.log(2 * norm.cdf(half) - 1), rel=1e-4)
     assert bound.total == pytest.approx(bound.prior + bound.reconstruction, abs=1e-6)
     assert bound.per_image.mean().item() == pytest.approx(bound.total)
+    prior, steps, reconstruction, total, bits = bound.parts().values()
+    assert prior + steps + reconstruction == pytest.approx(total) and total == bound.total
+    assert bits == bound.bits_per_dimension and steps == bound.terms[1:].sum()
     assert bound.bits_per_dimension == pytest.approx(bound.total / 9 / math.log(2))
 
 

@@ -48,6 +48,11 @@ class Bound:
         return self.terms[0].item()
 
     @property
+    def steps(self) -> float:
+        """L_1 + … + L_{T−1}."""
+        return self.terms[1:].sum().item()
+
+    @property
     def total(self) -> float:
         """The mean bound on −log p(x₀), in nats per image."""
         return self.prior + self.terms.sum().item()
@@ -56,6 +61,16 @@ class Bound:
     def bits_per_dimension(self) -> float:
         """The same in bits per number of the image, as papers state it."""
         return self.total / (self.dimensions * math.log(2))
+
+    def parts(self) -> dict[str, float]:
+        """The three parts in nats per image, and their sum in both units, by their names."""
+        return {
+            "prior": self.prior,
+            "steps": self.steps,
+            "reconstruction": self.reconstruction,
+            "nats per image": self.total,
+            "bits per dimension": self.bits_per_dimension,
+        }
 
     @property
     def standard_error(self) -> float:
