@@ -310,6 +310,6 @@ def test_mistakes_are_told_in_a_sentence(unet_run, tmp_path):
     assert "between 1 and T = 8" in said(*training, "--T", 8, "--steps", 9)
     assert "divisible by" in said(*training, "--widths", 8, 8, 8, 8)
     assert path.read_bytes() == before  # refused before the training, not after it
-    assert "unet_diffusion train first" in complaint(
+    assert "train first (unet_diffusion" in complaint(
         "studies.unet_diffusion", "--sample-only", "--output-dir", tmp_path
     )
