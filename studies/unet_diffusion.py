@@ -26,7 +26,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -219,7 +219,8 @@ class Model:
             else:
                 both = {name: torch.cat([cond[name], uncond[name]]) for name in cond}
                 out = network(torch.cat([x, x]), torch.cat([times, times]) / len(schedule), **both)
-                out = guided(*self.split(out)[0].chunk(2), guidance, rescale)
+                with_cond, without = self.split(out)[0].chunk(2)
+                out = guided(with_cond, without, guidance, rescale)
             return diffusion.to_x0(schedule, self.prediction, out, x, times).clamp(-1, 1)
 
         return estimate
@@ -233,9 +234,10 @@ def build(config: dict, shape: tuple[int, int, int], **condition: int) -> Model:
     if config["prediction"] == "eps" and config["schedule"] == "zero-terminal-snr":
         raise UserError("--prediction eps cannot start from a zero SNR: take v or x0.")
     names = ("widths", "blocks", "attention", "patch_size", "dropout", "pool")
+    options: dict[str, Any] = {name: config[name] for name in names} | condition
     variance: VarianceKind = config.get("variance", "fixed")
-    condition["outputs"] = 2 if variance == "learned" else 1
-    network = UNet(shape[0], **{name: config[name] for name in names}, **condition)
+    outputs = 2 if variance == "learned" else 1  # its estimate, and v
+    network = UNet(shape[0], **options, outputs=outputs)
     schedule = diffusion.make_schedule(config["schedule"], config["T"])
     return Model(network, schedule, config["prediction"], (shape[0], shape[1], shape[2]), variance)
 
@@ -406,6 +408,7 @@ def bound_likelihood(
 
     def learned(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         _, v = output(x_t, t)
+        assert v is not None
         return log_variance(schedule, v, t).exp()
 
     variance = learned if model.variance == "learned" else "posterior"
