@@ -30,7 +30,8 @@ import torch
 from torch import nn
 
 from imagelab.data.datasets import Dataset, load_for, random_subset, unit
-from imagelab.data.pictures import fit_to_frame, open_picture, read_grey, write_png
+from imagelab.data.own_digit import fit_to_frame
+from imagelab.data.pictures import open_picture, read_grey, write_png
 from imagelab.data.quality import psnr, ssim
 from imagelab.report import figures
 from imagelab.report.results import Result, share_cell, start_result

@@ -12,7 +12,8 @@ from conftest import complaint, elsewhere, run_here, untaught
 from PIL import Image
 
 from imagelab.data import datasets
-from imagelab.data.datasets import IDX_MD5, load_dataset, unit
+from imagelab.data.datasets import load_dataset, unit
+from imagelab.data.downloads import IDX_MD5
 from imagelab.report.results import start_result
 from imagelab.setup.settings import Settings
 from imagelab.techniques.classifier import DigitCNN, predict

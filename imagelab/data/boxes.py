@@ -10,16 +10,10 @@ import numpy as np
 import torch
 
 from imagelab.data import digit_scenes
-from imagelab.data.datasets import (
-    EMBEDDED,
-    Described,
-    by_stem,
-    check_classes,
-    load_dataset,
-    own_path,
-    pictures_in,
-)
+from imagelab.data.datasets import EMBEDDED, load_dataset
+from imagelab.data.folders import by_stem, check_classes, own_path, pictures_in
 from imagelab.data.pictures import exif_orientation, open_picture
+from imagelab.data.tensors import Described
 from imagelab.setup.runtime import UserError
 from imagelab.setup.settings import unknown
 from imagelab.setup.terminal import readable, tell_once

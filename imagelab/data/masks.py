@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from imagelab.data import road_scenes
-from imagelab.data.datasets import Described, by_stem, own_path, pictures_in
+from imagelab.data.folders import by_stem, own_path, pictures_in
 from imagelab.data.pictures import open_picture, opened
+from imagelab.data.tensors import Described
 from imagelab.setup.runtime import UserError
 from imagelab.setup.settings import unknown
 from imagelab.setup.terminal import progress, readable, tell_once

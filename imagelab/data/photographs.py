@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from imagelab.data.datasets import Dataset
+from imagelab.data.tensors import Dataset
 
 TRAINING = (
     "brick", "cell", "chelsea", "clock", "coffee", "grass", "gravel", "hubble_deep_field",

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imagelab.data.datasets import PICTURE_SUFFIXES, pictures_in
+from imagelab.data.folders import PICTURE_SUFFIXES, pictures_in
 from imagelab.data.pictures import open_picture, picture_format, read_colours, write_picture
 from imagelab.setup.files import atomic_path, keep_apart
 from imagelab.setup.runtime import UserError

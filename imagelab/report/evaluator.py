@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from imagelab.data.datasets import Dataset, random_subset, unit, varied_as_trained_on
+from imagelab.data.embedded import varied_as_trained_on
+from imagelab.data.tensors import Dataset, random_subset, unit
 from imagelab.report.results import Result
 from imagelab.setup.runtime import UserError
 from imagelab.setup.terminal import tell_if_silent

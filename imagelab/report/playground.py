@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from imagelab.data.datasets import EMBEDDED, IDX_MD5, Dataset, load_dataset, unit
+from imagelab.data.datasets import EMBEDDED, Dataset, load_dataset, unit
+from imagelab.data.downloads import IDX_MD5
 from imagelab.data.pictures import data_url, read_png, webp
 from imagelab.setup.runtime import UserError
 from imagelab.techniques.classifier import SCRIPT as CLASSIFIER

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from imagelab.data.datasets import Dataset, random_subset, varied_as_trained_on
+from imagelab.data.embedded import varied_as_trained_on
 from imagelab.data.pictures import write_gif, write_png
+from imagelab.data.tensors import Dataset, random_subset
 from imagelab.report import figures
 from imagelab.report.evaluator import (
     MIN_SAMPLES,

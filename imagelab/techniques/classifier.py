@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imagelab.data.datasets import EMBEDDED, Dataset, unit
+from imagelab.data.embedded import EMBEDDED
+from imagelab.data.tensors import Dataset, unit
 from imagelab.setup.runtime import autocast, channels_last
 from imagelab.training.checkpoints import load_checkpoint, load_weights
 from imagelab.training.loop import Observer, Training, no_observer, one_cycle

@@ -28,7 +28,7 @@ from typing import Any, Generic
 import numpy as np
 import torch
 
-from imagelab.data.datasets import Described, batch_indices
+from imagelab.data.tensors import Described, batch_indices
 from imagelab.setup.runtime import Interrupted, Network, UserError, generator
 from imagelab.setup.settings import settings_dict
 from imagelab.setup.terminal import bar, tell, tell_once

@@ -1,0 +1,163 @@
+"""Folders of the user's own pictures: which files count, which are held out, and `folder:PATH`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from imagelab.data.tensors import Dataset, shuffled, to_chw
+from imagelab.setup.runtime import UserError
+from imagelab.setup.terminal import readable, tell_once
+
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif",
+                    ".avif"}  # fmt: skip
+MAX_CLASSES = 2000
+HELD_OUT_FOLDERS = ("val", "valid", "validation", "test")  # beside train/
+
+
+def pictures_in(folder: Path, deep: bool = False) -> list[Path]:
+    """The picture files in `folder` itself, or `deep` within it, by their suffixes, sorted.
+
+    What is hidden (.ipynb_checkpoints/, ._name.png), what an archive brought along (__MACOSX/) and what
+    is no file is passed over; links are followed.
+    """
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        inside = Path(place)
+        if os.path.realpath(inside) in map(
+            os.path.realpath, inside.parents
+        ):  # a link that leads back
+            folders.clear()
+            continue
+        found += [inside / n for n in names if not n.startswith(".") and _is_picture(inside / n)]
+        shown = [n for n in folders if not n.startswith(".") and n != "__MACOSX"]
+        folders[:] = shown if deep else []
+    return sorted(found)
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
+
+
+def by_stem(files: list[Path]) -> Callable[[Path], Path | None]:
+    """What finds, among `files`, the one of a path's name without suffix; upper and lower case count only
+    where two files differ by nothing else."""
+    exact = {path.stem: path for path in files}
+    loose = {path.stem.casefold(): path for path in files}
+    return lambda path: exact.get(path.stem, loose.get(path.stem.casefold()))
+
+
+def own_path(text: str) -> Path:
+    """A path within the value of an option, where no shell has expanded the ~ of one's home."""
+    return Path(os.path.expanduser(text))
+
+
+def check_classes(count: int, where: Path | str) -> None:
+    """Raises UserError where more classes are asked for than anybody means."""
+    if count > MAX_CLASSES:
+        raise UserError(
+            f"{readable(where)} asks for {count:,} classes; more than {MAX_CLASSES:,} are not taken."
+        )
+
+
+def picture_folder(root: Path, size: int) -> Dataset:
+    """Pictures under `root`, its subfolders as classes; every tenth of each class is held out.
+
+    Where `root` has a folder train/ and one of HELD_OUT_FOLDERS, these are that split, with the classes
+    inside them. Each picture is cut to its central square and scaled to `size` pixels, RGB.
+    """
+    files = pictures_in(root, deep=True)
+    if len(files) < 10:
+        raise UserError(
+            f"{readable(root)} holds {len(files)} pictures ({', '.join(sorted(PICTURE_SUFFIXES))}); "
+            "at least 10 are needed."
+        )
+    own_name = Path(os.path.abspath(root)).name
+    parts = [p.relative_to(root).parts[:-1] for p in files]  # the folders from the root on
+    held_out = _own_split(root, parts)
+    if held_out is not None:
+        parts = [part[1:] for part in parts]
+    names = [part[0] if part else own_name for part in parts]
+    kinds = sorted(set(names))
+    check_classes(len(kinds), root)
+    labels = torch.tensor([kinds.index(name) for name in names])
+    classes = tuple(map(readable, kinds))
+    how = f"{readable(root)}, its own split"
+    if held_out is None:
+        held_out, how = every_tenth(labels), f"{readable(root)}, every tenth of each class held out"
+        if not held_out.any():
+            raise UserError(
+                f"{readable(root)} holds {len(kinds)} classes of one picture each: none can be held out."
+            )
+    _tell_of_uneven_classes(classes, labels, held_out)
+    images = _squares(files, size)
+    test_images, test_labels = shuffled(images[held_out], labels[held_out])
+    return Dataset(
+        f"folder:{readable(own_name)}",
+        f"{len(files)} pictures under {how}",
+        classes,
+        images[~held_out],
+        labels[~held_out],
+        test_images,
+        test_labels,
+    )
+
+
+def _squares(files: list[Path], size: int) -> torch.Tensor:
+    """The central squares of pictures, (N, 3, size, size) uint8."""
+    from PIL import Image, ImageOps
+
+    from imagelab.data.pictures import open_picture
+
+    def square(path: Path) -> torch.Tensor:
+        picture = open_picture(path).convert("RGB")
+        return to_chw(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
+
+    return torch.stack(list(map(square, files)))
+
+
+def every_tenth(labels: torch.Tensor) -> torch.Tensor:
+    """Which of the images of these classes (N,) are held out, (N,) bool: of each class every tenth, the
+    last one where there are fewer, none of a class of one."""
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        rows = (labels == label).nonzero().flatten()
+        held_out[rows[9::10] if len(rows) > 9 else rows[1:][-1:]] = True
+    return held_out
+
+
+def _own_split(root: Path, parts: list[tuple[str, ...]]) -> torch.Tensor | None:
+    """Which pictures lie in a held-out folder beside train/, (N,) bool; None where there is no such
+    split. Raises UserError where what is held out has a class that train/ has not.
+    """
+    tops = {part[0].lower() if part else "" for part in parts}
+    if "train" not in tops or not tops & set(HELD_OUT_FOLDERS):
+        return None
+    if tops - {"train", *HELD_OUT_FOLDERS, ""}:
+        return None  # classes, of which one happens to have that name
+    if "" in tops:
+        raise UserError(f"{readable(root)} is split into train/ and what is held out, and has pictures "
+                        "outside of these: put them into one of them.")  # fmt: skip
+    held_out = torch.tensor([part[0].lower() != "train" for part in parts])
+    inside = [set(), set()]
+    for part, out in zip(parts, held_out.tolist(), strict=True):
+        inside[out].add(part[1] if len(part) > 1 else "")
+    if strange := sorted(inside[True] - inside[False]):
+        names = ", ".join(readable(name) if name else "pictures of no class" for name in strange)
+        raise UserError(f"{readable(root)} is split into train/ and what is held out, but the latter "
+                        f"holds what train/ has not: {names}.")  # fmt: skip
+    return held_out
+
+
+def _tell_of_uneven_classes(
+    classes: tuple[str, ...], labels: torch.Tensor, held_out: torch.Tensor
+) -> None:
+    for k, name in enumerate(classes):
+        own = labels == k
+        if not (own & held_out).any():
+            tell_once(
+                f"{int(own.sum())} of the class {name}: all are trained on, none is held out."
+            )
