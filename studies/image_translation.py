@@ -6,8 +6,8 @@ that judges every patch of a picture together with its mask. It is trained again
 
 CycleGAN (Zhu et al. 2017) learns from two sets of images and no pair: white digits on black (A), and
 other digits in broad black ink on white (B). One generator translates A to B, another B to A. An image
-that goes there and back must come out unchanged: this is the cycle loss. Both are trained again without
-that loss. The true translations are known, but they are used to measure the results only.
+that goes there and back must come out unchanged: this is the cycle loss. Both are trained again with the
+discriminators alone. The true translations are known, but they only measure the results.
 
     python -m studies.image_translation
     python -m studies.image_translation --methods cyclegan --identity-weight 0
@@ -15,7 +15,7 @@ that loss. The true translations are known, but they are used to measure the res
     python -m studies.image_translation --sample-only           # measure the checkpoints again
 
 What to look at: `streets.png`: L1 alone smears what the mask leaves open, the discriminator asks for
-texture; `digits.png`: each translation beside the true one.
+texture; `digits_to_b.png`: each translation beside the true one, and digits that became others.
 """
 
 from __future__ import annotations
@@ -48,11 +48,6 @@ if TYPE_CHECKING:
 
 SCRIPT = "image_translation"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
-# The two trainings of each method: without the loss that it is known for, and with it.
-CONTENDERS = {
-    "pix2pix": {"L1 alone": {"adversarial_weight": 0.0}, "Pix2Pix": {}},
-    "cyclegan": {"no cycle loss": {"cycle_weight": 0.0, "identity_weight": 0.0}, "CycleGAN": {}},
-}
 HEIGHT = 64  # pixels of the drawn streets; they are half as wide again
 POOL = 50  # generated images that are kept for each discriminator
 
@@ -367,6 +362,13 @@ def train_cyclegan(config: Config, sets: tuple[Dataset, Dataset], name: str) -> 
     return training
 
 
+# The two trainings of each method: without the loss that it is known for, and with it.
+CONTENDERS = {
+    "pix2pix": {"L1 alone": {"adversarial_weight": 0.0}, "Pix2Pix": {}},
+    "cyclegan": {"GAN alone": {"cycle_weight": 0.0, "identity_weight": 0.0}, "CycleGAN": {}},
+}
+
+
 @torch.no_grad()
 def translate(network: nn.Module, x: torch.Tensor, seed: int = 0) -> torch.Tensor:
     """Inputs (N, C, H, W) through a generator, to uint8. `seed` is that of Pix2Pix' dropout."""
@@ -520,12 +522,12 @@ def lessons(result: Result) -> list[str]:
             f"{real_car:.2f}."
         )
     ways = ("untranslated: L1 to the truth", "CycleGAN: L1 to the truth", "CycleGAN: class kept",
-            "no cycle loss: class kept")  # fmt: skip
+            "GAN alone: class kept")  # fmt: skip
     if found := result.measured(*(f"digits, to_b, {way}" for way in ways)):
         before, after, kept, without = found
         taught.append(
             f"From A to B, CycleGAN comes from {before:.2f} to {after:.2f} from the true translation, "
-            f"without one pair. {kept:.1%} keep their class; without the cycle loss {without:.1%}."
+            f"without one pair. {kept:.1%} keep their class; with the discriminators alone {without:.1%}."
         )
     return taught
 

@@ -111,7 +111,7 @@ def test_the_losses_of_cyclegan_against_their_formulas():
     assert study.identity_loss(to_b, to_a, a, b).item() == pytest.approx(identity)
 
 
-def test_generators_that_undo_each_other_have_no_cycle_loss():
+def test_generators_that_undo_each_other_have_GAN_alone():
     a, b = random(3, 1, 4, 4), random(3, 1, 4, 4, seed=1)
 
     def negative(x):
@@ -307,13 +307,13 @@ def test_a_run_leaves_what_was_promised(quick):
             "cyclegan_losses.png"} == names  # fmt: skip
     assert all((folder / name).is_file() for name in names)
     assert {p.name for p in (quick / "study_models/image_translation").glob("*.pth")} == {
-        "L1_alone.pth", "Pix2Pix.pth", "no_cycle_loss.pth", "CycleGAN.pth",
+        "L1_alone.pth", "Pix2Pix.pth", "GAN_alone.pth", "CycleGAN.pth",
     }  # fmt: skip
     streets, to_a, to_b = ({row[0]: row[1:] for row in t["rows"]} for t in result["tables"])
     assert list(streets) == ["another street", "flat colours", "L1 alone", "Pix2Pix", "real"]
     assert streets["real"][2] == 0 and streets["flat colours"][3] < streets["real"][3]
     for table in (to_a, to_b):
-        assert list(table) == ["untranslated", "no cycle loss", "CycleGAN", "true translation"]
+        assert list(table) == ["untranslated", "GAN alone", "CycleGAN", "true translation"]
         assert table["true translation"][0] == 0 and table["true translation"][1] > 0.8
     images = np.load(quick / "s.npz")["images"]
     assert images.shape == (16, 64, 96, 3) and images.dtype == np.uint8
