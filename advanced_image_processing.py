@@ -30,8 +30,9 @@ from typing import Any, Literal
 import torch
 
 from imagelab.data.datasets import load_dataset
+from imagelab.report.numbers import metric_text, text_table
 from imagelab.report.page import write_report
-from imagelab.report.results import metric_text, text_table, write_json
+from imagelab.report.results import write_json
 from imagelab.setup.files import give_back
 from imagelab.setup.runtime import UserError, explain, machine, prepare
 from imagelab.setup.settings import DataSettings, option
@@ -120,7 +121,7 @@ class Config(DataSettings):
 
 
 @dataclass
-class Outcome:
+class JobSummary:
     """What the driver returns: the table's rows and the exit status."""
 
     rows: list[dict[str, Any]]
@@ -178,7 +179,7 @@ def demo_config(module, config: Config, demo: Demo):
     return module.Config(**{**passed, **demo.extra})
 
 
-def run(config: Config) -> Outcome:
+def run(config: Config) -> JobSummary:
     """Run the chosen demos one after the other; write the report whatever happened."""
     names = chosen(replace(config, all=True) if config.list else config)
     costs = {
@@ -188,7 +189,7 @@ def run(config: Config) -> Outcome:
     if config.list:
         rows = [[name, costs[name], EVERYTHING[name].folder] for name in names]
         print(text_table(["demo", "seconds", "pictures"], rows))
-        return Outcome([], 0)
+        return JobSummary([], 0)
     device = prepare(config.seed, config.device)
     dataset = config.dataset
     if any(takes_the_dataset(name) for name in names):  # what is wrong with it is wrong for all
@@ -239,16 +240,19 @@ def run(config: Config) -> Outcome:
     failed = any(row["status"] == "failed" for row in rows)
     report = config.output_dir / "report.html"
     if report.exists() and not any(row["status"] == "done" for row in rows):
-        return Outcome(rows, 1 if failed else 0, None, stop, shown)  # the last one says more
+        return JobSummary(rows, 1 if failed else 0, None, stop, shown)  # the last one says more
     facts = {
         "date": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        "seed": config.seed, "dataset": dataset, "quick": config.quick,
-        "device": machine(device), "torch": torch.__version__,
-    }  # fmt: skip
+        "seed": config.seed,
+        "dataset": dataset,
+        "quick": config.quick,
+        "device": machine(device),
+        "torch": torch.__version__,
+    }
     print("\nWriting the report.")
     write_report(report, config.output_dir, rows, facts)
     write_json(config.output_dir / "results.json", {**facts, "demos": rows})
-    return Outcome(rows, 1 if failed else 0, report, stop, shown)
+    return JobSummary(rows, 1 if failed else 0, report, stop, shown)
 
 
 def time_left(

@@ -1,9 +1,7 @@
 """A generative adversarial network of plain dense layers (Goodfellow et al. 2014).
 
-A generator turns 100 random numbers into an image; a discriminator tries to tell its images from real
-ones; each is trained against the other. What to look at: the grids drawn from one fixed set of latents
-as the epochs pass; D(x) and D(G(z)), which show who is ahead; and the classes that a classifier reads
-in the samples, where a collapse onto few classes would be seen.
+A generator turns 100 random numbers into an image. A discriminator learns to tell these images from real
+ones. Each is trained against the other.
 
     python gan_mnist.py                                    # 28 epochs, a minute on two cores
     python gan_mnist.py --compare                          # beside it, the recipe as often written
@@ -11,9 +9,13 @@ in the samples, where a collapse onto few classes would be seen.
     python gan_mnist.py --resume                           # go on after Ctrl-C
     python gan_mnist.py --sample-only --num-samples 2000 --samples-file samples.npz
 
-What differs from the recipe as often written: no momentum in Adam, a learning rate that is higher and
-falls to 0 over the second half, larger batches, averaged weights that draw the samples, and small
-random shifts of all images before the discriminator sees them, so that it cannot learn them by heart.
+What to look at: the grids of the epochs, all drawn from the same latents; D(x) and D(G(z)), which show
+whether one network is far ahead; the classes that a classifier reads in the samples: if the GAN
+collapsed, some of them would be empty.
+
+Five things differ from the recipe as often written: Adam without momentum; a learning rate that is higher
+and falls to 0 over the second half; larger batches; averaged weights that draw the samples; and small
+random shifts of all images before the discriminator sees them, so that it cannot memorise them.
 """
 
 from __future__ import annotations
@@ -46,62 +48,17 @@ if TYPE_CHECKING:
 SCRIPT = "gan_mnist"
 PICTURES, MODELS = "fake_images", "GAN_models"
 
-
-@dataclass(frozen=True)
-class Game(ExportSettings, SamplingSettings):
-    """Settings of the game, whatever the two networks are."""
-
-    epochs: Count = 28
-    """Passes over the training images."""
-    batch_size: Annotated[int, Limits(2)] = 256
-    """Real images per step; the discriminator sees as many fakes."""
-    lr: Rate = 1.2e-3
-    """Adam's learning rate, of both networks."""
-    fall: Fraction = 0.5
-    """The part of the training from which the learning rate falls to 0; 1: it stays."""
-    beta1: Annotated[float, Limits(0, 0.999)] = 0.0
-    """Adam's first-moment decay. Momentum answers an opponent that has moved on: 0.5 instead of the usual
-    0.9 calms the game (Radford et al. 2015), 0 more so."""
-    label_smoothing: Annotated[float, Limits(0, 0.5)] = 0.1
-    """Real images are labelled 1 minus this (Salimans et al. 2016): a discriminator that cannot grow
-    certain leaves the generator a gradient. 0: as Goodfellow et al. wrote it."""
-    moved: Annotated[int, Limits(0, 8)] = 2
-    """Pixels by which the discriminator sees each image moved, at most; 0: as it is."""
-    latent_size: Count = 100
-    """Random numbers that the generator starts from."""
-    ema_decay: Fraction = 0.998
-    """Decay of the generator's averaged weights, which draw the samples (Yazıcı et al. 2019); 0: none."""
-    log_every: Count = 500
-    """Batches between two lines of losses."""
-    grid_every: Annotated[int, Limits(0)] = 5
-    """Epochs between two sample grids; 0: none."""
-
-
-@dataclass(frozen=True)
-class Config(Game):
-    """Settings of the MLP GAN."""
-
-    compare: bool = False
-    """Also train the recipe as often written, and show both side by side, after equal epochs."""
-    compare_epochs: Count = 2
-    """Epochs of both recipes in the comparison."""
-
-
-AS_OFTEN_WRITTEN = {"batch_size": 64, "lr": 2e-4, "fall": 1.0, "beta1": 0.5, "moved": 0,
-                    "ema_decay": 0.0}  # fmt: skip
-
-
 # --- the two networks -----------------------------------------------------------------------------
 
 
-class AnyGenerator(nn.Module):
-    """What the game asks of a generator, also of a study's own."""
+class BaseGenerator(nn.Module):
+    """What `train` and `sample` need of a generator: those of other scripts derive from it."""
 
     latent_size: int
 
 
-class AnyDiscriminator(nn.Module):
-    """What the game asks of a discriminator, also of a study's own."""
+class BaseDiscriminator(nn.Module):
+    """What `train` needs of a discriminator: those of other scripts derive from it."""
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) to (B,): how real each looks, before the sigmoid."""
@@ -112,7 +69,7 @@ class AnyDiscriminator(nn.Module):
         return self.logits(torch.cat([real, fake])).chunk(2)
 
 
-class Generator(AnyGenerator):
+class Generator(BaseGenerator):
     """Latents (B, latent_size) ~ N(0, I) to images (B, C, H, W) in [-1, 1]."""
 
     def __init__(self, latent_size: int, shape: tuple[int, int, int]) -> None:
@@ -132,7 +89,7 @@ class Generator(AnyGenerator):
         return x.tanh().reshape(-1, *self.shape)
 
 
-class Discriminator(AnyDiscriminator):
+class Discriminator(BaseDiscriminator):
     """Images (B, C, H, W) in [-1, 1] to the probability (B,) that each is real."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
@@ -160,8 +117,8 @@ def build(
 ) -> tuple[Generator, Discriminator]:
     """Both networks with their first random weights, the same for the same seed.
 
-    The hidden layers are initialised as He et al. (2015) do: with PyTorch's smaller default weights
-    the first images hardly differ, the discriminator wins at once, and training takes longer.
+    The hidden layers are initialised as in He et al. (2015). With PyTorch's smaller default weights the
+    first images hardly differ, the discriminator wins at once, and training takes longer.
     """
     torch.manual_seed(config.seed)
     G, D = Generator(config.latent_size, shape), Discriminator(shape)
@@ -172,17 +129,16 @@ def build(
     return G.to(device), D.to(device)
 
 
-# --- the two losses -------------------------------------------------------------------------------
+# --- the two losses, and the random shifts --------------------------------------------------------
 
 
 def discriminator_loss(
     real_logits: torch.Tensor, fake_logits: torch.Tensor, smoothing: float = 0.0
 ) -> torch.Tensor:
     """−½ (E log D(x) + E log(1 − D(G(z)))), both logits (B,); real images count as 1 − smoothing."""
-    real = F.binary_cross_entropy_with_logits(
-        real_logits, torch.full_like(real_logits, 1 - smoothing)
-    )
-    fake = F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
+    bce = F.binary_cross_entropy_with_logits
+    real = bce(real_logits, torch.full_like(real_logits, 1 - smoothing))
+    fake = bce(fake_logits, torch.zeros_like(fake_logits))
     return (real + fake) / 2
 
 
@@ -191,10 +147,11 @@ def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
     return F.binary_cross_entropy_with_logits(fake_logits, torch.ones_like(fake_logits))
 
 
-def moved(images: torch.Tensor, limit: int, rng: torch.Generator) -> torch.Tensor:
-    """Each image (B, C, H, W) by up to `limit` pixels in both directions, black (−1) where it left.
+def random_shift(images: torch.Tensor, limit: int, rng: torch.Generator) -> torch.Tensor:
+    """Shift each image (B, C, H, W) by up to `limit` pixels along both axes; black (−1) fills the gap.
 
-    Real and generated images alike, so that the game's aim stays (DiffAugment, Zhao et al. 2020).
+    Real and generated images are shifted alike, so that the generator's aim is unchanged (DiffAugment,
+    Zhao et al. 2020).
     """
     if limit == 0:
         return images
@@ -206,43 +163,98 @@ def moved(images: torch.Tensor, limit: int, rng: torch.Generator) -> torch.Tenso
     return wide.gather(2, where.flatten(1)[:, None].expand(-1, C, -1)).view_as(images)
 
 
-# --- training -------------------------------------------------------------------------------------
+# --- settings and training ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GANSettings(ExportSettings, SamplingSettings):
+    """Settings of a GAN's training, whatever its two networks are."""
+
+    epochs: Count = 28
+    """Passes over the training images."""
+    batch_size: Annotated[int, Limits(2)] = 256
+    """Real images per step; the discriminator sees as many generated ones."""
+    lr: Rate = 1.2e-3
+    """Adam's learning rate, of both networks."""
+    fall: Fraction = 0.5
+    """The share of the training after which the learning rate falls to 0; 1: it stays."""
+    beta1: Annotated[float, Limits(0, 0.999)] = 0.0
+    """Adam's first-moment decay (momentum). The opponent changes at every step, so that old gradients
+    mislead: 0.5 instead of the usual 0.9 makes training steadier (Radford et al. 2015), 0 more so."""
+    label_smoothing: Annotated[float, Limits(0, 0.5)] = 0.1
+    """Real images are labelled 1 minus this (Salimans et al. 2016). A discriminator that is never certain
+    leaves the generator a gradient. 0: as Goodfellow et al. wrote it."""
+    moved: Annotated[int, Limits(0, 8)] = 2
+    """The discriminator sees each image shifted at random by up to this many pixels; 0: as it is."""
+    latent_size: Count = 100
+    """Random numbers that the generator starts from."""
+    ema_decay: Fraction = 0.998
+    """Decay of the generator's averaged weights, which draw the samples (Yazıcı et al. 2019); 0: none."""
+    log_every: Count = 500
+    """Batches between two lines of losses."""
+    grid_every: Annotated[int, Limits(0)] = 5
+    """Epochs between two sample grids; 0: none."""
+
+
+@dataclass(frozen=True)
+class Config(GANSettings):
+    """Settings of the MLP GAN."""
+
+    compare: bool = False
+    """Also train the recipe as often written, and show both side by side after equally many epochs."""
+    compare_epochs: Count = 2
+    """Epochs of both recipes in the comparison."""
+
+
+AS_OFTEN_WRITTEN = {
+    "batch_size": 64,
+    "lr": 2e-4,
+    "fall": 1.0,
+    "beta1": 0.5,
+    "moved": 0,
+    "ema_decay": 0.0,
+}
 
 
 def train(
-    config: Game,
+    config: GANSettings,
     data: Dataset,
-    G: AnyGenerator,
-    D: AnyDiscriminator,
+    G: BaseGenerator,
+    D: BaseDiscriminator,
     path: Path,
     script: str = SCRIPT,
     label: str = "GAN",
     after_epoch: Observer = no_observer,
 ) -> Training:
-    """Train the pair, or go on with --resume. `after_epoch` looks on."""
+    """Train the pair, or go on with --resume. `after_epoch` observes and changes nothing."""
     adam_g, adam_d = (
         torch.optim.Adam(net.parameters(), config.lr, (float(config.beta1), 0.999), fused=True)
         for net in (G, D)
     )
     training = Training(
-        path, script, config, data,
+        path,
+        script,
+        config,
+        data,
         networks={"generator": G, "discriminator": D},
         optimizers={"generator": adam_g, "discriminator": adam_d},
-        ema="generator" if config.ema_decay else None, ema_decay=config.ema_decay,
+        ema="generator" if config.ema_decay else None,
+        ema_decay=config.ema_decay,
         may_change_on_resume=("log_every", "grid_every", "compare", "compare_epochs"),
-        label=label, log_every=config.log_every,
-    )  # fmt: skip
+        label=label,
+        log_every=config.log_every,
+    )
     if config.resume:
         training.load()
     rng, device = training.rng, data.images.device
     with training:
         for epoch in training.epochs():
             for batch in training.batches():
-                rate = config.lr * warmup_and_decay(training.progress, 0, config.fall)
-                adam_g.param_groups[0]["lr"] = adam_d.param_groups[0]["lr"] = rate
-                x = signed(data.images[batch])
+                lr = config.lr * warmup_and_decay(training.progress, 0, config.fall)
+                adam_g.param_groups[0]["lr"] = adam_d.param_groups[0]["lr"] = lr
+                x = signed(data.images[batch])  # (B, C, H, W) in [-1, 1]
                 z = torch.randn(len(x), config.latent_size, generator=rng, device=device)
-                x, fake = (moved(images, config.moved, rng) for images in (x, G(z)))
+                x, fake = (random_shift(images, config.moved, rng) for images in (x, G(z)))
 
                 # The discriminator learns to tell the two apart; no gradient reaches the generator.
                 real_logits, fake_logits = D.compare(x, fake.detach())
@@ -259,10 +271,8 @@ def train(
                 adam_g.step()
                 D.requires_grad_(True)
 
-                d_real, d_fake = real_logits.detach().sigmoid(), fake_logits.detach().sigmoid()
-                training.log(
-                    d_loss=d_loss, g_loss=g_loss, d_real=d_real.mean(), d_fake=d_fake.mean()
-                )
+                d_real, d_fake = (p.detach().sigmoid().mean() for p in (real_logits, fake_logits))
+                training.log(d_loss=d_loss, g_loss=g_loss, d_real=d_real, d_fake=d_fake)
             after_epoch(training, epoch)
     return training
 
@@ -277,7 +287,7 @@ def generate(G: nn.Module, z: torch.Tensor) -> torch.Tensor:
         return torch.cat([to_uint8(G(part)) for part in z.split(1000)])
 
 
-def sample(G: AnyGenerator, n: int, seed: int) -> torch.Tensor:
+def sample(G: BaseGenerator, n: int, seed: int) -> torch.Tensor:
     """`n` images (n, C, H, W) uint8 from fresh latents."""
     device = next(G.parameters()).device
     z = torch.randn(n, G.latent_size, generator=generator(seed, "samples"))
@@ -288,9 +298,9 @@ def load_generator(
     path: Path | str,
     device: torch.device | str = "cpu",
     script: str = SCRIPT,
-    kind: type[AnyGenerator] = Generator,
-) -> AnyGenerator:
-    """The generator, of that `kind`, of the checkpoint that `script` wrote."""
+    kind: type[BaseGenerator] = Generator,
+) -> BaseGenerator:
+    """The generator, of class `kind`, in the checkpoint that `script` wrote."""
     saved = load_checkpoint(path, script, device)
     with checkpoint_errors(path):
         G = kind(saved["config"]["latent_size"], tuple(saved["dataset"]["shape"])).to(device)
@@ -298,7 +308,7 @@ def load_generator(
     return G.eval()
 
 
-def export_generator(path: Path | str | None, G: AnyGenerator) -> None:
+def export_generator(path: Path | str | None, G: BaseGenerator) -> None:
     """The generator as a file: latents (N, latent_size) to images (N, C, H, W) in [-1, 1]."""
     export_network(path, G, {"latents": torch.randn(2, G.latent_size)}, "images")
 
@@ -307,24 +317,23 @@ def export_generator(path: Path | str | None, G: AnyGenerator) -> None:
 
 TITLE = "MLP GAN: a forger and a detective"
 SUMMARY = (
-    "A generator of three dense layers learns to draw digits by fooling a discriminator that learns "
-    "to tell its images from real ones. The balance of the two is seen in D(x) and D(G(z)), the "
-    "variety in the classes that a classifier reads."
+    "A generator of three dense layers learns to draw digits by fooling a discriminator, which learns "
+    "to tell its images from real ones. D(x) and D(G(z)) show the balance of the two networks. The "
+    "classes that a classifier reads show how varied the samples are."
 )
 
 
-def sampling_network(training: Training) -> AnyGenerator:
+def sampling_network(training: Training) -> BaseGenerator:
     """The generator that draws the samples: the averaged one, where there is one."""
     G = training.model
-    assert isinstance(G, AnyGenerator)
+    assert isinstance(G, BaseGenerator)
     return G
 
 
-def observer(config: Game, result: Result, evaluator: Evaluator | None) -> Observer:
-    """After each epoch: its mean losses, the score of its samples, a grid from latents that stay."""
-    fixed = torch.randn(
-        samples.GRID, config.latent_size, generator=generator(config.seed, "fixed latents")
-    )
+def observer(config: GANSettings, result: Result, evaluator: Evaluator | None) -> Observer:
+    """After each epoch: its mean losses, the score of its samples, a grid from fixed latents."""
+    rng = generator(config.seed, "fixed latents")
+    fixed = torch.randn(samples.GRID, config.latent_size, generator=rng)
 
     def after_epoch(training: Training, epoch: int) -> None:
         training.announce_means(training.step)
@@ -340,7 +349,7 @@ def observer(config: Game, result: Result, evaluator: Evaluator | None) -> Obser
 
 
 def train_compared(config: Config, data: Dataset) -> dict[str, Training]:
-    """The recipe as often written and, where the main training is longer, this one as well."""
+    """Train the recipe as often written; this one too, if the main training has other epochs."""
     epochs = config.compare_epochs
     recipes = {"as often written": AS_OFTEN_WRITTEN}
     if epochs != config.epochs:
@@ -357,7 +366,7 @@ def train_compared(config: Config, data: Dataset) -> dict[str, Training]:
 
 
 def evaluate(
-    config: Game,
+    config: GANSettings,
     data: Dataset,
     training: Training,
     evaluator: Evaluator | None,
@@ -377,14 +386,18 @@ def evaluate(
     shown = steps * config.batch_size
     result.add_metric("D(x), last epoch", training.recent("d_real", steps), shown)
     result.add_metric("D(G(z)), last epoch", training.recent("d_fake", steps), shown)
-    tie = (1 - config.label_smoothing) / 2  # D's best answer where it cannot tell the two apart
-    caption = (
-        f"Losses, and how real D takes real and generated images to be; {tie:g} each is a tie."
+    undecided = (1 - config.label_smoothing) / 2  # D's best answer where it cannot tell them apart
+    caption = "Left, the losses. Right, the mean output of D for real and for generated images; "
+    caption += (
+        f"the dashed line is {undecided:g}, the best answer of a D that cannot tell them apart."
     )
-    result.add_figure("curves.png", plot_curves(training, tie), caption)
+    result.add_figure("curves.png", plot_curves(training, undecided), caption)
     frames = [read_png(path) for path in epoch_grids(config, training, result)]
     if frames:
-        write_gif(result.add_file("training.gif", "The same latents through the training."), frames)
+        write_gif(
+            result.add_file("training.gif", "Images from the same latents, epoch after epoch."),
+            frames,
+        )
     return images
 
 
@@ -401,13 +414,13 @@ def report_compared(
         if evaluator is not None:
             scores[title] = evaluator.scores(pictures[title])
             scored[name] = (str(own.epochs), scores[title])
-    result.add_figure("compared.png", samples.plot_comparison(pictures, scores),
-                      "The recipe as often written, and as it is here, after equal epochs.")  # fmt: skip
+    caption = "The recipe as often written, and this one, after equally many epochs."
+    result.add_figure("compared.png", samples.plot_comparison(pictures, scores), caption)
     if evaluator is not None:
         evaluator.add_table(result, "The recipe as often written", scored)
 
 
-def plot_curves(training: Training, tie: float) -> Figure:
+def plot_curves(training: Training, undecided: float) -> Figure:
     """Losses on the left, D(x) and D(G(z)) on the right, smoothed to about 150 points."""
     window = max(len(training.curve("d_loss")) // 150, 1)
     figure, axes = figures.new_figure(9, 3.2, columns=2)
@@ -420,7 +433,7 @@ def plot_curves(training: Training, tie: float) -> Figure:
         epochs, _ = training.smoothed("d_loss", window)
         figures.plot_lines(axis, epochs, lines, "epoch", ylabel, markers=False)
     axes[0, 1].set_ylim(0, 1)
-    axes[0, 1].axhline(tie, color="#888888", linewidth=1, linestyle="--")
+    axes[0, 1].axhline(undecided, color="#888888", linewidth=1, linestyle="--")
     return figure
 
 
@@ -428,28 +441,31 @@ def epoch_grid(result: Result, epoch: int) -> Path:
     return result.folder / f"epoch_{epoch:03d}.png"
 
 
-def epoch_grids(config: Game, training: Training, result: Result) -> list[Path]:
+def epoch_grids(config: GANSettings, training: Training, result: Result) -> list[Path]:
     """The grids that this training left on disk, also those from before a --resume."""
     last, every = training.last_epoch, config.grid_every
-    if not every:
-        return []
-    paths = [result.note_file(epoch_grid(result, epoch).name, f"Fixed latents after epoch {epoch}.")
-             for epoch in sorted({*range(every, last, every), last})]  # fmt: skip
-    return list(filter(None, paths))
+    epochs = sorted({*range(every, last, every), last}) if every else []
+    names = {epoch: epoch_grid(result, epoch).name for epoch in epochs}
+    paths = [result.note_file(name, f"Fixed latents after epoch {k}.") for k, name in names.items()]
+    return [path for path in paths if path is not None]
 
 
 def lessons(result: Result) -> list[str]:
     """What the figures teach, as far as they were measured."""
-    told = []
+    sentences = []
     if quality := result.measured("Fréchet distance", "coverage", "rarest class"):
         distance, coverage, rarest = quality
-        told.append(f"The samples lie at a distance of {distance:.0f} from the data and cover "
-                    f"{coverage:.0%} of it; the rarest class has {rarest:.1%} of them.")  # fmt: skip
-    if game := result.measured("D(x), last epoch", "D(G(z)), last epoch"):
-        real, fake = game
-        told.append(f"In the last epoch D(x) was {real:.2f} and D(G(z)) {fake:.2f}: these say how the "
-                    "game stands and not how good the images are.")  # fmt: skip
-    return told
+        sentences.append(
+            f"The samples lie at a distance of {distance:.0f} from the data and cover {coverage:.0%} of "
+            f"it; {rarest:.1%} of them are of the rarest class."
+        )
+    if balance := result.measured("D(x), last epoch", "D(G(z)), last epoch"):
+        real, fake = balance
+        sentences.append(
+            f"In the last epoch D(x) was {real:.2f} and D(G(z)) {fake:.2f}. They show the balance of the "
+            "two networks, not how good the images are."
+        )
+    return sentences
 
 
 def checkpoint_path(config: Config) -> Path:
@@ -469,8 +485,8 @@ def run(config: Config) -> Result:
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
     evaluator = samples.evaluator_for(config, data, samples.TRACKED)
     G, D = build(config, data.shape, device)
-    watching = observer(config, result, evaluator)
-    training = train(config, data, G, D, checkpoint_path(config), after_epoch=watching)
+    after_epoch = observer(config, result, evaluator)
+    training = train(config, data, G, D, checkpoint_path(config), after_epoch=after_epoch)
     compared = train_compared(config, data) if config.compare else None
     images = evaluate(config, data, training, evaluator, result, compared)
     samples.write_samples(config.samples_file, images)

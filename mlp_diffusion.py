@@ -1,33 +1,24 @@
-"""A 50-step diffusion model with a small MLP: why the textbook recipe fails at 50 steps, what mends it.
+"""A 50-step DDPM with a small MLP: why the textbook recipe fails at 50 steps, and what mends it.
 
-The recipe that is copied from place to place takes the DDPM of Ho et al. (2020), T = 1000, and
-shortens it to T = 50 with the same betas (1e-4 to 0.02) and an MLP 784 → 512 → 256 → 784 that
-predicts the noise. To the letter (`--recipe literal`) it draws noise. Three corrections make it draw:
+The common recipe shortens the DDPM of Ho et al. (2020) from T = 1000 steps to T = 50. It keeps the
+betas (1e-4 to 0.02), and an MLP 784 → 512 → 256 → 784 predicts the noise. Taken to the letter
+(`--recipe literal`), it draws only noise. Three corrections make it draw digits:
 
-1. **End in noise.** ᾱ_T = Π(1 − β_t) = 0.60: x_T still shows the digit, but sampling starts from
-   N(0, I), which training never saw. Betas × 1000/T bring ᾱ_T to 8e-6.
-2. **Let the noise pass.** The last layer is linear in 256 units: its outputs span at most 256 of the 784
-   directions that noise has. At least 1 − 256/784 = 67 % of the noise cannot be predicted, however long
-   one trains. Digits need far fewer directions. So the MLP estimates the clean image x̂₀, and
-   ε̂ = (x_t − √ᾱ_t·x̂₀)/√(1 − ᾱ_t) passes beside it.
-3. **Spend the loss where the image is decided.** An even loss on ε̂ is a loss on x̂₀ weighted by SNR_t:
-   nearly all weight falls on nearly clean images, where x_t shows the digit already. (Min-SNR caps that
-   weight at 5.) The weight 1 − ᾱ_t is largest where there is much noise and the digit is chosen.
+1. **End in noise.** After 50 steps with these betas ᾱ_T is 0.60, so x_T still shows the digit. But
+   sampling starts from pure noise, which the network has never seen. Betas × 1000/T make ᾱ_T 8e-6.
+2. **Let the noise pass.** Noise has 784 independent directions. 256 units can express 256 of them, so at
+   least 67 % of the noise cannot be predicted. A digit needs far fewer directions. So the network
+   predicts the clean image x̂₀, and the noise follows from it: ε̂ = (x_t − √ᾱ_t·x̂₀)/√(1 − ᾱ_t).
+3. **Train where the digit is decided.** An even loss on ε̂ is a loss on x̂₀ with the weight SNR_t. Nearly
+   all of it falls on nearly clean images. The weight 1 − ᾱ_t falls on noisy ones.
 
-Two details count as well. A tanh keeps x̂₀ in its range (a clip while sampling fades the strokes). And
-some training images are shown dimmer than they are: a network that has only seen bright strokes keeps
-dim what it has drawn dim by mistake. `--bound clip` and `--dimmed 0` show what each is worth.
-
-In the comparison the corrections are added in turn. With the first the learning rate rises and falls,
-too, and with the second come min-SNR, the tanh and the dimmer images: only the third stands alone.
+What to look at: `recipes.png` (with --compare) and `errors.png`. The README states the figures.
 
     python mlp_diffusion.py                       # 24 epochs, a minute on two cores
-    python mlp_diffusion.py --compare             # literal, then with the corrections added in turn
+    python mlp_diffusion.py --compare             # also the recipes with fewer corrections
     python mlp_diffusion.py --dataset mnist       # the full MNIST
     python mlp_diffusion.py --resume              # go on after Ctrl-C
     python mlp_diffusion.py --sample-only --num-samples 2000 --samples-file samples.npz
-
-The README states the figures to expect.
 """
 
 from __future__ import annotations
@@ -60,7 +51,28 @@ if TYPE_CHECKING:
 
 SCRIPT = "mlp_diffusion"
 PICTURES, MODELS = "diffusion_samples", "diffusion_models"
-Name = Literal["corrected", "literal", "rescaled", "skip"]
+
+
+# --- the noise schedule ---------------------------------------------------------------------------
+
+
+def noise_schedule(T: int, beta_start: float, beta_end: float, rescaled: bool) -> Schedule:
+    """β_t on a line from `beta_start` to `beta_end`, for t = 0 … T − 1; `rescaled`: times 1000/T.
+
+    A Schedule (imagelab/techniques/diffusion.py) holds tables over t, (T,) each:
+
+        beta_t         the variance of the noise that step t adds
+        alpha_bar_t    ᾱ_t = (1 − β_0)·(1 − β_1) ⋯ (1 − β_t); before the first step ᾱ is 1
+        snr_t          ᾱ_t/(1 − ᾱ_t), signal to noise
+
+    Its methods are the two formulas of a DDPM (Ho et al. 2020, eq. 4, and eq. 6 and 7):
+
+        q_sample       x_t = √ᾱ_t·x₀ + √(1 − ᾱ_t)·ε, with ε ~ N(0, I)
+        posterior      the mean and variance of x_{t−1}, for known x_t and x₀:
+                       √ᾱ_{t−1}·β_t/(1 − ᾱ_t)·x₀ + √(1 − β_t)·(1 − ᾱ_{t−1})/(1 − ᾱ_t)·x_t
+                       and β̃_t = β_t·(1 − ᾱ_{t−1})/(1 − ᾱ_t)
+    """
+    return linear_schedule(T, beta_start, beta_end, rescaled)
 
 
 @dataclass(frozen=True)
@@ -70,51 +82,20 @@ class Recipe:
     title: str
     rescaled: bool = True
     """Whether the betas are multiplied by 1000/T, so that the forward process ends in noise."""
-    skip: bool = True
-    """Whether the network estimates x̂₀, and the noise passes beside it."""
-    weight: Literal["noise", "min-snr", "1 − ᾱ"] = "1 − ᾱ"
-    """The weight of the loss over t; "noise" weighs the error of ε̂ evenly."""
+    predicts_x0: bool = True
+    """Whether the network predicts x̂₀; if not, it predicts ε̂."""
+    weight: Literal["snr", "min-snr", "noise-variance"] = "noise-variance"
+    """The weight of the squared error of x̂₀ in the loss, see `weight_on_x0`."""
 
 
+# The corrections are added in turn. With the first one the learning rate also rises and falls. With the
+# second one come min-SNR weights, a tanh and dimmer images. Only the third one is alone.
 RECIPES: dict[str, Recipe] = {
-    "literal": Recipe("to the letter", rescaled=False, skip=False, weight="noise"),
-    "rescaled": Recipe("1: ends in noise", skip=False, weight="noise"),
+    "literal": Recipe("to the letter", rescaled=False, predicts_x0=False, weight="snr"),
+    "rescaled": Recipe("1: ends in noise", predicts_x0=False, weight="snr"),
     "skip": Recipe("1 + 2: noise passes,\nmin-SNR weights", weight="min-snr"),
     "corrected": Recipe("1 + 2 + 3: corrected,\nweights 1 − ᾱ"),
 }
-
-
-@dataclass(frozen=True)
-class Config(SamplingSettings):
-    """Settings of the MLP diffusion model."""
-
-    recipe: Name = "corrected"
-    """corrected: all three corrections; literal: none; rescaled: the forward process ends in noise, but
-    the noise is predicted through 256 units; skip: the noise passes beside them as well, but the loss
-    is weighted as min-SNR does."""
-    compare: bool = False
-    """Also train the other recipes and show all side by side, after equal epochs."""
-    compare_epochs: Count = 4
-    """Epochs of each recipe in the comparison."""
-    epochs: Count = 24
-    """Passes over the training images."""
-    batch_size: Annotated[int, Limits(2)] = 512
-    """Images per step, each at its own random t."""
-    lr: Rate = 2e-3
-    """Adam's learning rate. The literal recipe keeps it; the others rise to twice as much over the first
-    twentieth of the training, and fall to 0 from a third on."""
-    T: Annotated[int, Limits(21, 10_000)] = 50
-    """Steps of the diffusion process."""
-    beta_start: Annotated[float, Limits(1e-8, 0.5)] = 1e-4
-    """β of the first step, before it is multiplied by 1000/T."""
-    beta_end: Annotated[float, Limits(1e-8, 0.5)] = 0.02
-    """β of the last step; those between lie on a line."""
-    bound: Literal["tanh", "clip", "none"] = "tanh"
-    """What keeps x̂₀ in [-1, 1]: a tanh at the end of the network, a clip while sampling, or nothing."""
-    dimmed: Fraction = 0.1
-    """The part of the images whose x_t is made from a dimmer copy (contrast × 0.4 to 1)."""
-    ema_decay: Fraction = 0.999
-    """Decay of the moving average of the weights, which draws the samples; 0: none."""
 
 
 # --- the network ----------------------------------------------------------------------------------
@@ -128,23 +109,28 @@ def time_embedding(T: int, size: int = 64) -> torch.Tensor:
 
 
 class Denoiser(nn.Module):
-    """MLP (x_t, embedding of t) → 512 → 256 → D, which estimates x̂₀ or, without the skip, ε̂.
+    """MLP (x_t, embedding of t) → 512 → 256 → D, which predicts x̂₀ or ε̂, as its recipe says.
 
-    It carries its recipe and its schedule: together they say how to sample from it.
+    The last layer is linear in 256 units: its outputs span at most 256 of the D directions. The recipe
+    and the schedule are kept with the network, because sampling takes both.
     """
 
     embedding: torch.Tensor  # (T, 64)
-    a: torch.Tensor  # √ᾱ, (T,)
-    b: torch.Tensor  # √(1 − ᾱ), (T,)
+    sqrt_alpha_bar: torch.Tensor  # √ᾱ_t, (T,)
+    sqrt_one_minus_alpha_bar: torch.Tensor  # √(1 − ᾱ_t), (T,)
 
     def __init__(
         self, dimensions: int, schedule: Schedule, recipe: Recipe, bound: str = "tanh"
     ) -> None:
         super().__init__()
         self.schedule, self.recipe, self.bound = schedule, recipe, bound
-        self.register_buffer("embedding", time_embedding(len(schedule)), persistent=False)
-        self.register_buffer("a", schedule.alpha_bar.sqrt().float(), persistent=False)
-        self.register_buffer("b", (1 - schedule.alpha_bar).sqrt().float(), persistent=False)
+        tables = {
+            "embedding": time_embedding(len(schedule)),
+            "sqrt_alpha_bar": schedule.alpha_bar.sqrt().float(),
+            "sqrt_one_minus_alpha_bar": (1 - schedule.alpha_bar).sqrt().float(),
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
         first = nn.Linear(dimensions + self.embedding.shape[1], 512)
         second = nn.Linear(512, 256)
         for layer in (first, second):
@@ -153,25 +139,27 @@ class Denoiser(nn.Module):
         self.mlp = nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), nn.Linear(256, dimensions))
 
     def forward(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """x̂₀ (with the skip) or ε̂ (without), (B, D), for x_t (B, D) and t (B,)."""
-        # A black background is −√ᾱ_t in x_t: this makes it 0 at every t.
-        seen = torch.cat([x_t + self.a[t, None], self.embedding[t]], dim=1)  # (B, D + 64)
+        """x̂₀ or ε̂, (B, D), for x_t (B, D) and t (B,)."""
+        # A black background (−1) is −√ᾱ_t in x_t. Adding √ᾱ_t makes it 0 at every t.
+        inputs = torch.cat([x_t + self.sqrt_alpha_bar[t, None], self.embedding[t]], dim=1)
         with autocast(x_t.device):
-            said = self.mlp(seen).float()
-        return said.tanh() if self.recipe.skip and self.bound == "tanh" else said
+            output = self.mlp(inputs).float()  # (B, D + 64) → (B, D)
+        return output.tanh() if self.recipe.predicts_x0 and self.bound == "tanh" else output
 
     def x0_and_eps(self, x_t: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x̂₀ and ε̂, (B, D) each: what the network says, and x_t = √ᾱ_t·x̂₀ + √(1 − ᾱ_t)·ε̂."""
-        a, b, said = self.a[t, None], self.b[t, None], self(x_t, t)
-        if self.recipe.skip:
-            return said, (x_t - a * said) / b
-        return (x_t - b * said) / a, said
+        """x̂₀ and ε̂, (B, D) each. The network predicts one of them. The other one follows from
+        x_t = √ᾱ_t·x̂₀ + √(1 − ᾱ_t)·ε̂."""
+        signal, noise = self.sqrt_alpha_bar[t, None], self.sqrt_one_minus_alpha_bar[t, None]
+        output = self(x_t, t)
+        if self.recipe.predicts_x0:
+            return output, (x_t - signal * output) / noise
+        return (x_t - noise * output) / signal, output
 
 
 def build(config: dict[str, Any], shape: tuple[int, int, int]) -> Denoiser:
-    """The untrained network that `config` (its own or a checkpoint's) describes."""
+    """The untrained network for these settings: a Config's, or those in a checkpoint."""
     recipe = RECIPES[config["recipe"]]
-    schedule = linear_schedule(
+    schedule = noise_schedule(
         config["T"], config["beta_start"], config["beta_end"], recipe.rescaled
     )
     return Denoiser(math.prod(shape), schedule, recipe, config["bound"])
@@ -181,12 +169,13 @@ def build(config: dict[str, Any], shape: tuple[int, int, int]) -> Denoiser:
 
 
 def weight_on_x0(schedule: Schedule, weight: str, gamma: float = 5.0) -> torch.Tensor:
-    """The weight at each t of the squared error of x̂₀, (T,).
+    """The weight of the squared error of x̂₀ at each t, (T,).
 
-    An error of x̂₀ is one of ε̂ times √SNR_t: to weigh ε̂ evenly is SNR_t on x̂₀. Min-SNR (Hang et al.
-    2023) bounds that by γ; 1 − ᾱ_t grows with the noise instead.
+    "snr": SNR_t, which weighs the squared error of ε̂ evenly, because ε̂ − ε = −√SNR_t·(x̂₀ − x₀).
+    "min-snr": the same, but γ at most (Hang et al. 2023).
+    "noise-variance": 1 − ᾱ_t, the variance of the noise in x_t. It is largest where x_t shows least.
     """
-    if weight == "noise":
+    if weight == "snr":
         return schedule.snr.float()
     if weight == "min-snr":
         return schedule.snr.clamp(max=gamma).float()
@@ -194,34 +183,35 @@ def weight_on_x0(schedule: Schedule, weight: str, gamma: float = 5.0) -> torch.T
 
 
 def dimmed(x0: torch.Tensor, share: float, rng: torch.Generator) -> torch.Tensor:
-    """Images (B, D) in [-1, 1] to be noised, about `share` of them with 0.4 to 1 of their brightness.
+    """Images x0 (B, D) in [-1, 1], of which about `share` keep only 0.4 to 1 of their brightness.
 
-    The target of the loss stays bright, so that the network learns to brighten strokes that it drew too
-    dim. Training on real images never shows such estimates (exposure bias; Ning et al. 2023).
+    Noise is added to these, but the target stays bright. So the network learns to brighten strokes that
+    it has drawn too dim. Real images alone never show it such strokes (exposure bias, Ning et al. 2023).
     """
-    one, other = torch.rand(2, len(x0), 1, generator=rng, device=x0.device)
-    kept = torch.where(one < share, 0.4 + 0.6 * other, 1.0)
+    chosen, brightness = torch.rand(2, len(x0), 1, generator=rng, device=x0.device)
+    kept = torch.where(chosen < share, 0.4 + 0.6 * brightness, 1.0)
     return (x0 + 1) * kept - 1
 
 
 def denoising_loss(
     model: Denoiser, x0: torch.Tensor, weight: torch.Tensor, dim_share: float, rng: torch.Generator
 ) -> torch.Tensor:
-    """The mean squared error for images x0 (B, D) in [-1, 1], each at its own random t: a scalar.
+    """The loss for images x0 (B, D) in [-1, 1], each at its own random t: a scalar.
 
-    Of x̂₀, weighted by `weight` (T,); without the skip of ε̂, unweighted (Ho et al. eq. 14).
+    Where the network predicts ε̂: its mean squared error (Ho et al. eq. 14). Where it predicts x̂₀: its
+    mean squared error with `weight` (T,).
     """
-    T, recipe = len(model.schedule), model.recipe
+    T, schedule = len(model.schedule), model.schedule
     t = torch.randint(0, T, (len(x0),), generator=rng, device=x0.device)
     eps = torch.randn(x0.shape, generator=rng, device=x0.device)
-    if not recipe.skip:
-        return F.mse_loss(model(model.schedule.q_sample(x0, t, eps), t), eps)
-    x_t = model.schedule.q_sample(dimmed(x0, dim_share, rng), t, eps)
+    if not model.recipe.predicts_x0:
+        return F.mse_loss(model(schedule.q_sample(x0, t, eps), t), eps)
+    x_t = schedule.q_sample(dimmed(x0, dim_share, rng), t, eps)
     return (weight[t] * (model(x_t, t) - x0).square().mean(dim=1)).mean()
 
 
 def learning_rate(config: Config, progress: float) -> float:
-    """Adam's rate at `progress` (0 to 1) through the training."""
+    """Adam's learning rate at `progress` (0 to 1) through the training."""
     if config.recipe == "literal":
         return config.lr
     return 2 * config.lr * warmup_and_decay(progress, 0.05, 1 / 3)
@@ -230,26 +220,62 @@ def learning_rate(config: Config, progress: float) -> float:
 # --- training -------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Config(SamplingSettings):
+    """Settings of the MLP diffusion model."""
+
+    recipe: Literal["corrected", "literal", "rescaled", "skip"] = "corrected"
+    """corrected: all three corrections; literal: none; rescaled: the first; skip: the first two, with
+    min-SNR weights on the loss (the noise skips the 256 units)."""
+    compare: bool = False
+    """Also train every recipe for --compare-epochs and show their samples side by side."""
+    compare_epochs: Count = 4
+    """Epochs of each recipe in the comparison."""
+    epochs: Count = 24
+    """Passes over the training images."""
+    batch_size: Annotated[int, Limits(2)] = 512
+    """Images per step, each at its own random t."""
+    lr: Rate = 2e-3
+    """Adam's learning rate. The literal recipe keeps it. In the others it rises to twice as much over the
+    first twentieth of the training, and falls to 0 over the last two thirds."""
+    T: Annotated[int, Limits(21, 10_000)] = 50
+    """Steps of the diffusion process."""
+    beta_start: Annotated[float, Limits(1e-8, 0.5)] = 1e-4
+    """β of the first step, before it is multiplied by 1000/T."""
+    beta_end: Annotated[float, Limits(1e-8, 0.5)] = 0.02
+    """β of the last step. The others lie on a line between the two."""
+    bound: Literal["tanh", "clip", "none"] = "tanh"
+    """What keeps x̂₀ in [-1, 1]: a tanh at the end of the network, a clip in sampling (which makes strokes
+    fainter), or nothing."""
+    dimmed: Fraction = 0.1
+    """The share of training images that are shown to the network with less contrast (0.4 to 1 of it)."""
+    ema_decay: Fraction = 0.999
+    """Decay of the moving average of the weights, which draws the samples; 0: no average."""
+
+
 def train(
     config: Config, data: Dataset, path: Path, after_epoch: Observer = no_observer
 ) -> Training[Denoiser]:
-    """Train `config.recipe`, or go on with --resume; `after_epoch` looks on.
+    """Train `config.recipe`, or go on with --resume. `after_epoch` is called after every epoch.
 
-    The returned training holds the averaged network, which is the one to sample from.
+    Sample from the `model` of the training that is returned: it has the averaged weights.
     """
     torch.manual_seed(config.seed)
     model = build(settings_dict(config), data.shape).to(data.images.device)
     weight = weight_on_x0(model.schedule, model.recipe.weight).to(data.images.device)
     adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     training = Training(
-        path, SCRIPT, config, data, networks={"denoiser": model}, optimizers={"adam": adam},
+        path, SCRIPT, config, data,
+        networks={"denoiser": model}, optimizers={"adam": adam},
         ema="denoiser", ema_decay=config.ema_decay,
         may_change_on_resume=("compare", "compare_epochs"), label=f"DDPM, {config.recipe}",
     )  # fmt: skip
-    # What sampling elsewhere takes besides the weights (the report's playground).
-    training.extra = {"alpha_bar": model.schedule.alpha_bar,
-                      "predicts_x0": torch.tensor(model.recipe.skip),
-                      "tanh": torch.tensor(config.bound == "tanh")}  # fmt: skip
+    # The report's playground samples too. Besides the weights it needs these.
+    training.extra = {
+        "alpha_bar": model.schedule.alpha_bar,
+        "predicts_x0": torch.tensor(model.recipe.predicts_x0),
+        "tanh": torch.tensor(config.bound == "tanh"),
+    }
     if config.resume:
         training.load()
     with training:
@@ -266,34 +292,38 @@ def train(
     return training
 
 
-# --- the forward and the reverse process ---------------------------------------------------------
+# --- the forward and the reverse process ----------------------------------------------------------
 
 
-def forward_states(schedule: Schedule, x0: torch.Tensor, rng: torch.Generator) -> list:
-    """The forward process of images x0 (B, D), every step with fresh noise: (t, x_t) from 0 to T.
+def forward_process(
+    schedule: Schedule, x0: torch.Tensor, rng: torch.Generator
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """The forward process of images x0 (B, D), with fresh noise at every step (Ho et al. eq. 2).
 
-    Here t counts the steps done, as in Ho et al.: x_t is what the loss has at index t − 1.
+    Yields t and x_t from 0 to T. Here t counts the steps done, as in Ho et al.: the tables have the
+    values of x_t at index t − 1.
     """
-    x, states = x0, [(0, x0)]
+    x = x0
+    yield 0, x
     for t, beta in enumerate(schedule.beta.tolist(), start=1):
         eps = torch.randn(x.shape, generator=rng).to(x.device)
         x = math.sqrt(1 - beta) * x + math.sqrt(beta) * eps
-        states.append((t, x))
-    return states
+        yield t, x
 
 
 @torch.no_grad()
 def reverse_process(
     model: Denoiser, x: torch.Tensor, rng: torch.Generator
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Ancestral sampling from x_T (B, D) (Ho et al. algorithm 2); yields t and x_t down to t = 0.
+    """Ancestral sampling from x_T (B, D) (Ho et al. algorithm 2). Yields t and x_t from T to 0.
 
-    With few steps the posterior's own variance β̃ is the one to add, not β; none at the last step.
+    Each step draws x_{t−1} from the posterior for the estimated x̂₀. It adds noise of variance β̃: with
+    few steps β would be too much. The last step adds none.
     """
     yield len(model.schedule), x
     for t in reversed(range(len(model.schedule))):
         x0, _ = model.x0_and_eps(x, torch.full((len(x),), t, device=x.device))
-        if model.recipe.skip and model.bound == "clip":
+        if model.recipe.predicts_x0 and model.bound == "clip":
             x0 = x0.clamp(-1, 1)
         x, variance = model.schedule.posterior(x0, x, t)
         if t > 0:
@@ -302,12 +332,12 @@ def reverse_process(
 
 
 def sample(model: Denoiser, n: int, shape: tuple[int, int, int], seed: int) -> torch.Tensor:
-    """`n` images (n, C, H, W) uint8 from N(0, I), drawn in portions of 1,000."""
-    rng = generator(seed, "samples")
+    """`n` images (n, C, H, W) uint8 from x_T ~ N(0, I), drawn in portions of 1,000."""
+    rng, device = generator(seed, "samples"), model.embedding.device
     parts = []
     sizes = [1000] * (n // 1000) + [n % 1000] * (n % 1000 > 0)
     for size in progress(sizes, "sampling", "portion"):
-        x_T = torch.randn(size, math.prod(shape), generator=rng).to(model.a.device)
+        x_T = torch.randn(size, math.prod(shape), generator=rng).to(device)
         parts.append(to_uint8(last(reverse_process(model, x_T, rng)).reshape(-1, *shape)))
     return torch.cat(parts)
 
@@ -319,7 +349,7 @@ def checkpoint_path(config: Config) -> Path:
 def load_denoiser(
     path: Path | str, device: torch.device | str = "cpu"
 ) -> tuple[Denoiser, tuple[int, int, int]]:
-    """The averaged network of a checkpoint, with any settings, and the shape (C, H, W) of its images."""
+    """The averaged network of a checkpoint, and the shape (C, H, W) of the images it was trained on."""
     saved = load_checkpoint(path, SCRIPT, device)
     with checkpoint_errors(path):
         shape = tuple(saved["dataset"]["shape"])
@@ -338,16 +368,16 @@ def load_denoiser(
 SCORE_EVERY = 7  # epochs
 TITLE = "MLP diffusion: 50 steps, to the letter and corrected"
 SUMMARY = (
-    "A dense network learns to remove noise step by step and so to draw digits. The widely copied "
-    "50-step recipe starts from a noise it never trained on, asks for more than its 256 units can say, "
-    "and spends its loss where little is decided; three corrections make it draw."
+    "A dense network learns to remove noise step by step, and so to draw digits. The common 50-step "
+    "recipe fails: it starts from a noise that it was not trained on, predicts more than 256 units can "
+    "express, and spends its loss where little is decided. Three corrections make it draw."
 )
 
 
 def observer(
     config: Config, data: Dataset, result: Result, evaluator: Evaluator | None
 ) -> Observer:
-    """After each epoch a sample grid, every few epochs a score of samples."""
+    """Draws a grid of samples after each epoch, and scores samples every few epochs."""
 
     def after_epoch(training: Training[Denoiser], epoch: int) -> None:
         images = sample(training.model, samples.GRID, data.shape, config.seed)
@@ -360,9 +390,9 @@ def observer(
 
 
 def train_others(config: Config, data: Dataset) -> dict[str, Training[Denoiser]]:
-    """Every recipe for --compare-epochs, each with a checkpoint of its own.
+    """Train every recipe for --compare-epochs, each with a checkpoint of its own.
 
-    But for `config.recipe` where the main training is as long: that one is compared then.
+    If the main training is as long, it stands for its recipe.
     """
     epochs, others = config.compare_epochs, {}
     for name in RECIPES:
@@ -376,14 +406,14 @@ def train_others(config: Config, data: Dataset) -> dict[str, Training[Denoiser]]
 
 @torch.no_grad()
 def x0_errors(model: Denoiser, images: torch.Tensor, seed: int) -> torch.Tensor:
-    """The mean squared error of x̂₀ at every t, (T,), on held-out images (N, C, H, W)."""
+    """The mean squared error of x̂₀ at every t, (T,), for images (N, C, H, W) uint8."""
     rng = generator(seed, "errors of x0")
     x0 = signed(images).flatten(1)
     errors = []
     for t in progress(range(len(model.schedule)), "errors", "step"):
         eps = torch.randn(x0.shape, generator=rng).to(x0.device)
-        at = torch.full((len(x0),), t, device=x0.device)
-        x0_hat, _ = model.x0_and_eps(model.schedule.q_sample(x0, at, eps), at)
+        times = torch.full((len(x0),), t, device=x0.device)
+        x0_hat, _ = model.x0_and_eps(model.schedule.q_sample(x0, times, eps), times)
         errors.append((x0_hat - x0).square().mean())
     return torch.stack(errors).cpu()
 
@@ -415,31 +445,42 @@ def plot_errors(models: dict[str, Denoiser], data: Dataset, seed: int) -> Figure
 
 
 def report_recipes(
-    trained: dict[str, Training],
-    images: dict[str, torch.Tensor],
-    scores: dict[str, samples.Scores],
-    evaluator: Evaluator | None,
-    result: Result,
+    trained: dict[str, Training[Denoiser]], n: int, evaluator: Evaluator | None, result: Result
 ) -> None:
-    """The recipes side by side with their distances, and as a table."""
+    """Samples of each recipe side by side with their distances, and a table."""
     epochs = {name: f"{t.steps_done / t.steps_per_epoch:.3g}" for name, t in trained.items()}
-    titles = {name: f"{RECIPES[name].title}\nepochs: {epochs[name]}" for name in trained}
+    images, scores = {}, {}
+    for name, training in trained.items():
+        title = f"{RECIPES[name].title}\nepochs: {epochs[name]}"
+        images[title] = sample(training.model, n, training.data.shape, training.config.seed)
+        if evaluator is not None:
+            scores[title] = evaluator.scores(images[title])
     caption = "The same network and noise to the letter, and with the corrections added in turn"
     caption += f"; Fréchet distances of {evaluator.n:,} samples." if evaluator else "."
-    figure = samples.plot_comparison(
-        {titles[name]: images[name] for name in trained},
-        {titles[name]: scores[name] for name in scores},
-    )
-    result.add_figure("recipes.png", figure, caption)
+    result.add_figure("recipes.png", samples.plot_comparison(images, scores), caption)
     if evaluator is None:
         return
-    rows = {name: (epochs[name], score) for name, score in scores.items()}
+    scored = dict(zip(trained, scores.values(), strict=True))
+    rows = {name: (epochs[name], score) for name, score in scored.items()}
     evaluator.add_table(result, "The recipes", rows)
-    for name, score in scores.items():
-        result.add_metric(f"{name}: Fréchet distance", score.frechet, evaluator.n, better="lower",
-                          floor=evaluator.floor.frechet)  # fmt: skip
-    share = scores["corrected"].frechet / scores["literal"].frechet
+    more = {"better": "lower", "floor": evaluator.floor.frechet}
+    for name, score in scored.items():
+        result.add_metric(f"{name}: Fréchet distance", score.frechet, evaluator.n, **more)
+    share = scored["corrected"].frechet / scored["literal"].frechet
     result.add_metric("corrected: share of literal's distance", share, evaluator.n, better="lower")
+
+
+def add_processes(model: Denoiser, data: Dataset, seed: int, result: Result) -> None:
+    """Enter the reverse process of four samples, and the forward process of the same images."""
+    rng = generator(seed, "reverse process")
+    x_T = torch.randn(4, math.prod(data.shape), generator=rng).to(data.images.device)
+    reverse = list(reverse_process(model, x_T, rng))
+    forward = list(forward_process(model.schedule, reverse[-1][1], rng))
+    reverse, forward = (
+        [(t, to_uint8(x.reshape(-1, *data.shape))) for t, x in states]
+        for states in (reverse, forward)
+    )
+    samples.add_trajectory(result, reverse, forward)
 
 
 def evaluate(
@@ -451,41 +492,31 @@ def evaluate(
     result: Result,
 ) -> torch.Tensor:
     """Sample and score, draw the figures; returns the main training's samples."""
-    n, seed = samples.samples_to_draw(config, data), config.seed
+    n = samples.samples_to_draw(config, data)
     with samples.timed_samples(result, n):
-        own = sample(main.model, n, data.shape, seed)
+        images = sample(main.model, n, data.shape, config.seed)
     scorer = evaluator and samples.evaluator_for(config, data, n, evaluator)
-    score = samples.report_samples(result, own, scorer, data, main)
+    samples.report_samples(result, images, scorer, data, main)
     samples.add_quality(result, main, evaluator)
+    every = {config.recipe: main, **compared}
+    trained = {name: every[name] for name in RECIPES if name in every}
     if compared:
-        trained = {name: compared.get(name, main) for name in RECIPES}
-        images = {name: own if t is main else sample(t.model, n, data.shape, seed)
-                  for name, t in trained.items()}  # fmt: skip
-        scores = {name: score if t is main else scorer.scores(images[name])
-                  for name, t in trained.items()} if scorer and score else {}  # fmt: skip
-        report_recipes(trained, images, scores, scorer, result)
-    trained = {config.recipe: main, **compared}
-    models = {name: trained[name].model for name in RECIPES if name in trained}
-    caption = (
-        "Left: the error of x̂₀ at every t; the recipe to the letter never sees more noise than x_T has. "
-        "Right: what that error weighs in the loss. Much noise is where a digit is decided."
+        report_recipes(trained, n, scorer, result)
+    errors = plot_errors({name: t.model for name, t in trained.items()}, data, config.seed)
+    result.add_figure(
+        "errors.png",
+        errors,
+        "Left: the error of x̂₀ at every t. The recipe to the letter never sees more noise than its x_T "
+        "has. Right: the weight of that error in the loss. Much noise is where a digit is decided.",
     )
-    result.add_figure("errors.png", plot_errors(models, data, seed), caption)
     loss = samples.plot_loss(main, "weighted loss")
     result.add_figure("loss.png", loss, "The loss while training.")
-    rng = generator(seed, "reverse process")
-    x_T = torch.randn(4, math.prod(data.shape), generator=rng).to(data.images.device)
-    reverse = list(reverse_process(main.model, x_T, rng))
-    forward = forward_states(main.model.schedule, reverse[-1][1], rng)
-    reverse, forward = (
-        [(t, to_uint8(x.reshape(-1, *data.shape))) for t, x in states] for states in (reverse, forward)
-    )  # fmt: skip
-    samples.add_trajectory(result, reverse, forward)
+    add_processes(main.model, data, config.seed, result)
     for epoch in range(1, main.last_epoch + 1):
         result.note_file(f"epoch_{epoch:03d}.png", f"Samples after epoch {epoch}.")
-    result.add_metric("weight of the image in the last x_t",
-                      main.model.schedule.alpha_bar[-1].sqrt(), config.T)  # fmt: skip
-    return own
+    remains = main.model.schedule.alpha_bar[-1].sqrt()
+    result.add_metric("weight of the image in the last x_t", remains, config.T)
+    return images
 
 
 def lessons(result: Result) -> list[str]:
@@ -513,7 +544,7 @@ def run(config: Config) -> Result:
         return samples.sampled_only(SCRIPT, TITLE, PICTURES, config, device, images)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
-    for name in RECIPES if config.compare else ():  # what does not fit is said before the training
+    for name in RECIPES if config.compare else ():  # refuses unfit settings before the training
         build(settings_dict(replace(config, recipe=name)), data.shape)
     evaluator = samples.evaluator_for(config, data, samples.TRACKED)
     watching = observer(config, data, result, evaluator)

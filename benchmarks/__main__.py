@@ -29,7 +29,8 @@ from benchmarks.main_job import main_job, table
 from benchmarks.sampling import sampling
 from benchmarks.shares import shares
 from benchmarks.training import limit, training
-from imagelab.report.results import text_table, write_json
+from imagelab.report.numbers import text_table
+from imagelab.report.results import write_json
 from imagelab.setup.runtime import machine, prepare, versions
 from imagelab.setup.settings import Checked, Count
 
@@ -87,7 +88,7 @@ def measure(
 
 
 @dataclass
-class Outcome:
+class Report:
     """What the command line prints."""
 
     measured: dict[str, list[dict]]
@@ -112,12 +113,12 @@ class Outcome:
             print("\n" + table(found["main-job"]))
 
 
-def run(config: Config) -> Outcome:
+def run(config: Config) -> Report:
     """Run the chosen benchmarks and enter each into `benchmarks/results.json` under --output-dir."""
     device = prepare(0, "cpu")
     repeats = 1 if config.quick else config.repeats
     facts = {"device": machine(device), "versions": versions(), "quick": config.quick}
-    outcome = Outcome({})
+    outcome = Report({})
     for name in config.only or get_args(Name):
         print(f"{name} ...", flush=True)
         if name == "growth":

@@ -105,11 +105,13 @@ def measured(quick: bool, folder: Path) -> list[dict]:
         clock.enter("sampling and measuring")
         module.run(driver.demo_config(module, config, demo))
         clock.leave()
-        rows.append({
-            "demo": name,
-            "seconds": {phase: clock.seconds.pop(phase, 0.0) for phase in PHASES},
-            "peak memory so far, MiB": peak_memory(),
-        })  # fmt: skip
+        rows.append(
+            {
+                "demo": name,
+                "seconds": {phase: clock.seconds.pop(phase, 0.0) for phase in PHASES},
+                "peak memory so far, MiB": peak_memory(),
+            }
+        )
     return rows
 
 
@@ -135,7 +137,7 @@ def main_job(quick: bool) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    from imagelab.report.results import text_table
+    from imagelab.report.numbers import text_table
 
     cells = [
         [row["demo"], *row["seconds"].values(), row["peak memory so far, MiB"]] for row in rows

@@ -1,4 +1,4 @@
-"""A script run in a process of its own, and what is left of its output when it has been hurt."""
+"""Run a script in its own process, disturb it, and check the files that it leaves."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from imagelab.data.datasets import EMBEDDED
 from imagelab.data.video import open_video
 
 ROOT = Path(__file__).resolve().parent.parent
-# What a script needs before it can run: the study whose checkpoint it builds on.
+# A script and the study that must run before it, because it starts from that study's checkpoint.
 BUILDS_ON = {
     name: "unet_diffusion" for name in ("diffusion_curves", "inpainting", "diffusion_restoration")
 }
-OF_ITS_OWN = {"segmentation": "scenes", "detection": "digit-scenes", "diffusion_demo": None}  # data
-PATIENCE = 120.0  # seconds, for a process to end after a signal
+# Scripts that don't take the embedded digits, and the data set that they take.
+OF_ITS_OWN = {"segmentation": "scenes", "detection": "digit-scenes", "diffusion_demo": None}
+PATIENCE = 120.0  # seconds that a process may take to end after a signal
 
 
 @dataclass
-class Scene:
-    """A folder in which a run of the script has ended well, to be copied for every case."""
+class FaultScene:
+    """The output folder of an undisturbed run of `script`. Every case gets a copy of it."""
 
     script: str
     folder: Path
@@ -38,7 +39,7 @@ class Scene:
 
     @property
     def size(self) -> int:
-        """Bytes that its files take on a disk."""
+        """Bytes that the files take on a disk."""
         files = [path for path in self.folder.rglob("*") if path.is_file()]
         return sum(-(-path.stat().st_size // 4096) * 4096 for path in files)
 
@@ -48,7 +49,7 @@ class Scene:
 
 
 class Harm(str):
-    """A problem with what is left: a file is damaged, gone, or was overwritten."""
+    """A problem with the files: one is damaged, missing, or was overwritten."""
 
 
 def command(script: str, folder: Path, *more: str) -> list[str]:
@@ -69,18 +70,28 @@ def start(
     script: str, folder: Path, *more: str, environment: dict[str, str] | None = None, **how
 ) -> subprocess.Popen:
     return subprocess.Popen(
-        command(script, folder, *more), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True, encoding="utf-8", errors="replace",
-        env={**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(ROOT),
-             **(environment or {})}, **how,
-    )  # fmt: skip
+        command(script, folder, *more),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env={
+            **os.environ,
+            "PYTHONIOENCODING": "utf-8",
+            "PYTHONPATH": str(ROOT),
+            **(environment or {}),
+        },
+        **how,
+    )
 
 
 def end(process: subprocess.Popen, statuses: tuple[int, ...], names: str = "") -> list[str]:
-    """Wait; what is wrong with how the process ended, and with a complaint that does not name `names`.
+    """Wait for the process. Returns what is wrong with its exit status and its error message.
 
-    A script catches its exceptions: what it did not foresee it calls unexpected, which counts as a
-    traceback.
+    The message must contain `names`. A script catches its exceptions and calls those that it did not
+    foresee "Unexpected"; that counts as a traceback.
     """
     try:
         complaint = process.communicate(timeout=PATIENCE)[1]
@@ -98,7 +109,7 @@ def end(process: subprocess.Popen, statuses: tuple[int, ...], names: str = "") -
 
 
 def damaged(folder: Path) -> list[str]:
-    """The files under `folder` that are not whole."""
+    """A problem for each file under `folder` that cannot be read to its end."""
     from PIL import Image, ImageSequence
 
     def picture(path: Path) -> None:
@@ -135,25 +146,25 @@ def damaged(folder: Path) -> list[str]:
 
 
 def lost(before: Path, after: Path) -> list[str]:
-    """Files of the run that ended well that are gone."""
-    return [Harm(f"{path.relative_to(before)} is gone") for path in before.rglob("*")
-            if path.is_file() and not (after / path.relative_to(before)).is_file()]  # fmt: skip
+    """A problem for each file of the undisturbed run that is missing now."""
+    files = [path.relative_to(before) for path in before.rglob("*") if path.is_file()]
+    return [Harm(f"{path} is gone") for path in files if not (after / path).is_file()]
 
 
 def harm(
-    process: subprocess.Popen, statuses: tuple[int, ...], scene: Scene, folder: Path
+    process: subprocess.Popen, statuses: tuple[int, ...], scene: FaultScene, folder: Path
 ) -> list[str]:
-    """Wait; what is wrong with how the process ended, and with what it left in its copy of the scene."""
+    """Wait for the process. Returns what is wrong with its end and with the files in its folder."""
     return end(process, statuses) + damaged(folder) + lost(scene.folder, folder)
 
 
-def prepared(script: str, folder: Path) -> Scene:
-    """Run the script undisturbed, after the one that it builds on."""
+def prepared(script: str, folder: Path) -> FaultScene:
+    """Run the script undisturbed, after the study that it builds on."""
     if script in BUILDS_ON:
         prepared(BUILDS_ON[script], folder)
-    for _ in range(2):  # the second time with the classifier in the cache, as in the cases
+    for _ in range(2):  # the second run finds the classifier in the cache, as the cases do
         began = time.perf_counter()
         problems = end(start(script, folder), (0,))
         if problems:
             raise RuntimeError(f"{script} fails undisturbed: {problems}")
-    return Scene(script, folder, time.perf_counter() - began)
+    return FaultScene(script, folder, time.perf_counter() - began)

@@ -62,21 +62,39 @@ def trainings(
         return gan_mnist.train(config, own, *networks, folder / "model.pth")
 
     return {
-        "MLP GAN": (64, images["gan"], lambda at: play(gan_mnist, gan, parts["gan"], at),
-                    lambda: ordinary.mlp_gan(parts["gan"], gan)),
-        "MLP DDPM": (512, images["ddpm"],
-                     lambda at: mlp_diffusion.train(ddpm, parts["ddpm"], at / "model.pth"),
-                     lambda: ordinary.mlp_ddpm(parts["ddpm"], ddpm)),
-        "CNN classifier": (256, images["classifier"],
-                           lambda at: train_classifier(new_classifier(parts["classifier"], 0),
-                                                       parts["classifier"], cnn, at / "model.pth"),
-                           lambda: ordinary.classifier(parts["classifier"], 256, cnn.lr)),
-        "DCGAN": (64, images["dcgan"], lambda at: play(dcgan, conv, parts["dcgan"], at),
-                  lambda: ordinary.conv_gan(parts["dcgan"], conv)),
-        "U-Net DDPM": (64, images["unet"],
-                       lambda at: unet_diffusion.train(unet, parts["unet"], at / "model.pth"),
-                       lambda: ordinary.unet_ddpm(parts["unet"], unet)),
-    }  # fmt: skip
+        "MLP GAN": (
+            64,
+            images["gan"],
+            lambda at: play(gan_mnist, gan, parts["gan"], at),
+            lambda: ordinary.mlp_gan(parts["gan"], gan),
+        ),
+        "MLP DDPM": (
+            512,
+            images["ddpm"],
+            lambda at: mlp_diffusion.train(ddpm, parts["ddpm"], at / "model.pth"),
+            lambda: ordinary.mlp_ddpm(parts["ddpm"], ddpm),
+        ),
+        "CNN classifier": (
+            256,
+            images["classifier"],
+            lambda at: train_classifier(
+                new_classifier(parts["classifier"], 0), parts["classifier"], cnn, at / "model.pth"
+            ),
+            lambda: ordinary.classifier(parts["classifier"], 256, cnn.lr),
+        ),
+        "DCGAN": (
+            64,
+            images["dcgan"],
+            lambda at: play(dcgan, conv, parts["dcgan"], at),
+            lambda: ordinary.conv_gan(parts["dcgan"], conv),
+        ),
+        "U-Net DDPM": (
+            64,
+            images["unet"],
+            lambda at: unet_diffusion.train(unet, parts["unet"], at / "model.pth"),
+            lambda: ordinary.unet_ddpm(parts["unet"], unet),
+        ),
+    }
 
 
 def training(device: torch.device, quick: bool) -> Iterator[tuple]:

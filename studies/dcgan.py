@@ -1,8 +1,8 @@
-"""The deep convolutional GAN (Radford et al. 2015): the game of gan_mnist.py, played by convolutions.
+"""The deep convolutional GAN (Radford et al. 2015): the GAN of gan_mnist.py with convolutional networks.
 
-Losses, training step and figures are those of gan_mnist.py; the networks are new. The generator grows an
-image from 7×7 pixels by transposed convolutions. The discriminator shrinks it by strided ones. Batch
-normalisation keeps every layer in its range. All weights start from N(0, 0.02²).
+Losses, training and figures are those of gan_mnist.py; only the networks are new. The generator enlarges
+7×7 feature maps to an image by transposed convolutions. The discriminator shrinks an image by strided
+convolutions. Batch normalisation keeps each layer's values in range. All weights start from N(0, 0.02²).
 
     python -m studies.dcgan                                   # the embedded digits
     python -m studies.dcgan --dataset mnist --epochs 9 --ema-decay 0.999     # 75 minutes on one core
@@ -10,8 +10,8 @@ normalisation keeps every layer in its range. All weights start from N(0, 0.02²
     python -m studies.dcgan --time-limit 90                   # what 90 seconds of training give
     python -m studies.dcgan --sample-only --samples-file samples.npz
 
-What to look at: whole strokes, where the dense GAN's have specks; `classes.png` and `quality.png`, where
-one would see a collapse onto few images: empty classes, and a coverage that falls.
+What to look at: whole strokes, where the dense GAN draws specks; `classes.png` and `quality.png`, which
+would show a collapse onto few images: empty classes, and a coverage that falls.
 """
 
 from __future__ import annotations
@@ -35,40 +35,14 @@ from imagelab.setup.settings import Count, Fraction, Limits, Rate
 SCRIPT = "dcgan"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
 
-
-@dataclass(frozen=True)
-class Config(gan_mnist.Game):
-    """Settings of the DCGAN."""
-
-    epochs: Count = 1
-    """Passes over the training images."""
-    batch_size: Annotated[int, Limits(2)] = 64
-    """Real images per step; the discriminator sees as many fakes."""
-    lr: Rate = 4e-4
-    """Adam's learning rate, of both networks: twice the paper's, because the training is short."""
-    fall: Fraction = 1.0
-    """The part of the training from which the learning rate falls to 0; 1: it stays."""
-    beta1: Annotated[float, Limits(0, 0.999)] = 0.5
-    """Adam's first-moment decay: 0.5 instead of 0.9 calms the game (Radford et al. 2015)."""
-    moved: Annotated[int, Limits(0, 8)] = 0
-    """Pixels by which the discriminator sees each image moved, at most; 0: as it is."""
-    ema_decay: Fraction = 0.0
-    """Decay of a moving average of the generator's weights, which then draws the samples; 0: none."""
-    grid_every: Annotated[int, Limits(0)] = 1
-    """Epochs between two sample grids; 0: none."""
-    log_every: Count = 100
-    """Batches between two lines of losses."""
-    image_size: Count = 64
-    """Side in pixels to which the pictures of folder:PATH are scaled."""
-
-
 # --- the two networks -----------------------------------------------------------------------------
 
 
 def stages(side: int) -> list[int]:
-    """The width of each stage, from the full image inwards: it is halved while it is even and over 7.
+    """Channels of each stage, from the largest image to the smallest.
 
-    28 pixels: [64, 128], down to 7×7. 64 pixels: [64, 128, 256, 512], down to 4×4.
+    Each stage halves the side, as long as it is even and over 7. 28 pixels: [64, 128], down to 7×7.
+    64 pixels: [64, 128, 256, 512], down to 4×4.
     """
     count = 0
     while side % 2 == 0 and side > 7:
@@ -80,7 +54,7 @@ def stages(side: int) -> list[int]:
     return [min(64 * 2**k, 512) for k in range(count)]
 
 
-class Generator(gan_mnist.AnyGenerator):
+class ConvGenerator(gan_mnist.BaseGenerator):
     """Latents (B, latent_size) ~ N(0, I) to images (B, C, H, W) in [-1, 1]."""
 
     def __init__(self, latent_size: int, shape: tuple[int, int, int]) -> None:
@@ -105,7 +79,7 @@ class Generator(gan_mnist.AnyGenerator):
             return self.grow(x.contiguous(memory_format=torch.channels_last)).float()
 
 
-class Discriminator(gan_mnist.AnyDiscriminator):
+class ConvDiscriminator(gan_mnist.BaseDiscriminator):
     """Images (B, C, H, W) in [-1, 1] to logits (B,): how real each looks."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
@@ -141,45 +115,71 @@ def initialise(module: nn.Module) -> None:
 def build(config: Config, shape: tuple[int, int, int], device: torch.device):
     """Both networks with their first random weights, the same for the same seed."""
     torch.manual_seed(config.seed)
-    networks = Generator(config.latent_size, shape), Discriminator(shape)
+    networks = ConvGenerator(config.latent_size, shape), ConvDiscriminator(shape)
     for network in networks:
         channels_last(network.apply(initialise), device)
     return networks
 
 
-# --- training and sampling: those of gan_mnist.py -------------------------------------------------
+# --- settings; training and sampling are those of gan_mnist.py ------------------------------------
+
+
+@dataclass(frozen=True)
+class Config(gan_mnist.GANSettings):
+    """Settings of the DCGAN."""
+
+    epochs: Count = 1
+    """Passes over the training images."""
+    batch_size: Annotated[int, Limits(2)] = 64
+    """Real images per step; the discriminator sees as many generated ones."""
+    lr: Rate = 4e-4
+    """Adam's learning rate, of both networks: twice the paper's, because the training is short."""
+    fall: Fraction = 1.0
+    """The share of the training after which the learning rate falls to 0; 1: it stays."""
+    beta1: Annotated[float, Limits(0, 0.999)] = 0.5
+    """Adam's first-moment decay: 0.5 instead of 0.9 makes training steadier (Radford et al. 2015)."""
+    moved: Annotated[int, Limits(0, 8)] = 0
+    """The discriminator sees each image shifted at random by up to this many pixels; 0: as it is."""
+    ema_decay: Fraction = 0.0
+    """Decay of the generator's averaged weights, which then draw the samples; 0: none."""
+    grid_every: Annotated[int, Limits(0)] = 1
+    """Epochs between two sample grids; 0: none."""
+    log_every: Count = 100
+    """Batches between two lines of losses."""
+    image_size: Count = 64
+    """Side in pixels to which the pictures of folder:PATH are scaled."""
 
 
 def checkpoint_path(config: Config) -> Path:
     return config.output_dir / MODELS / "dcgan.pth"
 
 
-def load_generator(config: Config, device: torch.device) -> gan_mnist.AnyGenerator:
+def load_generator(config: Config, device: torch.device) -> gan_mnist.BaseGenerator:
     """The generator of the checkpoint under --output-dir."""
-    G = gan_mnist.load_generator(checkpoint_path(config), device, SCRIPT, Generator)
+    G = gan_mnist.load_generator(checkpoint_path(config), device, SCRIPT, ConvGenerator)
     return channels_last(G, device)
 
 
 # === the lesson ends here; below: measured, plotted, reported =====================================
 
-TITLE = "DCGAN: convolutions at the same game"
+TITLE = "DCGAN: a GAN of convolutions"
 SUMMARY = (
-    "The generator and the discriminator of the GAN, rebuilt from convolutions: neighbouring pixels "
-    "are drawn together. Whether it draws all classes is measured, not assumed."
+    "The generator and the discriminator of the GAN, rebuilt from convolutions. Neighbouring pixels are "
+    "drawn together. The figures say whether the GAN draws all classes."
 )
 
 
 def lessons(result: Result) -> list[str]:
     """What the figures teach, as far as they were measured."""
     together = (
-        "Neighbouring pixels are drawn together; that all kinds are drawn does not follow from that, "
-        "and coverage is the figure to watch."
+        "Convolutions draw neighbouring pixels together. They do not make sure that all classes "
     )
+    together += "are drawn: coverage measures that."
     return [*gan_mnist.lessons(result), together]
 
 
 def run(config: Config) -> Result:
-    """Train (or load), sample, measure: the game is that of gan_mnist.py."""
+    """Train (or load), sample, measure, with the functions of gan_mnist.py."""
     device = prepare(config.seed, config.device)
     config = config.if_quick(time_limit=6.0, num_samples=500, log_every=20)
     if config.sample_only:
@@ -191,9 +191,9 @@ def run(config: Config) -> Result:
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
     evaluator = samples.evaluator_for(config, data, samples.TRACKED)
     G, D = build(config, data.shape, device)
-    watching = gan_mnist.observer(config, result, evaluator)
+    after_epoch = gan_mnist.observer(config, result, evaluator)
     path = checkpoint_path(config)
-    training = gan_mnist.train(config, data, G, D, path, SCRIPT, "DCGAN", watching)
+    training = gan_mnist.train(config, data, G, D, path, SCRIPT, "DCGAN", after_epoch)
     images = gan_mnist.evaluate(config, data, training, evaluator, result)
     samples.write_samples(config.samples_file, images)
     gan_mnist.export_generator(config.export, gan_mnist.sampling_network(training))

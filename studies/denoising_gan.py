@@ -1,9 +1,9 @@
-"""A denoising GAN: what an adversarial loss and SSIM buy beside L1, and what they cost.
+"""A denoising GAN: what an adversarial loss and SSIM bring beside L1, and what they cost.
 
-A U-Net (Ronneberger et al. 2015) takes the noise out of small images. A discriminator sees its results
-and clean images, as in pix2pix (Isola et al. 2017). The loss asks the U-Net for three things at once: to
-be taken for clean, to be close in every pixel (L1), and to be close in structure (SSIM). The same U-Net
-is trained again with L1 alone, from the same weights, on the same images and noise.
+A U-Net (Ronneberger et al. 2015) removes the noise from small images. A discriminator learns to tell its
+results from clean images, as in pix2pix (Isola et al. 2017). The U-Net's loss has three terms: look clean
+to the discriminator, be close in every pixel (L1), and be close in structure (SSIM). The same U-Net is
+trained again with L1 alone, from the same weights, on the same images and noise.
 
     python -m studies.denoising_gan                                # the embedded digits
     python -m studies.denoising_gan --dataset fashion-mnist        # ten epochs of each
@@ -11,9 +11,9 @@ is trained again with L1 alone, from the same weights, on the same images and no
     python -m studies.denoising_gan --resume
     python -m studies.denoising_gan --sample-only                  # measure the checkpoints again
 
-What to look at: in the table, both U-Nets beside blur and non-local means, which know nothing of the
-images. PSNR and SSIM say how near an image is to its own clean one; the distance says how like clean
-images they are as a whole. `curves.png` shows whether one of the two networks wins outright.
+What to look at: the table, with both U-Nets beside blur and non-local means, which learn nothing. PSNR
+and SSIM measure how near an image is to its own clean one. The distance measures how much all the images
+together look like clean ones. `curves.png` shows whether one of the two networks wins outright.
 """
 
 from __future__ import annotations
@@ -48,33 +48,6 @@ if TYPE_CHECKING:
 
 SCRIPT = "denoising_gan"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
-WEIGHTS = ("adversarial_weight", "l1_weight", "ssim_weight")
-Weight = Annotated[float, Limits(0, 1e6)]
-
-
-@dataclass(frozen=True)
-class Config(TrainingSettings):
-    """Settings of the denoising GAN."""
-
-    sigma: Annotated[float, Limits(0, 2)] = 0.5
-    """Standard deviation of the noise, for pixels in [-1, 1]; the sum is clipped to [-1, 1]."""
-    epochs: Count | None = None
-    """Passes over the training images, for each of the two; default: 10, on the embedded digits 1."""
-    batch_size: Annotated[int, Limits(2)] = 32
-    """Images per step."""
-    lr: Rate = 2e-4
-    """Adam's learning rate, of both networks."""
-    beta1: Annotated[float, Limits(0, 0.999)] = 0.5
-    """Adam's first-moment decay."""
-    adversarial_weight: Weight = 0.01
-    """Weight of −log D(G(noisy))."""
-    l1_weight: Weight = 1.0
-    """Weight of the mean absolute error of the pixels in [-1, 1]."""
-    ssim_weight: Weight = 0.5
-    """Weight of 1 − SSIM."""
-    width: Count = 16
-    """Channels of the U-Net at full size; twice as many at half, four times at a quarter."""
-
 
 # --- the two networks -----------------------------------------------------------------------------
 
@@ -103,17 +76,20 @@ class RestorationUNet(nn.Module):
             return self.out(torch.cat([up, full], dim=1)).float()
 
 
-class Discriminator(nn.Module):
+class RestorationDiscriminator(nn.Module):
     """Images (B, C, H, W) in [-1, 1] to logits (B,): how clean each looks."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__()
         channels, height, width = shape
         self.layers = nn.Sequential(
-            nn.Conv2d(channels, 32, 4, 2, 1), nn.LeakyReLU(0.2),  # (B, 32, 14, 14)
-            nn.Conv2d(32, 64, 4, 2, 1), nn.LeakyReLU(0.2),  #       (B, 64, 7, 7)
-            nn.Flatten(), nn.Linear(64 * (height // 4) * (width // 4), 1),
-        )  # fmt: skip
+            nn.Conv2d(channels, 32, 4, 2, 1),  # (B, 32, 14, 14)
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(32, 64, 4, 2, 1),  #       (B, 64, 7, 7)
+            nn.LeakyReLU(0.2),
+            nn.Flatten(),
+            nn.Linear(64 * (height // 4) * (width // 4), 1),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with autocast(x.device):
@@ -121,26 +97,14 @@ class Discriminator(nn.Module):
         return logits.squeeze(1).float()
 
 
-# --- the losses and the training ------------------------------------------------------------------
-
-
-def ssim_loss(x: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-    """1 − SSIM (Wang et al. 2004, eq. 13) of images (B, C, H, W) in [-1, 1].
-
-    It is computed on [0, 1]: the formula compares two means by their ratio, which has no meaning where
-    a mean may be negative.
-    """
-    return 1 - ssim_map((x + 1) / 2, (clean + 1) / 2).mean()
-
-
 def build(config: Config, shape: tuple[int, int, int], device: torch.device):
     """U-Net and discriminator with their first random weights, the same for the same seed.
 
-    Initialised as He et al. (2015) do: with PyTorch's smaller default weights the first images are
-    flat, and L1 keeps them for long at the median of all pixels, which is black.
+    Convolutions are initialised as in He et al. (2015). With PyTorch's smaller default weights the first
+    images are flat. L1 then holds them long at the median of all pixels, which is black.
     """
     torch.manual_seed(config.seed)
-    G, D = RestorationUNet(shape[0], config.width), Discriminator(shape)
+    G, D = RestorationUNet(shape[0], config.width), RestorationDiscriminator(shape)
     for layer in (layer for network in (G, D) for layer in network.modules()):
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(layer.weight, a=0.2)
@@ -148,13 +112,54 @@ def build(config: Config, shape: tuple[int, int, int], device: torch.device):
     return channels_last(G, device), channels_last(D, device)
 
 
+# --- the structural loss --------------------------------------------------------------------------
+
+
+def ssim_loss(x: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    """1 − SSIM (Wang et al. 2004, eq. 13) of images (B, C, H, W) in [-1, 1].
+
+    It is computed on [0, 1], because the formula takes the ratio of two means: with negative means the
+    ratio has no meaning.
+    """
+    return 1 - ssim_map((x + 1) / 2, (clean + 1) / 2).mean()
+
+
+# --- settings and training ------------------------------------------------------------------------
+
+Weight = Annotated[float, Limits(0, 1e6)]
+
+
+@dataclass(frozen=True)
+class Config(TrainingSettings):
+    """Settings of the denoising GAN."""
+
+    sigma: Annotated[float, Limits(0, 2)] = 0.5
+    """Standard deviation of the noise, for pixels in [-1, 1]. Noisy images are clipped to [-1, 1]."""
+    epochs: Count | None = None
+    """Passes over the training images, for each of the two; default: 10, on the embedded digits 1."""
+    batch_size: Annotated[int, Limits(2)] = 32
+    """Images per step."""
+    lr: Rate = 2e-4
+    """Adam's learning rate, of both networks."""
+    beta1: Annotated[float, Limits(0, 0.999)] = 0.5
+    """Adam's first-moment decay."""
+    adversarial_weight: Weight = 0.01
+    """Weight of −log D(G(noisy))."""
+    l1_weight: Weight = 1.0
+    """Weight of the mean absolute error of the pixels in [-1, 1]."""
+    ssim_weight: Weight = 0.5
+    """Weight of 1 − SSIM."""
+    width: Count = 16
+    """Channels of the U-Net at full size; twice as many at half, four times at a quarter."""
+
+
 def train(
     config: Config, data: Dataset, path: Path, label: str, after_epoch: Observer = no_observer
 ) -> Training:
     """Train the U-Net under the weights of `config`, or go on with --resume.
 
-    Without an adversarial weight the discriminator takes no step. The images and the noise of every step
-    are the same for all weights.
+    Without an adversarial weight the discriminator is not trained. Images and noise of each step do not
+    depend on the weights.
     """
     G, D = build(config, data.shape, data.images.device)
     adam_g, adam_d = (
@@ -162,10 +167,14 @@ def train(
         for net in (G, D)
     )
     training = Training(
-        path, SCRIPT, config, data,
+        path,
+        SCRIPT,
+        config,
+        data,
         networks={"generator": G, "discriminator": D},
-        optimizers={"generator": adam_g, "discriminator": adam_d}, label=label,
-    )  # fmt: skip
+        optimizers={"generator": adam_g, "discriminator": adam_d},
+        label=label,
+    )
     if config.resume:
         training.load()
     with training:
@@ -207,8 +216,8 @@ def restore(G: nn.Module, noisy: torch.Tensor) -> torch.Tensor:
     return torch.cat([G(part) for part in noisy.split(500)])
 
 
-def contenders(config: Config) -> dict[str, Config]:
-    """The settings of the two trainings."""
+def both_trainings(config: Config) -> dict[str, Config]:
+    """Names and settings of the two trainings."""
     return {
         "L1 alone": replace(config, adversarial_weight=0.0, l1_weight=1.0, ssim_weight=0.0),
         "GAN": config,
@@ -223,7 +232,9 @@ def load_network(config: Config, name: str, data: Dataset) -> RestorationUNet:
     """The U-Net of a checkpoint under --output-dir."""
     path = checkpoint_path(config, name)
     saved = checkpoints.load_checkpoint(path, SCRIPT, data.images.device)
-    checkpoints.check_trained_for(saved, path, data, config, "sigma", *WEIGHTS)
+    checkpoints.check_trained_for(
+        saved, path, data, config, "sigma", "adversarial_weight", "l1_weight", "ssim_weight"
+    )
     with checkpoints.checkpoint_errors(path):
         G = RestorationUNet(data.shape[0], saved["config"]["width"])
     checkpoints.load_weights(G, saved["model"].get("generator"), path)
@@ -234,8 +245,9 @@ def load_network(config: Config, name: str, data: Dataset) -> RestorationUNet:
 
 TITLE = "Denoising GAN: more than the error of each pixel"
 SUMMARY = (
-    "A U-Net cleans noisy images under an adversarial loss, L1 and SSIM, and again under L1 alone, so "
-    "that what the two other terms buy and cost together is seen, beside filters that know no images."
+    "A U-Net removes noise from images, trained under an adversarial loss, L1 and SSIM, and again under "
+    "L1 alone. The difference shows what the two other terms bring and cost together. Classical filters, "
+    "which learn nothing, stand beside them."
 )
 
 
@@ -258,14 +270,14 @@ def observer(config: Config, data: Dataset, result: Result) -> Observer:
 
 
 def quality_rows(
-    ways: dict[str, torch.Tensor],
+    restored: dict[str, torch.Tensor],
     images: dict[str, torch.Tensor],
     data: Dataset,
     evaluator: Evaluator | None,
 ) -> dict[str, dict[str, Any]]:
-    """A row of figures for each way of restoring the held-out images (`ways`; as uint8 `images`)."""
+    """The figures of each method: `restored` in [0, 1]; `images` are the same in uint8."""
     clean, rows = unit(data.test_images), {}
-    for name, x in ways.items():
+    for name, x in restored.items():
         rows[name] = {"PSNR (dB)": mean_psnr(x, clean), "SSIM": mean_ssim(x, clean)}
     if evaluator is None:
         return rows
@@ -285,19 +297,19 @@ def evaluate(
     evaluator: Evaluator | None,
     result: Result,
 ) -> torch.Tensor:
-    """Every way of restoring on all held-out images, in figures and side by side.
+    """Restore all held-out images by each method; enter the figures. Returns the GAN's images, uint8.
 
-    Measured on [0, 1], where σ is half as large. Returns the GAN's images, uint8.
+    PSNR and SSIM are measured on [0, 1], where σ is half as large.
     """
     sigma, n = config.sigma / 2, len(data.test_images)
     rng = generator(config.seed, "held-out noise", data.images.device)
     noisy = add_noise(unit(data.test_images), sigma, rng)
     some = unit(data.images[datasets.random_subset(len(data.images), 1000, "best blur")])
-    ways = by_filters(noisy, sigma, some, rng)
-    blur = list(ways)[1]
-    ways |= {name: (restore(G, noisy * 2 - 1) + 1) / 2 for name, G in networks.items()}
-    images = {name: (x.clamp(0, 1) * 255).round().to(torch.uint8) for name, x in ways.items()}
-    rows = quality_rows(ways, images, data, evaluator)
+    restored = by_filters(noisy, sigma, some, rng)
+    blur = list(restored)[1]
+    restored |= {name: (restore(G, noisy * 2 - 1) + 1) / 2 for name, G in networks.items()}
+    images = {name: (x.clamp(0, 1) * 255).round().to(torch.uint8) for name, x in restored.items()}
+    rows = quality_rows(restored, images, data, evaluator)
     caption = f"{data.name}: {n:,} held-out images, σ = {config.sigma} on [-1, 1]"
     caption += "; Fréchet distance to the same images without noise" if evaluator else ""
     table = [[name, *row.values()] for name, row in rows.items()]
@@ -310,19 +322,19 @@ def evaluate(
         result.add_metric(f"GAN less blur: {name}", gain, n, unit=unit_, better="higher")
     shown = {"clean": data.test_images} | images
     figure = figures.plot_rows({name: x[:10] for name, x in shown.items()})
-    caption = "Held-out images: clean, noisy, and restored in each way."
+    caption = "Held-out images: clean, noisy, and restored by each method."
     result.add_figure("restored.png", figure, caption)
     return images["GAN"]
 
 
 def plot_curves(trainings: dict[str, Training]) -> Figure:
-    """L1 of both while training, and the two losses of the GAN's game."""
+    """L1 of both trainings, and the two adversarial losses of the GAN."""
     figure, axes = figures.new_figure(9, 3.2, columns=2)
     samples.plot_logged(axes[0, 0], {name: (t, "l1") for name, t in trainings.items()}, "L1")
     axes[0, 0].set_yscale("log")
     gan = trainings["GAN"]
-    game = {"D": (gan, "d_loss"), "G, adversarial": (gan, "adversarial")}
-    samples.plot_logged(axes[0, 1], game, "loss", first_colour=2)
+    adversarial = {"D": (gan, "d_loss"), "G, adversarial": (gan, "adversarial")}
+    samples.plot_logged(axes[0, 1], adversarial, "loss", first_colour=2)
     for axis in axes[0]:
         axis.legend()
     return figure
@@ -333,8 +345,8 @@ def lessons(result: Result) -> list[str]:
     if measured := result.measured("L1 alone: PSNR", "GAN: PSNR", "GAN less blur: PSNR"):
         alone, gan, gain = measured
         return [
-            f"The U-Net reaches {alone:.1f} dB under L1 alone and {gan:.1f} dB under all three terms; "
-            f"the best blur is {gain:.1f} dB behind."
+            f"The U-Net reaches {alone:.1f} dB under L1 alone and {gan:.1f} dB under all three terms. "
+            f"The latter is {gain:.1f} dB more than the best blur."
         ]
     return []
 
@@ -348,20 +360,20 @@ def run(config: Config) -> Result:
         raise UserError(f"The images' sides must be divisible by 4, not {data.shape[1:]}.")
     config = replace(config, epochs=config.epochs or (1 if data.name == datasets.EMBEDDED else 10))
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
-    watching = observer(config, data, result)
+    after_epoch = observer(config, data, result)
     networks, trainings = {}, {}
-    for name, settings in contenders(config).items():
+    for name, settings in both_trainings(config).items():
         if config.sample_only:
             networks[name] = load_network(settings, name, data)
             continue
         path = checkpoint_path(config, name)
         settings = replace(settings, resume=can_resume(config, path, first=name == "L1 alone"))
-        trainings[name] = train(settings, data, path, name, watching)
+        trainings[name] = train(settings, data, path, name, after_epoch)
         networks[name] = trainings[name].networks["generator"]
     evaluator = samples.evaluator_for(config, data, len(data.test_images))
     images = evaluate(config, data, networks, evaluator, result)
     if trainings:
-        caption = "L1 while training, and the game."
+        caption = "Left, L1 of both trainings. Right, the adversarial losses of the GAN."
         result.add_figure("curves.png", plot_curves(trainings), caption)
     for name, training in trainings.items():
         for epoch in range(1, training.last_epoch + 1):

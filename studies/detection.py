@@ -1,19 +1,18 @@
 """Detection: where the objects in a picture are, and what they are (after YOLO, Redmon et al. 2016).
 
-One pass of a small convolutional network turns a picture into a grid of cells, 16 pixels wide. Every
+One pass of a small convolutional network divides a picture into a grid of cells, 16 pixels wide. Every
 cell predicts whether the centre of an object lies in it, the object's box, and its class. Several cells
-find the same object: of boxes that overlap, non-maximum suppression keeps the one with the highest score.
+often find the same object. Of boxes that overlap, non-maximum suppression keeps the best one.
 
     python -m studies.detection                                  # digits over photographs, nine minutes
     python -m studies.detection --dataset yolo:FOLDER            # yours, in YOLO's text format
     python -m studies.detection --dataset coco:IMAGES:FILE.json  # or a file in COCO's format
     python -m studies.detection predict --source photo.jpg --output found.png
-    python -m studies.detection predict --source film.mp4 --output found.webm
-    python -m studies.detection predict --source 0 --output found.webm    # camera 0, until Ctrl-C
+    python -m studies.detection predict --source 0 --output found.webm    # a camera, until Ctrl-C
     python -m studies.detection predict --coco --source photo.jpg --output found.png
 
-What to look at: `steps.png`, from the cells' scores to the boxes that are left; `found.webm`, a film in
-which the detector looks at each frame alone.
+What to look at: `steps.png` shows the scores of the cells, the boxes with a high score, and the boxes
+that suppression leaves. `found.webm` is a film; the detector looks at each frame alone.
 """
 
 from __future__ import annotations
@@ -52,30 +51,6 @@ if TYPE_CHECKING:
 SCRIPT = "detection"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
 CELL = 16  # pixels
-
-
-@dataclass(frozen=True)
-class Config(ExportSettings, ResumableSettings):
-    """Settings of the detector."""
-
-    dataset: str = "digit-scenes"
-    """digit-scenes (drawn, embedded), yolo:FOLDER or coco:IMAGES:FILE.json."""
-    scenes: Count = 11_000
-    """Scenes to draw for training."""
-    test_scenes: Count = 500
-    """Scenes to draw for the measurement, with held-out digits."""
-    size: Annotated[int, Limits(64, 1024)] = 256
-    """Pictures are fitted into squares of this many pixels, a multiple of 16."""
-    width: Count = 24
-    """Channels of the first layer; the next levels have two and four times as many."""
-    flip: bool = False
-    """Also learn from mirrored pictures: for objects that may be mirrored, unlike digits."""
-    epochs: Count = 4
-    """Passes over the training pictures, each scaled, shifted and lit anew."""
-    batch_size: Count = 8
-    """Pictures per step."""
-    lr: Rate = 3e-3
-    """Peak of Adam's learning rate: it climbs over the first quarter of the steps, then falls to 0."""
 
 
 # --- the network ----------------------------------------------------------------------------------
@@ -164,29 +139,30 @@ class DecodedDetector(nn.Module):
 def responsible_cells(boxes: Boxes, shape: torch.Size) -> tuple[torch.Tensor, ...]:
     """Which cells predict which object: picture, row, column and object, (m,) each.
 
-    Responsible for an object are the cell that its centre lies in and the neighbours on its nearer
-    sides, where they exist: three times as much to learn from. Objects are counted through all pictures.
+    Three cells are responsible for an object: the one that holds its centre, and the two neighbours
+    that are nearest to this centre, where they exist. So each object gives more to learn from. Objects
+    are numbered through all pictures.
     """
-    every = torch.cat(boxes)
-    centre = (every[:, :2] + every[:, 2:]) / 2 / CELL
+    all_boxes = torch.cat(boxes)  # (n, 4)
+    device = all_boxes.device
+    centre = (all_boxes[:, :2] + all_boxes[:, 2:]) / 2 / CELL
     cell = centre.long()
-    side = torch.where(centre - cell < 0.5, -1, 1)
-    zero = torch.zeros_like(side[:, 0])
-    steps = torch.stack([torch.zeros_like(side), torch.stack([side[:, 0], zero], 1),
-                         torch.stack([zero, side[:, 1]], 1)])  # fmt: skip
-    column, row = (cell + steps).flatten(0, 1).unbind(dim=1)
-    counts = torch.tensor([len(own) for own in boxes], device=every.device)
-    picture = torch.arange(len(boxes), device=every.device).repeat_interleave(counts).repeat(3)
-    index = torch.arange(len(every), device=every.device).repeat(3)
+    nearest = torch.where(centre - cell < 0.5, -1, 1)  # to the left or right, above or below
+    offsets = torch.tensor([[[0, 0]], [[1, 0]], [[0, 1]]], device=device) * nearest  # (3, n, 2)
+    column, row = (cell + offsets).flatten(0, 1).unbind(dim=1)
+    counts = torch.tensor([len(part) for part in boxes], device=device)
+    picture = torch.arange(len(boxes), device=device).repeat_interleave(counts).repeat(3)
+    index = torch.arange(len(all_boxes), device=device).repeat(3)
     inside = (row >= 0) & (row < shape[1]) & (column >= 0) & (column < shape[2])
     return picture[inside], row[inside], column[inside], index[inside]
 
 
 def detection_loss(predictions: torch.Tensor, boxes: Boxes, labels: Boxes) -> torch.Tensor:
-    """Objectness of every cell, box and class of the responsible cells: a scalar, per responsible cell.
+    """The sum of three losses, divided by the number of responsible cells: a scalar.
 
-    Objectness has the focal loss of Lin et al. (2017), binary cross-entropy that counts cells more the
-    more they are wrong; the box the generalised IoU (Rezatofighi et al. 2019), the class cross-entropy.
+    Objectness, for every cell: the focal loss of Lin et al. (2017), a binary cross-entropy in which
+    cells count more the more they are wrong. For the responsible cells alone, the box: the loss of
+    generalised IoU (Rezatofighi et al. 2019); and the class: cross-entropy.
     """
     from torchvision.ops import generalized_box_iou_loss
 
@@ -205,15 +181,16 @@ def detection_loss(predictions: torch.Tensor, boxes: Boxes, labels: Boxes) -> to
     return (objectness + 2 * box + 1.5 * classification) / max(len(index), 1)
 
 
-# --- training -------------------------------------------------------------------------------------
+# --- augmentation ---------------------------------------------------------------------------------
 
 
 def augment(
     images: torch.Tensor, boxes: Boxes, labels: Boxes, rng: torch.Generator, flip: bool
 ) -> tuple[torch.Tensor, Boxes, Boxes]:
-    """Pictures (B, 3, S, S) in [0, 1] scaled (0.8 to 1.25), shifted (±10 %), lit anew, with their boxes.
+    """Pictures (B, 3, S, S) in [0, 1] and their boxes, changed at random.
 
-    Objects whose centre leaves the picture are dropped; boxes are cut at the border.
+    Scaled (0.8 to 1.25), shifted (±10 %), in another contrast and brightness, with `flip` half of them
+    mirrored. Boxes are cut at the border. Objects whose centre leaves the picture are dropped.
     """
     n, _, size, _ = images.shape
 
@@ -223,25 +200,52 @@ def augment(
     scale = uniform(0.8, 1.25)
     shift = torch.cat([uniform(-0.1, 0.1), uniform(-0.1, 0.1)], dim=1)  # of the picture's side
     mirror = torch.where((uniform(0, 1) < 0.5) & flip, -1.0, 1.0)
-    # A pixel of the new picture at p (from −1 to 1) comes from (p − 2·shift) / scale.
-    zero = torch.zeros_like(scale)
-    rows = [mirror / scale, zero, -2 * shift[:, :1] * mirror / scale,
-            zero, 1 / scale, -2 * shift[:, 1:] / scale]  # fmt: skip
-    theta = torch.cat(rows, dim=1).reshape(n, 2, 3)
+    direction = torch.cat([mirror, torch.ones_like(mirror)], dim=1)  # (B, 2): of x and of y
+    # The pixel at p in the new picture (from −1 to 1) comes from direction · (p − 2·shift) / scale.
+    offset = -2 * shift * direction / scale
+    theta = torch.cat([torch.diag_embed(direction / scale), offset[:, :, None]], dim=2)  # (B, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     x = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     x = (x - 0.5) * uniform(0.75, 1.25)[..., None, None] + 0.5 + uniform(-0.1, 0.1)[..., None, None]
     kept_boxes, kept_labels = [], []
-    for k, own in enumerate(boxes):
-        corners = own.reshape(-1, 2, 2) - size / 2
-        corners = corners * torch.stack([scale[k] * mirror[k], scale[k]], dim=1) + size * shift[k]
-        corners = corners + size / 2
-        moved = torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)
-        centre = (moved[:, :2] + moved[:, 2:]) / 2
+    for k, (old, classes) in enumerate(zip(boxes, labels, strict=True)):
+        corners = old.reshape(-1, 2, 2) - size / 2
+        corners = corners * (scale[k] * direction[k]) + size * shift[k] + size / 2
+        new = torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)
+        centre = (new[:, :2] + new[:, 2:]) / 2
         inside = ((centre > 0) & (centre < size)).all(dim=1)
-        kept_boxes.append(moved[inside].clamp(0, size))
-        kept_labels.append(labels[k][inside])
+        kept_boxes.append(new[inside].clamp(0, size))
+        kept_labels.append(classes[inside])
     return x.clamp(0, 1), kept_boxes, kept_labels
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Config(ExportSettings, ResumableSettings):
+    """Settings of the detector."""
+
+    dataset: str = "digit-scenes"
+    """digit-scenes (digits drawn over photographs), or your own pictures with boxes: yolo:FOLDER or
+    coco:IMAGES:FILE.json."""
+    scenes: Count = 11_000
+    """Scenes to draw for training."""
+    test_scenes: Count = 500
+    """Scenes to draw for the measurement."""
+    size: Annotated[int, Limits(64, 1024)] = 256
+    """Pictures are scaled to fit into a square of this many pixels a side, a multiple of 16."""
+    width: Count = 24
+    """Channels of the first layer; the next levels have two and four times as many."""
+    flip: bool = False
+    """Also train on mirrored pictures. Use it for objects that stay what they are in a mirror; digits
+    do not."""
+    epochs: Count = 4
+    """Passes over the training pictures; each time they are scaled, shifted and lit differently."""
+    batch_size: Count = 8
+    """Pictures per step."""
+    lr: Rate = 3e-3
+    """Highest learning rate of AdamW. It rises over the first quarter of the steps, then falls to 0."""
 
 
 def checkpoint_path(config: Config, data: BoxedPictures) -> Path:
@@ -251,23 +255,21 @@ def checkpoint_path(config: Config, data: BoxedPictures) -> Path:
 def train(
     config: Config, data: BoxedPictures, after_epoch: Observer = no_observer
 ) -> Training[Detector]:
-    """Train the detector, or go on with --resume; `after_epoch` looks on."""
+    """Train the detector, or continue with --resume. `after_epoch` is called after every epoch."""
     torch.manual_seed(config.seed)
     model = Detector(len(data.classes), config.width)
     channels_last(model, data.images.device)
     adam = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2, fused=True)
-    training = Training(
-        checkpoint_path(config, data), SCRIPT, config, data,
-        networks={"detector": model}, optimizers={"adam": adam},
-    )  # fmt: skip
+    path, networks, optimizers = checkpoint_path(config, data), {"detector": model}, {"adam": adam}
+    training = Training(path, SCRIPT, config, data, networks=networks, optimizers=optimizers)
     training.extra = {"classes": list(data.classes)}
     if config.resume:
         training.load()
     with training:
         for epoch in training.epochs():
             for batch in training.batches():
-                rows = batch.tolist()
-                boxes, labels = [data.boxes[k] for k in rows], [data.labels[k] for k in rows]
+                boxes = [data.boxes[k] for k in batch.tolist()]
+                labels = [data.labels[k] for k in batch.tolist()]
                 x = unit(data.images[batch])  # (B, 3, S, S) in [0, 1]
                 x, boxes, labels = augment(x, boxes, labels, training.rng, config.flip)
                 loss = detection_loss(model(x), boxes, labels)
@@ -283,7 +285,7 @@ def train(
 
 # --- detection ------------------------------------------------------------------------------------
 
-# boxes (n, 4) x1 y1 x2 y2 in pixels, labels (n,) and scores (n,), the highest first
+# Of one picture: boxes (n, 4) x1 y1 x2 y2 in pixels, labels (n,) and scores (n,), the highest first.
 Detections = dict[str, torch.Tensor]
 
 
@@ -298,23 +300,24 @@ def detect(
     """The detections in each picture (B, 3, H, W) in [0, 1], after non-maximum suppression.
 
     Of two boxes with an IoU over `max_iou` the one with the lower score is dropped. A box has the class
-    with the highest score. With `every_class` it is found once for each class with `min_score`, and
-    boxes are only compared with boxes of their own class.
+    with the highest score. With `every_class` each class with a score of `min_score` or more gives a
+    box of its own, and boxes are compared only with boxes of the same class.
     """
     from torchvision.ops import batched_nms
 
     predictions = model(x)
-    boxes = decode_boxes(predictions).flatten(1, 2)
+    all_boxes = decode_boxes(predictions).flatten(1, 2)
     all_scores = class_scores(predictions).flatten(1, 2)
     found = []
-    for own, scores in zip(boxes, all_scores, strict=True):
+    for boxes, scores in zip(all_boxes, all_scores, strict=True):
         if not every_class:  # of each cell the class with the highest score alone
             scores = scores.where(scores == scores.amax(dim=1, keepdim=True), -1)
-        cell, label = (scores >= min_score).nonzero(as_tuple=True)
-        own, scores = own[cell], scores[cell, label]
-        keep = batched_nms(own, scores, label if every_class else torch.zeros_like(label), max_iou)
-        found.append({"boxes": own[keep].clamp(0, x.shape[-1]), "labels": label[keep],
-                      "scores": scores[keep]})  # fmt: skip
+        cell, labels = (scores >= min_score).nonzero(as_tuple=True)
+        boxes, scores = boxes[cell], scores[cell, labels]
+        groups = labels if every_class else torch.zeros_like(labels)
+        keep = batched_nms(boxes, scores, groups, max_iou)
+        inside = boxes[keep].clamp(0, x.shape[-1])
+        found.append({"boxes": inside, "labels": labels[keep], "scores": scores[keep]})
     return found
 
 
@@ -334,70 +337,64 @@ def load_detector(
 
 TITLE = "Detection: where things are, and what"
 SUMMARY = (
-    "One pass of a small network over a picture finds the objects in it: by default handwritten digits "
+    "A small network finds the objects in a picture in one pass. By default they are handwritten digits "
     "of many sizes and angles over photographs. For each cell of a grid the network predicts whether the "
     "centre of an object lies in it, the object's box, and its class."
 )
-MIN_SCORE = 0.4  # of a box that is drawn
+MIN_SCORE = 0.4  # boxes with a lower score are not drawn
 
 
 def average_precision(
     model: Detector, images: torch.Tensor, boxes: Boxes, labels: Boxes
 ) -> dict[str, torch.Tensor]:
-    """torchmetrics' mean average precision on pictures (N, 3, S, S) uint8, of all classes of each box."""
+    """torchmetrics' mean average precision on pictures (N, 3, S, S) uint8."""
     from torchmetrics.detection import MeanAveragePrecision
 
-    found = [one for part in progress(images.split(32), "detecting", "batch")
-             for one in detect(model, unit(part), 0.01, every_class=True)]  # fmt: skip
-    truth = [{"boxes": own, "labels": labels[k]} for k, own in enumerate(boxes)]
     metric = MeanAveragePrecision(class_metrics=True, sync_on_compute=False)
-    metric.warn_on_many_detections = False  # the hundred highest scores of a picture are enough
+    metric.warn_on_many_detections = False  # it counts the hundred highest scores of a picture
+    found = []
+    for part in progress(images.split(32), "detecting", "batch"):
+        found += detect(model, unit(part), 0.01, every_class=True)
+    truth = [{"boxes": b, "labels": k} for b, k in zip(boxes, labels, strict=True)]
     metric.update(found, truth)
     return metric.compute()
 
 
 def evaluate(data: BoxedPictures, model: Detector, result: Result) -> None:
-    """Enter mean average precision on held-out pictures, and some of these, into `result`."""
+    """Add to `result` the mean average precision on held-out pictures, and some of the pictures."""
     images, classes = data.test_images, data.classes
     scores = average_precision(model, images, data.test_boxes, data.test_labels)
     for name, value in (("mAP at 0.5", scores["map_50"]), ("mAP at 0.5 to 0.95", scores["map"])):
-        if value >= 0:  # torchmetrics has −1 for what it could not measure
+        if value >= 0:  # torchmetrics gives −1 for what it could not measure
             result.add_metric(name, value, len(images), better="higher")
     counts = torch.bincount(torch.cat(data.test_labels), minlength=len(classes)).tolist()
-    labels, values = scores["classes"].reshape(-1), scores["map_per_class"].reshape(-1)
-    # A class of which nothing is held out has -1.
-    rows = [[classes[k], counts[k], value if value >= 0 else "absent"]
-            for k, value in zip(labels.tolist(), values.tolist(), strict=True)]  # fmt: skip
+    by_class = torch.stack([scores["classes"], scores["map_per_class"]]).reshape(2, -1).T.tolist()
+    rows = [[classes[int(k)], counts[int(k)], ap if ap >= 0 else "absent"] for k, ap in by_class]
     columns = ["class", "objects", "AP at 0.5 to 0.95"]
     result.add_table(f"{len(images)} held-out pictures", columns, rows)
     size = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
     result.add_metric("size of the detector", size, 1, unit="MB", better="lower")
-    figure = plot_detections(model, images[:8], classes)
-    result.add_figure(
-        "detections.png", figure, "Held-out pictures, not picked, and their detections."
-    )
-    caption = (
-        "The score of each cell: does an object have its centre here? Then all boxes with a high "
-    )
-    caption += "score, and what non-maximum suppression leaves of them."
+    caption = "The first held-out pictures and their detections."
+    result.add_figure("detections.png", plot_detections(model, images[:8], classes), caption)
+    caption = "The score of each cell: does it hold the centre of an object? All boxes with a high "
+    caption += "score. The boxes that non-maximum suppression leaves."
     result.add_figure("steps.png", plot_steps(model, images[:3], classes), caption)
 
 
 def evaluate_elsewhere(
     config: Config, data: BoxedPictures, model: Detector, result: Result
 ) -> None:
-    """The same digits over photographs of which no part was seen in training."""
+    """The same measure for the same digits over photographs that training never saw."""
     digits, device = load_dataset(EMBEDDED, Path()), data.images.device
     images, boxes, labels = digit_scenes.render_scenes(
         digits.test_images, digits.test_labels, config.test_scenes, 2, config.size, HELD_OUT
     )
-    truth = [[one.to(device) for one in part] for part in (boxes, labels)]
-    scores = average_precision(model, images.to(device), *truth)
-    result.add_metric(
-        "mAP at 0.5, photographs never seen", scores["map_50"], len(images), better="higher"
-    )
+    boxes, labels = [b.to(device) for b in boxes], [k.to(device) for k in labels]
+    scores = average_precision(model, images.to(device), boxes, labels)
+    name = "mAP at 0.5, photographs never seen"
+    result.add_metric(name, scores["map_50"], len(images), better="higher")
     figure = plot_detections(model, images[:8], data.classes)
-    result.add_figure("elsewhere.png", figure, "Over photographs that training never saw.")
+    result.add_figure("elsewhere.png", figure, "Digits over photographs that training never saw.")
 
 
 def to_array(image: torch.Tensor) -> np.ndarray:
@@ -407,14 +404,14 @@ def to_array(image: torch.Tensor) -> np.ndarray:
 
 def plot_detections(model: Detector, images: torch.Tensor, classes: tuple[str, ...]) -> Figure:
     """Pictures (N, 3, S, S) uint8 with their detections, in two rows."""
-    found = detect(model, unit(images), MIN_SCORE)
-    pictures = {f"{k}": draw_boxes(to_array(image), one, classes, MIN_SCORE)
-                for k, (image, one) in enumerate(zip(images, found, strict=True), start=1)}  # fmt: skip
+    pictures = {}
+    for k, found in enumerate(detect(model, unit(images), MIN_SCORE)):
+        pictures[f"{k + 1}"] = draw_boxes(to_array(images[k]), found, classes, MIN_SCORE)
     return figures.plot_side_by_side(pictures, rows=2, height=3)
 
 
 def plot_steps(model: Detector, images: torch.Tensor, classes: tuple[str, ...]) -> Figure:
-    """A column per picture (3, S, S) uint8: the cells, the boxes before suppression, those after it."""
+    """Per picture (3, S, S) uint8 a column: scores of the cells, boxes before and after suppression."""
     with torch.no_grad():
         objectness = model(unit(images))[..., 0].sigmoid()
     before = detect(model, unit(images), MIN_SCORE, max_iou=1.0)
@@ -429,14 +426,14 @@ def plot_steps(model: Detector, images: torch.Tensor, classes: tuple[str, ...]) 
         column[0].imshow(cells, cmap="magma", vmin=0, vmax=1, alpha=0.7, extent=extent)
         figures.show_image(column[1], draw_boxes(picture, many, classes, MIN_SCORE))
         figures.show_image(column[2], draw_boxes(picture, few, classes, MIN_SCORE))
-    figures.name_rows(axes, ("how sure each cell is", "all sure boxes", "after suppression"))
+    figures.name_rows(axes, ("score of each cell", "boxes with a high score", "after suppression"))
     return figure
 
 
 def box_predictor(
     model: Detector, classes: tuple[str, ...], size: int, min_score: float
 ) -> Predictor:
-    """Fits a picture into a square of `size` pixels, detects, draws at the picture's own size."""
+    """Draws detections into a picture of any size; the model sees it within `size` × `size` pixels."""
     device = next(model.parameters()).device
 
     def predictor(picture: np.ndarray) -> np.ndarray:
@@ -448,7 +445,7 @@ def box_predictor(
 
 
 def make_film(config: Config, model: Detector, classes: tuple[str, ...], result: Result) -> None:
-    """A film of moving held-out digits, and the detections in each frame."""
+    """Make a film of moving digits (held-out ones), and the same film with the detections."""
     digits = load_dataset(EMBEDDED, Path()).test_images
     film = result.add_file("moving.webm", "A film of moving digits.", featured=False)
     write_video(film, digit_scenes.moving_scene(digits, 20 if config.quick else 100, config.seed))
@@ -464,30 +461,30 @@ def make_film(config: Config, model: Detector, classes: tuple[str, ...], result:
 
 
 def lessons(result: Result) -> list[str]:
-    """What the figures teach, as far as they were measured."""
-    taught = []
+    """What the measured figures teach."""
+    sentences = []
     if measured := result.measured("mAP at 0.5", "mAP at 0.5 to 0.95"):
         loose, close = measured
-        taught.append(
+        sentences.append(
             f"Average precision is {loose:.2f} where an IoU of 0.5 is enough, and {close:.2f} where "
-            "boxes must fit closely: finding an object is easier than measuring it."
+            "boxes must fit closely. To find an object is easier than to find its exact box."
         )
     if measured := result.measured("mAP at 0.5, photographs never seen"):
-        taught.append(
-            f"Over photographs of which training saw no part it is {measured[0]:.2f}: what is no digit "
-            "must be learnt as well."
+        sentences.append(
+            f"Over photographs that training never saw it is {measured[0]:.2f}. A detector must also "
+            "learn what is not an object."
         )
     if measured := result.measured("size of the detector", "frames a second, drawing included"):
         size, rate = measured
-        taught.append(
+        sentences.append(
             f"A network of {size:.1f} MB sees the whole picture in one pass: {rate:.0f} frames a second "
             "here, drawing included."
         )
-    return taught
+    return sentences
 
 
 def run(config: Config) -> Result:
-    """Train on pictures with boxes, measure on those held out, make a film."""
+    """Train on pictures with boxes, measure on held-out pictures, make a film."""
     device = prepare(config.seed, config.device)
     config = config.if_quick(scenes=128, test_scenes=32, epochs=2)
     if config.size % CELL:
@@ -503,17 +500,17 @@ def run(config: Config) -> Result:
         evaluate_elsewhere(config, data, model, result)
         make_film(config, model, data.classes, result)
     result.add_figure("loss.png", samples.plot_loss(training, "loss"), "The loss.")
-    export_network(config.export, DecodedDetector(model), {"pictures": torch.rand(2, *data.shape)},
-                   "found", any_size=True, classes=data.classes)  # fmt: skip
+    network, example = DecodedDetector(model), {"pictures": torch.rand(2, *data.shape)}
+    export_network(config.export, network, example, "found", any_size=True, classes=data.classes)
     return result.save(*lessons(result))
 
 
-# --- pictures, folders and films of one's own -----------------------------------------------------
+# --- your own pictures, folders and films ---------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictBoxes(Common):
-    """Find objects in a picture, a folder of pictures, a video, or what a camera sees."""
+    """Find objects in a picture, a folder of pictures, a video, or the pictures of a camera."""
 
     source: str
     """A picture, a folder, a video file, or the number of a camera."""
@@ -526,13 +523,13 @@ class PredictBoxes(Common):
     weights: Path | None = None
     """Weights file for --coco; default: torchvision's cache, else its download."""
     least: Annotated[float, Limits(0, 1)] = MIN_SCORE
-    """Boxes with a lower score than this are not drawn."""
+    """Boxes with a lower score are not drawn."""
 
 
 def make_predictor(config: PredictBoxes, device: torch.device) -> Predictor:
-    """Loads the chosen network; what it detects is drawn into pictures of any size."""
+    """Load the chosen network. The predictor draws its detections into pictures of any size."""
     if config.weights is not None and not config.coco:
-        raise UserError("--weights are those of the SSDlite: add --coco.")
+        raise UserError("--weights is for the SSDlite: add --coco.")
     if not config.coco:
         return box_predictor(*load_detector(config.model, device), config.least)
     model, classes = coco_ssdlite(config.weights, device)
@@ -546,7 +543,7 @@ def make_predictor(config: PredictBoxes, device: torch.device) -> Predictor:
 
 
 def run_predict(config: PredictBoxes) -> None:
-    """Read the source, detect, write, and print how fast it went."""
+    """Read the source, detect, write the result, and print the speed."""
     device = prepare(0, config.device)
     print(process_media(config.source, config.output, lambda: make_predictor(config, device)))
 

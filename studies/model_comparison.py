@@ -1,25 +1,26 @@
-"""VAE, GANs and diffusion under one clock: what textbooks assert about them, measured.
+"""VAE, GANs and diffusion models, each trained for the same time: textbook claims, measured.
 
 Every generative model of this collection trains on the same data for the same number of seconds, from
-three seeds. The same classifier scores their samples. One table shows what each model costs and reaches;
-below it, the usual claims stand beside what was measured.
+three seeds. The same classifier scores their samples. One table shows what each model costs and reaches.
+Below it, the usual claims stand beside what was measured.
 
     python -m studies.model_comparison                     # about a quarter of an hour on two CPU cores
     python -m studies.model_comparison --budget 20 --repeats 2
     python -m studies.model_comparison --models vae gan    # some of them
     python -m studies.model_comparison --resume            # go on after Ctrl-C
 
-A budget in seconds measures the machine as well as the model. On another machine the same seconds buy
-another number of epochs, and the order may be another one too. The table says how long an epoch takes.
+A budget in seconds measures the machine as well as the model: on another machine the same seconds give
+another number of epochs, and perhaps another order. The table says how long an epoch takes.
 """
 
 from __future__ import annotations
 
 from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
+import itertools
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -45,9 +46,41 @@ if TYPE_CHECKING:
 SCRIPT = "model_comparison"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
 EPOCHS = 100_000  # more than any budget allows: the clock ends the training
-FAILED = 0.1  # a training whose samples cover less than this part of the real images has failed
-STEPS = 10  # columns of the picture of what can be looked at; of the U-Net's sampling
-SLOW = 3.0  # seconds: sampling that lasts longer is not repeated to measure its time
+FAILED = 0.1  # a training has failed if its samples cover less than this share of the real images
+STEPS = 10  # columns of inside.png; sampling steps of the U-Net
+SLOW = 3.0  # seconds: sampling that takes longer is timed once, not three times
+
+# --- what can be looked at inside a model ---------------------------------------------------------
+
+
+def latent_path(latent_size: int, seed: int, device: torch.device) -> torch.Tensor:
+    """Latents (STEPS, latent_size) from one random point to another, on an arc about the origin."""
+    a, b = torch.randn(2, latent_size, generator=generator(seed, "walk")).to(device)
+    angle = torch.linspace(0, math.pi / 2, STEPS, device=device)[:, None]
+    return angle.cos() * a + angle.sin() * b
+
+
+def mlp_states(model: mlp_diffusion.Denoiser, data: Dataset, seed: int) -> torch.Tensor:
+    """One sample from x_T to the image, at STEPS of the timesteps: (STEPS, C, H, W) uint8."""
+    rng = generator(seed, "reverse process")
+    x_T = torch.randn(1, math.prod(data.shape), generator=rng).to(data.images.device)
+    states = [x for _, x in mlp_diffusion.reverse_process(model, x_T, rng)]
+    chosen = [states[round(i)] for i in torch.linspace(0, len(states) - 1, STEPS).tolist()]
+    return to_uint8(torch.cat(chosen).reshape(-1, *data.shape))
+
+
+def unet_states(model: unet_diffusion.Model, config: unet_diffusion.Config) -> torch.Tensor:
+    """One sample of the first class, its last STEPS states: (STEPS, C, H, W) uint8."""
+    label = torch.zeros(1, dtype=torch.long, device=model.device)
+    noise = diffusion.image_noise(config.seed, 0, 1, model.shape, model.device)
+    estimate = model.class_estimator(label)
+    states = diffusion.reverse_process(
+        config.sampler, model.schedule, estimate, STEPS, config.eta, noise
+    )
+    return to_uint8(torch.cat([x for _, x in states][-STEPS:]))
+
+
+# --- the models, each trained as in its own script ------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -57,8 +90,12 @@ class Config(BoardSettings, DataSettings):
     resume: bool = False
     """Go on with a comparison that was stopped: what is trained is not trained again."""
     models: tuple[Literal["vae", "gan", "dcgan", "ddpm", "unet"], ...] = (
-        "vae", "gan", "dcgan", "ddpm", "unet",
-    )  # fmt: skip
+        "vae",
+        "gan",
+        "dcgan",
+        "ddpm",
+        "unet",
+    )
     """The models to compare."""
     budget: Annotated[float, Limits(0.1)] = 40.0
     """Seconds of training of each model and seed."""
@@ -68,7 +105,16 @@ class Config(BoardSettings, DataSettings):
     """Samples to score of each; at most as many as there are held-out images."""
 
 
-# --- the models, each as its own script trains it -------------------------------------------------
+def shared(config: Config, path: Path) -> dict[str, Any]:
+    """The settings of the comparison that every model takes over."""
+    return {
+        "output_dir": config.output_dir,
+        "seed": config.seed,
+        "quick": config.quick,
+        "time_limit": config.budget,
+        "resume": can_resume(config, path),
+        "tensorboard": config.tensorboard,
+    }
 
 
 @dataclass
@@ -79,9 +125,13 @@ class Trained:
     sample: Callable[[int, int], torch.Tensor]
     """(n, seed) to n images (n, C, H, W) uint8."""
     parameters: int
-    """Of all that sampling takes."""
+    """Of the networks that sampling needs."""
     inside: Callable[[], torch.Tensor]
-    """STEPS images (STEPS, C, H, W) uint8: a walk through the latents, or the reverse process."""
+    """STEPS images (STEPS, C, H, W) uint8: a path through the latents, or the reverse process."""
+
+
+def parameters(network: torch.nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
 
 
 def train_vae(config: Config, data: Dataset, path: Path) -> Trained:
@@ -92,17 +142,17 @@ def train_vae(config: Config, data: Dataset, path: Path) -> Trained:
         training,
         lambda n, seed: vae.sample(model, n, seed),
         parameters(model.decoder),
-        lambda: vae.generate(model, walk(16, config.seed, data.images.device)),
+        lambda: vae.generate(model, latent_path(16, config.seed, data.images.device)),
     )
 
 
-def train_gan(config: Config, data: Dataset, path: Path, how=gan_mnist) -> Trained:
-    """The MLP GAN, or the networks and settings of another module `how`."""
-    own = how.Config(**shared(config, path), epochs=EPOCHS, grid_every=0, log_every=10**9)
-    G, D = how.build(own, data.shape, data.images.device)
+def train_gan(config: Config, data: Dataset, path: Path, script=gan_mnist) -> Trained:
+    """The MLP GAN; or that of another `script`, with its own networks and settings."""
+    own = script.Config(**shared(config, path), epochs=EPOCHS, grid_every=0, log_every=10**9)
+    G, D = script.build(own, data.shape, data.images.device)
     training = gan_mnist.train(own, data, G, D, path, SCRIPT)
     averaged = gan_mnist.sampling_network(training)
-    z = walk(own.latent_size, config.seed, data.images.device)
+    z = latent_path(own.latent_size, config.seed, data.images.device)
     return Trained(
         training,
         lambda n, seed: gan_mnist.sample(averaged, n, seed),
@@ -134,56 +184,18 @@ def train_unet(config: Config, data: Dataset, path: Path) -> Trained:
     )
 
 
-TRAIN = {"vae": train_vae, "gan": train_gan, "dcgan": partial(train_gan, how=dcgan),
-         "ddpm": train_ddpm, "unet": train_unet}  # fmt: skip
+TRAIN = {
+    "vae": train_vae,
+    "gan": train_gan,
+    "dcgan": partial(train_gan, script=dcgan),
+    "ddpm": train_ddpm,
+    "unet": train_unet,
+}
 NAMES = {"vae": "VAE", "gan": "MLP GAN", "dcgan": "DCGAN", "ddpm": "MLP DDPM", "unet": "U-Net DDPM"}
 DIFFUSION, GANS = ("ddpm", "unet"), ("gan", "dcgan")
 
 
-def shared(config: Config, path: Path) -> dict[str, Any]:
-    """The settings of the comparison that every model takes over."""
-    return {
-        "output_dir": config.output_dir,
-        "seed": config.seed,
-        "quick": config.quick,
-        "time_limit": config.budget,
-        "resume": can_resume(config, path),
-        "tensorboard": config.tensorboard,
-    }
-
-
-def parameters(network: torch.nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
-
-
-def walk(latent_size: int, seed: int, device: torch.device) -> torch.Tensor:
-    """Latents (STEPS, latent_size) from one random point to another along the sphere they lie on."""
-    a, b = torch.randn(2, latent_size, generator=generator(seed, "walk")).to(device)
-    angle = torch.linspace(0, math.pi / 2, STEPS, device=device)[:, None]
-    return angle.cos() * a + angle.sin() * b
-
-
-def mlp_states(model: mlp_diffusion.Denoiser, data: Dataset, seed: int) -> torch.Tensor:
-    """One sample on its way from x_T to the image, at STEPS moments (STEPS, C, H, W), uint8."""
-    rng = generator(seed, "reverse process")
-    x_T = torch.randn(1, math.prod(data.shape), generator=rng).to(data.images.device)
-    states = [x for _, x in mlp_diffusion.reverse_process(model, x_T, rng)]
-    chosen = [states[round(i)] for i in torch.linspace(0, len(states) - 1, STEPS).tolist()]
-    return to_uint8(torch.cat(chosen).reshape(-1, *data.shape))
-
-
-def unet_states(model: unet_diffusion.Model, config: unet_diffusion.Config) -> torch.Tensor:
-    """One sample of the first class, at its last STEPS states (STEPS, C, H, W), uint8."""
-    label = torch.zeros(1, dtype=torch.long, device=model.device)
-    noise = diffusion.image_noise(config.seed, 0, 1, model.shape, model.device)
-    estimate = model.class_estimator(label)
-    states = diffusion.reverse_process(
-        config.sampler, model.schedule, estimate, STEPS, config.eta, noise
-    )
-    return to_uint8(torch.cat([x for _, x in states][-STEPS:]))
-
-
-# --- one clock, one classifier --------------------------------------------------------------------
+# --- one training measured: the same time, the same classifier ------------------------------------
 
 
 @dataclass
@@ -195,7 +207,7 @@ class Measured:
     scores: Scores
     epochs: float
     milliseconds: float
-    """Per image: the median of three times a thousand images, or of all where sampling is slow."""
+    """Per image: the median of three draws of 1,000 images, or one draw of all if sampling is slow."""
     parameters: int
     samples: torch.Tensor
     inside: torch.Tensor
@@ -221,10 +233,15 @@ def measure(name: str, config: Config, data: Dataset, evaluator: Evaluator) -> M
     training = trained.training
     shown = random_subset(len(images), STEPS, "shown")  # the first of the U-Net's are of one class
     return Measured(
-        name, config.seed, evaluator.scores(images),
-        training.steps_done / training.steps_per_epoch, 1000 * statistics.median(seconds_each),
-        trained.parameters, images[shown], trained.inside(),
-    )  # fmt: skip
+        name,
+        config.seed,
+        evaluator.scores(images),
+        epochs=training.steps_done / training.steps_per_epoch,
+        milliseconds=1000 * statistics.median(seconds_each),
+        parameters=trained.parameters,
+        samples=images[shown],
+        inside=trained.inside(),
+    )
 
 
 def spread(measured: list[Measured]) -> float:
@@ -233,77 +250,116 @@ def spread(measured: list[Measured]) -> float:
     return (max(distances) - min(distances)) / statistics.mean(distances)
 
 
+# --- the claims, and how they are judged ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of textbooks: in this column the models `lower` have smaller figures than `higher`."""
+
+    text: str
+    column: str
+    form: str
+    lower: tuple[str, ...]
+    higher: tuple[str, ...]
+
+
+CLAIMS = (
+    Claim(
+        "VAE and diffusion train stably, GANs do not: their results differ more between seeds.",
+        *("its spread", "{:.0%}", ("vae", *DIFFUSION), GANS),
+    ),
+    Claim("Diffusion draws better than GANs.", "Fréchet distance", "{:.0f}", DIFFUSION, GANS),
+    Claim("GANs draw better than VAEs.", "Fréchet distance", "{:.0f}", GANS, ("vae",)),
+    Claim(
+        "GANs cover less of the data than VAEs and diffusion do.",
+        *("coverage", "{:.2f}", GANS, ("vae", *DIFFUSION)),
+    ),
+    Claim(
+        "Diffusion pays for its samples with time.",
+        *("ms per image", "{:.3f}", ("vae", *GANS), DIFFUSION),
+    ),
+)
+
+
+def verdict(low: Iterable[float], high: Iterable[float]) -> str:
+    """Whether all of `low` are below all of `high`, some of them, or none."""
+    pairs = [a < b for a, b in itertools.product(low, high)]
+    return "agrees" if all(pairs) else "in part" if any(pairs) else "does not agree"
+
+
 # === the lesson ends here; below: measured, plotted, reported =====================================
 
-TITLE = "VAE, GANs and diffusion under one clock"
-COLUMNS = [
-    "model", "Fréchet distance", "its spread", "failed runs", "kernel distance", "coverage",
-    "entropy of classes", "seconds per epoch", "ms per image", "parameters",
-]  # fmt: skip
+TITLE = "VAE, GANs and diffusion, each trained for the same time"
 
 
-def table_row(name: str, measured: list[Measured], budget: float) -> list[Any]:
-    """The figures of one model: means over its trainings, and the spread of the distance."""
-    mean = {
-        key: statistics.mean(getattr(one.scores, key) for one in measured)
-        for key in ("frechet", "kid", "coverage", "entropy")
+def table_row(name: str, measured: list[Measured], budget: float) -> dict[str, Any]:
+    """The figures of one model by column: means over its trainings, and the spread of the distance."""
+
+    def mean(values: Iterable[float]) -> float:
+        return statistics.mean(values)
+
+    return {
+        "model": NAMES[name],
+        "Fréchet distance": mean(one.scores.frechet for one in measured),
+        "its spread": spread(measured) if len(measured) > 1 else "",  # one training has none
+        "failed runs": sum(one.failed for one in measured),
+        "kernel distance": mean(one.scores.kid for one in measured),
+        "coverage": mean(one.scores.coverage for one in measured),
+        "entropy of classes": mean(one.scores.entropy for one in measured),
+        "seconds per epoch": budget / mean(one.epochs for one in measured),
+        "ms per image": mean(one.milliseconds for one in measured),
+        "parameters": measured[0].parameters,
     }
-    spread_of = spread(measured) if len(measured) > 1 else ""  # one training has none
-    return [
-        NAMES[name], mean["frechet"], spread_of, sum(one.failed for one in measured), mean["kid"],
-        mean["coverage"], mean["entropy"], budget / statistics.mean(one.epochs for one in measured),
-        statistics.mean(one.milliseconds for one in measured), measured[0].parameters,
-    ]  # fmt: skip
 
 
-def claims(rows: dict[str, list[Any]]) -> list[list[str]]:
+def real_row(name: str, scores: Scores, columns: Iterable[str]) -> list[Any]:
+    """The same row for real images, which have no training."""
+    figures_of = {
+        "model": name,
+        "Fréchet distance": scores.frechet,
+        "kernel distance": scores.kid,
+        "coverage": scores.coverage,
+        "entropy of classes": scores.entropy,
+    }
+    return [figures_of.get(column, "") for column in columns]
+
+
+def claims(rows: dict[str, dict[str, Any]]) -> list[list[str]]:
     """What textbooks say, what was measured, and whether the two agree.
 
-    `rows` are those of the table; a claim is about the models that are there, if both sides are.
+    `rows` are those of the table. A claim is judged by the models that were measured, if there are
+    some on both of its sides.
     """
-    column = {key: COLUMNS.index(key) for key in COLUMNS}
-
-    def values(key: str, names: tuple[str, ...]) -> dict[str, float]:
-        return {NAMES[name]: rows[name][column[key]] for name in names if name in rows}
-
-    def listed(figures_of: dict[str, float], form: str) -> str:
-        ordered = sorted(figures_of.items(), key=lambda item: item[1])
-        return ", ".join(f"{name} {form.format(value)}" for name, value in ordered)
-
-    said = []
-    for text, key, form, lower, higher in (
-        ("VAE and diffusion train stably, GANs do not: their results differ more between seeds.",
-         "its spread", "{:.0%}", ("vae", *DIFFUSION), GANS),
-        ("Diffusion draws better than GANs.", "Fréchet distance", "{:.0f}", DIFFUSION, GANS),
-        ("GANs draw better than VAEs.", "Fréchet distance", "{:.0f}", GANS, ("vae",)),
-        ("GANs cover less of the data than VAEs and diffusion do.", "coverage", "{:.2f}",
-         GANS, ("vae", *DIFFUSION)),
-        ("Diffusion pays for its samples with time.", "ms per image", "{:.3f}", ("vae", *GANS),
-         DIFFUSION),
-    ):  # fmt: skip
-        low, high = values(key, lower), values(key, higher)
+    checked = []
+    for claim in CLAIMS:
+        low, high = (
+            {NAMES[name]: rows[name][claim.column] for name in names if name in rows}
+            for names in (claim.lower, claim.higher)
+        )
         if low and high and "" not in (*low.values(), *high.values()):
-            pairs = [a < b for a in low.values() for b in high.values()]
-            verdict = "agrees" if all(pairs) else "does not agree" if not any(pairs) else "in part"
-            said.append([text, f"{key}: {listed({**low, **high}, form)}", verdict])
-    return said
+            ordered = sorted({**low, **high}.items(), key=lambda item: item[1])
+            listed = ", ".join(f"{name} {claim.form.format(value)}" for name, value in ordered)
+            found = verdict(low.values(), high.values())
+            checked.append([claim.text, f"{claim.column}: {listed}", found])
+    return checked
 
 
-def summary(said: list[list[str]], config: Config, n: int) -> str:
+def summary(checked: list[list[str]], config: Config, n: int) -> str:
     """The paragraph under the title: how it was measured, and where the textbook was right."""
     text = (
         f"Every model trained for {config.budget:g} seconds from each of {config.repeats} seeds and "
         f"drew {n:,} images, which the same classifier scored."
     )
-    for verdict, words in (
+    for found, words in (
         ("agrees", "The measurement agrees with the textbook that"),
         ("in part", "It agrees in part that"),
         ("does not agree", "It does not agree that"),
     ):
-        found = [claim[0][0].lower() + claim[0][1:-1] for claim in said if claim[2] == verdict]
-        found = [text.replace("vAE", "VAE").replace("gANs", "GANs") for text in found]
-        if found:
-            text += f" {words} " + "; that ".join(found) + "."
+        sentences = [claim[:-1] for claim, _, its_verdict in checked if its_verdict == found]
+        if sentences:
+            lowered = [s.replace("Diffusion", "diffusion", 1) for s in sentences]
+            text += f" {words} " + "; that ".join(lowered) + "."
     return text
 
 
@@ -311,15 +367,14 @@ def plot_quality(measured: dict[str, list[Measured]], evaluator: Evaluator) -> F
     """Distance against the time that an image takes, a point per seed."""
     figure, axes = figures.new_figure(6.4, 4.2)
     axis = axes[0, 0]
-    for k, (name, of_model) in enumerate(measured.items()):
-        axis.scatter(
-            [one.milliseconds for one in of_model], [one.scores.frechet for one in of_model],
-            label=NAMES[name], color=figures.PALETTE[k], marker=figures.MARKERS[k], s=45,
-        )  # fmt: skip
-    axis.axhline(evaluator.floor.frechet, color="#666666", linewidth=1, linestyle="--",
-                 label="held-out real images (floor)")  # fmt: skip
-    axis.set(xscale="log", xlabel="milliseconds per image drawn",
-             ylabel=f"Fréchet distance (n = {evaluator.n:,})")  # fmt: skip
+    for k, (name, own) in enumerate(measured.items()):
+        x, y = [one.milliseconds for one in own], [one.scores.frechet for one in own]
+        style = {"color": figures.PALETTE[k], "marker": figures.MARKERS[k], "s": 45}
+        axis.scatter(x, y, label=NAMES[name], **style)
+    style = {"color": "#666666", "linewidth": 1, "linestyle": "--"}
+    axis.axhline(evaluator.floor.frechet, label="held-out real images (floor)", **style)
+    axis.set(xscale="log", xlabel="milliseconds per image drawn")
+    axis.set_ylabel(f"Fréchet distance (n = {evaluator.n:,})")
     figures.log_scale(axis)
     figure.legend(loc="outside upper center", ncols=3)
     return figure
@@ -335,28 +390,29 @@ def report(
     """Enter the table, the claims, the metrics and the figures into `result`."""
     n = evaluator.n
     rows = {name: table_row(name, own, config.budget) for name, own in measured.items()}
-    real = {"held-out real images (floor)": evaluator.floor,
-            "training images (memoriser)": evaluator.memoriser}  # fmt: skip
-    real_rows = [[name, s.frechet, "", "", s.kid, s.coverage, s.entropy, "", "", ""]
-                 for name, s in real.items() if s is not None]  # fmt: skip
+    columns = list(next(iter(rows.values())))
+    table = [list(row.values()) for row in rows.values()]
+    table.append(real_row("held-out real images (floor)", evaluator.floor, columns))
+    if evaluator.memoriser is not None:
+        table.append(real_row("training images (memoriser)", evaluator.memoriser, columns))
     caption = f"Means over {config.repeats} seeds, {config.budget:g} s of training each "
     caption += f"(n = {n:,}); the U-Net is asked for all classes equally often"
     result.evaluator = evaluator.name
-    result.add_table(caption, COLUMNS, [*rows.values(), *real_rows])
-    said = claims(rows)
-    result.add_table("The textbook's claims", ["claim", "measured", "verdict"], said)
-    result.summary = summary(said, config, n)
-    for name, own in measured.items():
-        distance = statistics.mean(one.scores.frechet for one in own)
-        result.add_metric(f"{NAMES[name]}: Fréchet distance", distance, n,
-                          floor=evaluator.floor.frechet, better="lower")  # fmt: skip
+    result.add_table(caption, columns, table)
+    checked = claims(rows)
+    result.add_table("The textbook's claims", ["claim", "measured", "verdict"], checked)
+    result.summary = summary(checked, config, n)
+    floor = evaluator.floor.frechet
+    for row in rows.values():
+        name, distance = f"{row['model']}: Fréchet distance", row["Fréchet distance"]
+        result.add_metric(name, distance, n, floor=floor, better="lower")
     caption = "Quality against the time an image takes."
     result.add_figure("quality_and_time.png", plot_quality(measured, evaluator), caption)
     pictures = {NAMES[name]: own[0].samples for name, own in measured.items()}
     figure = figures.plot_rows({"real": data.test_images[:STEPS]} | pictures)
     result.add_figure("samples.png", figure, "Samples of each model's first seed, not picked.")
     figure = figures.plot_rows({NAMES[name]: own[0].inside for name, own in measured.items()})
-    caption = "What can be looked at: a walk through the latents of VAE and GANs, "
+    caption = "Inside the models: a path through the latents of VAE and GANs, "
     caption += "the reverse process of the diffusion models."
     result.add_figure("inside.png", figure, caption)
 
@@ -364,8 +420,8 @@ def report(
 def lessons(_result: Result) -> list[str]:
     """What the figures teach."""
     return [
-        "A budget in seconds measures the machine as well as the models: on a faster one the same "
-        "seconds buy more epochs, of which the slowest models gain most."
+        "A budget in seconds measures the machine as well as the models. On a faster machine the same "
+        "seconds give more epochs, and the slowest models gain most by that."
     ]
 
 

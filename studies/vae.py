@@ -1,8 +1,8 @@
 """Variational autoencoders (Kingma and Welling 2014) with 2, 4 and 16 latent numbers.
 
 The encoder turns an image into a Gaussian over a few latent numbers. The decoder turns latents back into
-an image. The loss asks for faithful images (reconstruction) and for Gaussians near N(0, I) (KL), so that
-latents drawn from N(0, I) decode into new images.
+an image. The loss has two parts: the error of the decoded image (reconstruction), and the distance of the
+Gaussian from N(0, I) (KL). Because of the second part, latents drawn from N(0, I) decode into new images.
 
     python -m studies.vae                          # three sizes, the embedded digits
     python -m studies.vae --dataset mnist          # a few minutes on two CPU cores
@@ -10,11 +10,12 @@ latents drawn from N(0, I) decode into new images.
     python -m studies.vae --sample-only --samples-file samples.npz    # of the largest of --latent-sizes
 
 What to look at: `plane.png`, where two numbers hold all the digits side by side; `elbo.png`, where more
-latents give a better reconstruction for more KL; `samples.png`, which are soft, because the loss is
-lowest at the mean of all that an image could have been.
+latents give a better reconstruction for more KL; `samples.png`, which are blurred, because the loss is
+lowest at the mean of all images that a latent could stand for.
 
-The ELBO is in nats per image: the sum over pixels of the binary cross-entropy, with the grey value as
-probability, plus the KL divergence. Grey images cannot reach 0: their own entropy stands beside it.
+The ELBO is in nats per image: the binary cross-entropy summed over pixels, with the grey value as
+probability, plus the KL divergence. Of grey images the cross-entropy cannot reach 0: its minimum, the
+entropy of the grey values, is printed beside it.
 """
 
 from __future__ import annotations
@@ -46,23 +47,6 @@ if TYPE_CHECKING:
 
 SCRIPT = "vae"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
-
-
-@dataclass(frozen=True)
-class Config(ExportSettings, SamplingSettings):
-    """Settings of the variational autoencoders."""
-
-    latent_sizes: tuple[Count, ...] = (2, 4, 16)
-    """How many latent numbers; a model is trained for each."""
-    epochs: Count | None = None
-    """Passes over the training images; default: 10, on the embedded digits 2."""
-    batch_size: Count = 128
-    """Images per step."""
-    lr: Rate = 2e-3
-    """Peak of Adam's learning rate: it climbs over the first quarter of the steps, then falls to 0."""
-    hidden: Count = 512
-    """Units of the encoder's and of the decoder's hidden layer."""
-
 
 # --- the network and its loss ---------------------------------------------------------------------
 
@@ -116,7 +100,23 @@ def least_reconstruction(x: torch.Tensor) -> torch.Tensor:
     return (torch.special.entr(x) + torch.special.entr(1 - x)).flatten(1).sum(dim=1)
 
 
-# --- training -------------------------------------------------------------------------------------
+# --- settings and training ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Config(ExportSettings, SamplingSettings):
+    """Settings of the variational autoencoders."""
+
+    latent_sizes: tuple[Count, ...] = (2, 4, 16)
+    """Numbers of latents; one model is trained for each."""
+    epochs: Count | None = None
+    """Passes over the training images; default: 10, on the embedded digits 2."""
+    batch_size: Count = 128
+    """Images per step."""
+    lr: Rate = 2e-3
+    """Peak of Adam's learning rate: it rises over the first quarter of the steps, then falls to 0."""
+    hidden: Count = 512
+    """Units of the encoder's and of the decoder's hidden layer."""
 
 
 def train(
@@ -128,9 +128,15 @@ def train(
     model = VAE(data.shape, latent_size, config.hidden).to(device)
     adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     training = Training(
-        path, SCRIPT, config, data, networks={"vae": model}, optimizers={"adam": adam},
-        may_change_on_resume=("latent_sizes",), label=f"VAE, {latent_size} latents",
-    )  # fmt: skip
+        path,
+        SCRIPT,
+        config,
+        data,
+        networks={"vae": model},
+        optimizers={"adam": adam},
+        may_change_on_resume=("latent_sizes",),
+        label=f"VAE, {latent_size} latents",
+    )
     if config.resume:
         training.load()
     with training:
@@ -151,7 +157,7 @@ def train(
     return training
 
 
-# --- sampling, and walks through the latent space -------------------------------------------------
+# --- sampling, held-out images, and paths through the latent space --------------------------------
 
 
 @torch.no_grad()
@@ -201,7 +207,10 @@ def latent_grid(side: int) -> torch.Tensor:
 
 
 def interpolate(model: VAE, pairs: torch.Tensor, steps: int) -> torch.Tensor:
-    """From image 0 to 1, 2 to 3, … of `pairs` (2K, C, H, W), along lines: (K·steps, C, H, W), uint8."""
+    """From image 0 to 1, 2 to 3, … of `pairs` (2K, C, H, W), on straight lines between their latents.
+
+    Returns (K·steps, C, H, W) uint8.
+    """
     means = encoded(model, pairs)
     part = torch.linspace(0, 1, steps, device=means.device)[:, None]
     lines = [a + part * (b - a) for a, b in zip(means[::2], means[1::2], strict=True)]
@@ -235,7 +244,7 @@ class Decoder(nn.Module):
 
 
 def export_decoder(path: Path | str | None, model: VAE) -> None:
-    """The decoder as a file: what draws, without what encodes."""
+    """The decoder alone, as a file."""
     export_network(path, Decoder(model), {"latents": torch.randn(2, model.latent_size)}, "images")
 
 
@@ -243,8 +252,8 @@ def export_decoder(path: Path | str | None, model: VAE) -> None:
 
 TITLE = "VAE: images as points in a small space"
 SUMMARY = (
-    "An encoder squeezes each image into 2, 4 or 16 numbers and a decoder draws it again. Because the "
-    "numbers are kept near a standard normal distribution, fresh ones decode into new images."
+    "An encoder compresses each image into 2, 4 or 16 numbers, and a decoder draws it again from them. "
+    "The numbers are kept near a standard normal distribution. So random ones decode into new images."
 )
 
 
@@ -317,72 +326,77 @@ def evaluate(
     config: Config, data: Dataset, trainings: dict[int, Training[VAE]], result: Result
 ) -> torch.Tensor:
     """Measure, sample and score every size, draw the figures; returns the largest one's samples."""
-    models = {size: training.model for size, training in trainings.items()}
-    rows = {size: {"latents": size, **held_out(model, data.test_images, config.seed)}
-            for size, model in models.items()}  # fmt: skip
-    largest, count = max(models), samples.samples_to_draw(config, data)
-    with samples.timed_samples(result, count * len(models)):
-        drawn = {size: sample(model, count, config.seed) for size, model in models.items()}
-    evaluator = samples.evaluator_for(config, data, config.num_samples)
-    score, scores = (
-        samples.report_samples(result, drawn[largest], evaluator, data, trainings[largest]),
-        {},
+    models, n = (
+        {size: training.model for size, training in trainings.items()},
+        len(data.test_images),
     )
-    if evaluator is not None and score is not None:
-        for size, images in drawn.items():
-            own = scores[size] = score if size == largest else evaluator.scores(images)
-            rows[size] |= {"Fréchet distance": own.frechet, "coverage": own.coverage}
-    n = len(data.test_images)
-    caption = f"Held-out images (n = {n:,}; ELBO in nats per image), and samples"
-    caption += f" (n = {evaluator.n:,})" if evaluator else ""
-    result.add_table(caption, list(rows[largest]), [list(row.values()) for row in rows.values()])
+    rows = {
+        size: {"latents": size, **held_out(model, data.test_images, config.seed)}
+        for size, model in models.items()
+    }
     for name, better in (("negative ELBO", "lower"), ("SSIM", "higher")):
         for size, row in rows.items():
             result.add_metric(f"{size} latents: {name}", row[name], n, better=better)
     grey = least_reconstruction(unit(data.test_images)).mean()
     result.add_metric("entropy of the grey values, the least reconstruction", grey, n, unit="nats")
 
+    largest, count = max(models), samples.samples_to_draw(config, data)
+    with samples.timed_samples(result, count * len(models)):
+        drawn = {size: sample(model, count, config.seed) for size, model in models.items()}
+    evaluator = samples.evaluator_for(config, data, config.num_samples)
+    samples.report_samples(result, drawn[largest], evaluator, data, trainings[largest])
+    caption = f"Held-out images (n = {n:,}; ELBO in nats per image), and samples"
+    scores = {}
+    if evaluator is not None:
+        caption += f" (n = {evaluator.n:,})"
+        scores = {size: evaluator.scores(images) for size, images in drawn.items()}
+        for size, own in scores.items():
+            rows[size] |= {"Fréchet distance": own.frechet, "coverage": own.coverage}
+    result.add_table(caption, list(rows[largest]), [list(row.values()) for row in rows.values()])
+    add_figures(config, data, trainings, rows, result)
+    figure = samples.plot_comparison(
+        {f"{size} latents": images for size, images in drawn.items()},
+        {f"{size} latents": own for size, own in scores.items()},
+    )
+    result.add_figure("samples_by_size.png", figure, "Latents drawn from N(0, I), decoded.")
+    return drawn[largest]
+
+
+def add_figures(config, data: Dataset, trainings: dict, rows: dict, result: Result) -> None:
+    """Reconstructions, latents and losses of every size; `rows` are the figures of `held_out`."""
+    models = {size: training.model for size, training in trainings.items()}
     first = [int((data.test_labels == k).nonzero()[0]) for k in data.test_labels.unique()[:10]]
     figure = plot_reconstructions(models, data.test_images[first])
-    caption = "The same held-out images, kept in few numbers and in more."
+    caption = "The same held-out images, reconstructed from few latents and from more."
     result.add_figure("reconstructions.png", figure, caption)
     if 2 in models:
         caption = "All digits in a plane: what the decoder draws, and where held-out images lie."
         result.add_figure("plane.png", plot_plane(models[2], data), caption)
     larger = {size: model for size, model in models.items() if size > 2}
-    if larger and n >= 50:
-        caption = "The latents of held-out images by t-SNE, coloured by class; "
-        caption += "no label was shown in training."
+    if larger and len(data.test_images) >= 50:
+        caption = "Latents of held-out images by t-SNE, coloured by class; training saw no labels."
         result.add_figure("tsne.png", plot_tsne(larger, data, config), caption)
-    caption = "The two parts of the loss: fewer nats are better."
+    caption = "The loss while training, and its two parts: fewer nats are better."
     result.add_figure("elbo.png", plot_elbo(trainings, rows), caption)
-    named = {f"{size} latents": images for size, images in drawn.items()}
-    scored = {f"{size} latents": of for size, of in scores.items()}
-    figure = samples.plot_comparison(named, scored)
-    result.add_figure("samples_by_size.png", figure, "Latents drawn from N(0, I), decoded.")
     if pairs := first[: len(first) // 2 * 2]:
-        caption = "From one held-out image to another through latent space: "
-        caption += "left and right are reconstructions."
-        lines = interpolate(models[largest], data.test_images[pairs], steps=12)
+        caption = (
+            "From one held-out image to another through latent space; the ends are reconstructions."
+        )
+        lines = interpolate(models[max(models)], data.test_images[pairs], steps=12)
         write_png(result.add_file("interpolation.png", caption), figures.grid(lines, columns=12))
-    return drawn[largest]
 
 
 def lessons(result: Result) -> list[str]:
     """What the figures teach, as far as they were measured."""
-    told = []
+    sentences = []
     names = [f"{size} latents: {name}" for name in ("SSIM", "negative ELBO") for size in (2, 16)]
     if measured := result.measured(*names):
         ssim_of_2, ssim_of_16, nats_of_2, nats_of_16 = measured
-        told.append(
-            f"Two numbers keep an SSIM of {ssim_of_2:.2f} at {nats_of_2:.0f} nats, sixteen "
+        sentences.append(
+            f"Two latents reach an SSIM of {ssim_of_2:.2f} at {nats_of_2:.0f} nats, sixteen an SSIM of "
             f"{ssim_of_16:.2f} at {nats_of_16:.0f}."
         )
-    told.append(
-        "What a number saves in reconstruction and what it costs as divergence are both nats, and the "
-        "negative ELBO is their sum."
-    )
-    return told
+    return [*sentences, "Reconstruction and KL are both in nats: their sum is the negative ELBO."]
 
 
 def run(config: Config) -> Result:

@@ -82,13 +82,27 @@ def has_headline(script: str, result: dict) -> bool:
 
 
 def untaught(script: str, result: dict) -> list[str]:
-    """The script's lessons that are not in its result: they name a figure that was not measured."""
+    """The script's lessons that its result cannot teach: they name a figure that was not measured.
+
+    A quick run states no lesson, so the script's function is asked what it would say of these figures.
+    """
     assert has_headline(script, result)
-    everything = SimpleNamespace(**{**result, "measured": lambda *names: [1.0] * len(names)})
-    lessons = importlib.import_module(script).lessons(everything)
-    words = [re.split(r"\d[\d.,]*", text) for text in lessons]  # between the numbers
-    return [text for text, parts in zip(lessons, words, strict=True)
-            if not all(part in result["learned"] for part in parts)]  # fmt: skip
+
+    def measured(*names: str) -> list[float] | None:
+        found = [result["metrics"].get(name, {}).get("value") for name in names]
+        return None if None in found else found
+
+    def lessons(of: Callable) -> list[str]:
+        return importlib.import_module(script).lessons(
+            SimpleNamespace(**{**result, "measured": of})
+        )
+
+    told = " ".join(lessons(measured))
+    return [
+        text
+        for text in lessons(lambda *names: [1.0] * len(names))
+        if not all(part in told for part in re.split(r"\d[\d.,]*", text))  # between the numbers
+    ]
 
 
 def once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:

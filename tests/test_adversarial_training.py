@@ -16,7 +16,7 @@ from PIL import Image
 
 from imagelab.data.datasets import Dataset, batch_indices, unit
 from imagelab.report.figures import new_figure, save_figure
-from imagelab.report.results import wilson
+from imagelab.report.numbers import wilson
 from imagelab.setup.runtime import Interrupted
 from imagelab.techniques.attacks import pgd
 from imagelab.techniques.classifier import new_classifier
@@ -102,11 +102,11 @@ def test_quick_spares_a_whole_training(quick, tmp_path):
 
 def test_resuming_a_finished_run_trains_nothing_and_measures_the_same(quick, monkeypatch):
     blank = new_figure(2, 2)[0]
-    for name in ("accuracies", "gallery", "transfer", "surfaces", "checks"):
+    for name in ("accuracies", "gradients", "transfer", "surfaces", "checks"):
         monkeypatch.setattr(study, f"plot_{name}", lambda *what: blank)
     tables, written = result_of(quick)["tables"], checkpoints(quick)
     _, complained = run_here(*QUICK, quick, "--resume")
-    assert checkpoints(quick) == written and "stand against" not in complained
+    assert checkpoints(quick) == written and "are right under" not in complained
     again = result_of(quick)["tables"]
     seconds = tables[0]["columns"].index("seconds")
     for row in [*tables[0]["rows"], *again[0]["rows"]]:
@@ -289,9 +289,9 @@ def test_the_observer_tells_the_check_and_its_collapse(
     for method, sentences in (("fast", 1), ("ordinary", 0)):
         checks = iter([0.9, 0.1])
         monkeypatch.setattr(study, "pgd_accuracies", lambda *_, left=checks, **__: [next(left)])
-        train(defence(method), few, aside, tmp_path / f"{method}.pth", study.observer(aside))
+        train(defence(method), few, aside, tmp_path / f"{method}.pth", study.announce_checks(aside))
         told = capsys.readouterr().err
-        assert "epoch 1: 90.0% of 80 stand" in told and "epoch 2: 10.0% of 80 stand" in told
+        assert "epoch 1: 90.0% of 80 are right" in told and "epoch 2: 10.0% of 80 are right" in told
         assert told.count("has collapsed") == sentences
 
 
@@ -299,7 +299,7 @@ def test_the_loss_around_an_image_is_that_of_every_point(stripes):
     """At step 0 of both directions the image itself, elsewhere what the network says there."""
     model, x, y = new_classifier(stripes, 0).eval(), unit(stripes.images[:1]), stripes.labels[:1]
     signs, steps = torch.ones_like(x), torch.tensor([-0.2, 0.0, 0.2])
-    loss = study.loss_around(model, x, y, signs, steps)
+    loss = study.loss_surface(model, x, y, signs, steps)
     along = study.attacks.input_gradient(model, x, y).sign()
     for i, j in itertools.product(range(3), range(3)):
         point = (x + steps[j] * along + steps[i] * signs).clamp(0, 1)
@@ -326,10 +326,10 @@ def test_a_collapse_is_20_points_below_the_best(checks, collapsed):
 def test_what_is_left_open_is_fitted_to_the_data(stripes):
     config = study.Config(epsilon=0.2, fast_epochs=7)
     for data, name in ((stripes, "others"), (replace(stripes, name="mnist-5k"), "embedded")):
-        got, fitting = study.fitted(config, data), study.FITTING[name]
+        got, defaults = study.with_defaults(config, data), study.DEFAULTS[name]
         assert (got.epsilon, got.fast_epochs) == (0.2, 7)
-        assert got.pgd_epochs == fitting["pgd_epochs"] and got.restarts == fitting["restarts"]
-        assert got.batch_size == study.defence(got, "PGD").batch_size == fitting["batch_size"]
+        assert got.pgd_epochs == defaults["pgd_epochs"] and got.restarts == defaults["restarts"]
+        assert got.batch_size == study.defence(got, "PGD").batch_size == defaults["batch_size"]
         methods = [study.defence(got, method) for method in study.METHODS]
         assert [m.epochs for m in methods] == [got.ordinary_epochs, 7, got.pgd_epochs]
         assert all(m.epsilon == 0.2 for m in methods)
@@ -352,7 +352,7 @@ def test_a_training_that_had_not_begun_is_not_resumed(tmp_path):
 def test_a_class_without_held_out_images_is_left_out_of_the_gallery(stripes, tmp_path):
     data = replace(stripes, classes=("left", "none", "right"), test_labels=stripes.test_labels * 2)
     models = {"ordinary": new_classifier(data, 0).eval()}
-    save_figure(study.plot_gallery(study.Config(epsilon=0.1), models, data), tmp_path / "g.png")
+    save_figure(study.plot_gradients(study.Config(epsilon=0.1), models, data), tmp_path / "g.png")
     assert Image.open(tmp_path / "g.png").size[0] > 200
 
 

@@ -164,7 +164,7 @@ def test_fooled_images_are_left_out_of_further_restarts(model, images):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_an_attack_starts_where_it_is_told(model, images, labels, norm, monkeypatch):
-    monkeypatch.setattr(attacks, "PORTION", 7)
+    monkeypatch.setattr(attacks, "BATCH", 7)
     inside = images + attacks.random_in_ball(images, 0.1, norm, rng())
     inside, outside = inside.clamp(0, 1), 1 - images
     generator = rng()
@@ -215,7 +215,7 @@ def test_the_projection_is_what_a_solver_finds():
     x0 = torch.rand(12, 1, 2, 3, generator=rng(), dtype=torch.float64)
     x = x0 + torch.randn(x0.shape, generator=rng(1), dtype=torch.float64)
     z = attacks.project(x, x0, 0.6, "l2")
-    scaled = x0 + 0.6 * attacks.steepest(x - x0, "l2")
+    scaled = x0 + 0.6 * attacks.steepest_ascent(x - x0, "l2")
     assert (scaled.clamp(0, 1) - z).abs().amax(dim=(1, 2, 3)).median() > 0.02  # is another point
     for start, wanted, found in zip(*(t.flatten(1).numpy() for t in (x0, x, z)), strict=True):
         ball = {"type": "ineq", "fun": lambda y, c=start: 0.36 - ((y - c) ** 2).sum()}
@@ -277,7 +277,7 @@ def test_accuracy_never_rises_with_epsilon(model, images, mostly_right):
 def test_accuracy_of_one_epsilon_is_that_of_one_attack(
     model, images, mostly_right, target, portion, monkeypatch
 ):
-    monkeypatch.setattr(attacks, "PORTION", portion)
+    monkeypatch.setattr(attacks, "BATCH", portion)
     aim = mostly_right if target is None else torch.ones_like(mostly_right)
     settings = {"steps": 4, "restarts": 2}
     changed = attacks.pgd(model, images, aim, 0.01, rng(), targeted=target is not None, **settings)
@@ -320,7 +320,7 @@ def test_any_number_of_images_and_none(stripes, monkeypatch):
     model = new_classifier(stripes, 0).eval()
     x, y = stripes.images[:25].float() / 255, stripes.labels[:25]
     whole = fgsm(model, x, y, 0.1)
-    monkeypatch.setattr(attacks, "PORTION", 7)
+    monkeypatch.setattr(attacks, "BATCH", 7)
     assert (fgsm(model, x, y, 0.1) != whole).float().mean() < 1e-3
     assert len(attacks.pgd(model, x, y, 0.1, rng(), steps=2)) == 25
     assert len(attacks.pgd(model, x[:0], y[:0], 0.1, rng(), steps=2)) == 0

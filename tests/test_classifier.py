@@ -164,14 +164,14 @@ def test_the_digest_names_the_weights(stripes):
     assert digest(model) != first
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 30, 1000])
-def test_predictions_do_not_depend_on_the_chunk(trained, stripes, chunk):
+@pytest.mark.parametrize("batch_size", [1, 7, 30, 1000])
+def test_predictions_do_not_depend_on_the_batch_size(trained, stripes, batch_size):
     model, _ = trained
     images = stripes.test_images[:30]
     whole = predict(model, images)
     assert whole.shape == (30, 2)
     assert torch.allclose(whole.sum(dim=1), torch.ones(30))
-    assert torch.allclose(predict(model, images, chunk), whole, atol=1e-5)
+    assert torch.allclose(predict(model, images, batch_size), whole, atol=1e-5)
 
 
 def test_bytes_and_floats_are_read_alike(trained, stripes):

@@ -23,12 +23,12 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("network", [DigitCNN, cnn_classifier.FastCNN])
-def test_the_journey_ends_at_what_the_network_says(network):
+def test_the_activations_end_at_what_the_network_says(network):
     """The maps that are drawn are those that the network works with."""
     torch.manual_seed(0)
     model = network((1, 28, 28), 10).eval()
     image = torch.rand(1, 28, 28)
-    seen = cnn_classifier.journey(model, image)
+    seen = cnn_classifier.activations(model, image)
     with torch.no_grad():
         assert torch.allclose(seen["scores"], model(image[None]).softmax(dim=1)[0], atol=1e-6)
         assert torch.allclose(seen["features"], model.features(image[None])[0], atol=1e-6)
@@ -44,7 +44,7 @@ def test_filters_that_are_shown_are_strong_and_unlike():
     maps[5] = 2 * maps[3]  # varies most, and the third is like it
     maps[6:] = 0
     maps[6, 0, 0], maps[7, 5, 5] = 0.01, 0.01
-    chosen = cnn_classifier.unlike_filters(maps, 3)
+    chosen = cnn_classifier.diverse_filters(maps, 3)
     assert chosen[0] == 5 and 3 not in chosen and len(set(chosen)) == 3
     assert not {6, 7} & set(chosen)
 
@@ -52,18 +52,18 @@ def test_filters_that_are_shown_are_strong_and_unlike():
 def test_mistakes_are_counted_and_the_surest_of_each_kind_come_first():
     labels = torch.tensor([0, 0, 0, 1, 2])
     read = torch.tensor([0, 1, 1, 1, 0])
-    table = cnn_classifier.confusion(read, labels, 3)
+    table = cnn_classifier.confusion_matrix(read, labels, 3)
     assert table.tolist() == [[1, 2, 0], [0, 1, 0], [1, 0, 0]]
     sure = torch.tensor([0.9, 0.6, 0.7, 0.9, 0.8])
     probabilities = (1 - sure)[:, None].repeat(1, 3) / 2
     probabilities[range(5), read] = sure
-    assert cnn_classifier.surest_mistakes(probabilities, labels) == [4, 2]
+    assert cnn_classifier.most_confident_mistakes(probabilities, labels) == [4, 2]
 
 
 def test_photographs_are_mirrored_and_digits_are_not():
     images = torch.arange(40 * 3 * 2 * 2, dtype=torch.uint8).reshape(40, 3, 2, 2)
     digits, photographs = (
-        cnn_classifier.augmented(
+        cnn_classifier.augment(
             cnn_classifier.Config(backbone=name), images, torch.Generator().manual_seed(0)
         )
         for name in ("cnn", "resnet18")
@@ -87,7 +87,7 @@ def test_an_observer_sees_every_epoch_and_changes_nothing(stripes, tmp_path):
 
 def test_the_fast_network_works_less():
     def work(model: DigitCNN) -> int:
-        seen = cnn_classifier.journey(model, torch.zeros(1, 28, 28))
+        seen = cnn_classifier.activations(model, torch.zeros(1, 28, 28))
         maps = (seen["first convolution"], seen["second convolution"])
         layers = (model.conv1, model.conv2)
         return sum(m[0].numel() * c.weight.numel() for m, c in zip(maps, layers, strict=True))
@@ -98,11 +98,14 @@ def test_the_fast_network_works_less():
 
 def test_settings_that_depend_on_others():
     for name, epochs in (("mnist", 5), ("mnist-5k", 1)):
-        assert cnn_classifier.complete(cnn_classifier.Config(dataset=name)).epochs == epochs
-    fast = cnn_classifier.complete(cnn_classifier.Config(dataset="mnist", fast=True))
+        assert cnn_classifier.with_defaults(cnn_classifier.Config(dataset=name)).epochs == epochs
+    fast = cnn_classifier.with_defaults(cnn_classifier.Config(dataset="mnist", fast=True))
     assert (fast.epochs, fast.lr) == (1, 1e-2)
     chosen = cnn_classifier.Config(dataset="mnist", fast=True, epochs=3, lr=1e-4)
-    assert (cnn_classifier.complete(chosen).epochs, cnn_classifier.complete(chosen).lr) == (3, 1e-4)
+    assert (
+        cnn_classifier.with_defaults(chosen).epochs,
+        cnn_classifier.with_defaults(chosen).lr,
+    ) == (3, 1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +122,7 @@ def test_a_run_leaves_what_was_promised(quick):
     (left_out,) = untaught("studies.cnn_classifier", result)
     assert "MNIST's 10,000 test images" in left_out  # which are not here
     names = {entry["path"] for entry in result["files"]}
-    assert {"journey.png", "convolutions.png", "confusion.png", "mistakes.png"} <= names
+    assert {"activations.png", "convolutions.png", "confusion.png", "mistakes.png"} <= names
     assert all((folder / name).is_file() for name in names)
     assert 0.75 < result["metrics"]["accuracy"]["value"] <= 1
     assert result["metrics"]["accuracy"]["n"] == 1000
@@ -216,7 +219,7 @@ def test_a_corrupt_mnist_does_not_spoil_a_run_on_the_digits(tmp_path, stripes, c
     for file in IDX_MD5["mnist"]:
         (raw / file).write_bytes(b"cut short")
     config = cnn_classifier.Config(data_dir=tmp_path)
-    cnn_classifier.read_mnist(config, replace(stripes, name="mnist-5k"), None, None)
+    cnn_classifier.measure_on_mnist(config, replace(stripes, name="mnist-5k"), None, None)
     assert "left out" in capsys.readouterr().out
 
 
@@ -236,10 +239,10 @@ def test_what_the_embedded_part_taught_is_measured_on_mnists_test_images(
     result = start_result("cnn_classifier", "", "", Settings(output_dir=tmp_path), "pictures", CPU)
     for name, folder in (("mnist-5k", tmp_path / "none"), ("mnist", tmp_path)):
         config, own = cnn_classifier.Config(data_dir=folder), replace(stripes, name=name)
-        cnn_classifier.read_mnist(config, own, None, result)
+        cnn_classifier.measure_on_mnist(config, own, None, result)
     assert not read and not result.metrics
     config, own = cnn_classifier.Config(data_dir=tmp_path), replace(stripes, name="mnist-5k")
-    cnn_classifier.read_mnist(config, own, None, result)
+    cnn_classifier.measure_on_mnist(config, own, None, result)
     assert read == [("mnist", tmp_path)]
     metric = result.metrics["accuracy on MNIST's test images"]
     assert (metric.value, metric.n) == (0.5, len(stripes.test_images))

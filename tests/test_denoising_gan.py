@@ -103,7 +103,7 @@ def test_the_discriminator_learns_only_in_the_game(config, stripes, gan):
     first = study.build(config, stripes.shape, torch.device("cpu"))[1].state_dict()
     assert any((gan.networks["discriminator"].state_dict()[k] != v).any() for k, v in first.items())
     assert len(gan.curve("d_loss")) == len(gan.curve("l1")) == 10
-    alone = study.contenders(config)["L1 alone"]
+    alone = study.both_trainings(config)["L1 alone"]
     alone = trained(alone, stripes)
     assert all(
         (alone.networks["discriminator"].state_dict()[k] == v).all() for k, v in first.items()
@@ -113,7 +113,7 @@ def test_the_discriminator_learns_only_in_the_game(config, stripes, gan):
 
 def test_both_see_the_same_images_under_the_same_noise(config, stripes, gan):
     """Then the first step's L1, before any update, is the same."""
-    alone = trained(study.contenders(config)["L1 alone"], stripes)
+    alone = trained(study.both_trainings(config)["L1 alone"], stripes)
     assert gan.curve("l1")[0] == alone.curve("l1")[0]
     assert gan.curve("l1")[-1] != alone.curve("l1")[-1]
 

@@ -48,14 +48,14 @@ def test_losses_are_the_formulas():
 def test_images_are_moved_whole_and_gradients_go_back():
     x = torch.full((200, 2, 9, 9), -1.0)
     x[:, 0, 4, 4], x[:, 1, 4, 4] = 1.0, 0.5
-    shifted = gan.moved(x, 2, torch.Generator().manual_seed(0))
-    assert torch.equal(gan.moved(x, 0, torch.Generator()), x) and shifted.shape == x.shape
+    shifted = gan.random_shift(x, 2, torch.Generator().manual_seed(0))
+    assert torch.equal(gan.random_shift(x, 0, torch.Generator()), x) and shifted.shape == x.shape
     rows, columns = (shifted[:, 0] == 1).nonzero().T[1:]
     assert len(rows) == 200 and {*rows.tolist()} == {*columns.tolist()} == {2, 3, 4, 5, 6}
     assert len(set(zip(rows.tolist(), columns.tolist(), strict=True))) == 25
     assert ((shifted[:, 1] == 0.5) == (shifted[:, 0] == 1)).all()  # the channels go together
     corner = torch.zeros(50, 1, 9, 9, requires_grad=True)
-    gan.moved(corner, 2, torch.Generator().manual_seed(0)).sum().backward()
+    gan.random_shift(corner, 2, torch.Generator().manual_seed(0)).sum().backward()
     assert (corner.grad[:, 0, 2:-2, 2:-2] == 1).all() and (corner.grad[:, 0, 0, 0] == 0).any()
 
 

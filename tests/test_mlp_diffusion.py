@@ -33,7 +33,7 @@ def test_only_the_literal_recipe_does_not_end_in_noise():
 
 
 def test_a_bottleneck_of_256_passes_at_most_256_dimensions_of_noise(float32):
-    """Without the skip ε̂ is an affine image of 256 numbers; the skip lifts the limit."""
+    """ε̂ as the network's output is an affine image of 256 numbers; from x̂₀ it is not."""
     torch.manual_seed(0)
     x, t = torch.randn(600, 784), torch.full((600,), 20)
     with torch.no_grad():
@@ -77,10 +77,10 @@ def test_a_black_background_is_nothing_at_every_t(monkeypatch):
 
 def test_weights_on_the_error_of_the_image():
     s = linear_schedule(50)
-    assert torch.allclose(ddpm.weight_on_x0(s, "noise"), s.snr.float())
+    assert torch.allclose(ddpm.weight_on_x0(s, "snr"), s.snr.float())
     min_snr = ddpm.weight_on_x0(s, "min-snr")
     assert min_snr.max() == 5 and torch.allclose(min_snr[s.snr < 5], s.snr[s.snr < 5].float())
-    corrected = ddpm.weight_on_x0(s, "1 − ᾱ")
+    corrected = ddpm.weight_on_x0(s, "noise-variance")
     assert torch.allclose(corrected, (1 - s.alpha_bar).float()) and (corrected.diff() > 0).all()
 
 
@@ -132,7 +132,9 @@ class Oracle(ddpm.Denoiser):
 
     def forward(self, x_t, t):
         x0 = torch.full_like(x_t, 0.5)
-        return x0 if self.recipe.skip else (x_t - self.a[t, None] * x0) / self.b[t, None]
+        if self.recipe.predicts_x0:
+            return x0
+        return (x_t - self.sqrt_alpha_bar[t, None] * x0) / self.sqrt_one_minus_alpha_bar[t, None]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -149,8 +151,8 @@ def test_the_reverse_process_has_the_forward_process_marginals():
     """From a true x_T, with a perfect estimate, x_t has variance 1 − ᾱ_t around √ᾱ_t·x₀."""
     model = Oracle(784, network("corrected").schedule, ddpm.RECIPES["corrected"])
     rng = torch.Generator().manual_seed(0)
-    a, b = model.a[-1], model.b[-1]
-    start = a * 0.5 + b * torch.randn(200, 784, generator=rng)
+    signal, noise = model.sqrt_alpha_bar[-1], model.sqrt_one_minus_alpha_bar[-1]
+    start = signal * 0.5 + noise * torch.randn(200, 784, generator=rng)
     for t, x in ddpm.reverse_process(model, start, rng):
         if t in (40, 20, 5):  # x_t here is the state after the step t, at table row t − 1
             alpha_bar = model.schedule.alpha_bar[t - 1].item()
@@ -161,7 +163,7 @@ def test_the_reverse_process_has_the_forward_process_marginals():
 def test_the_forward_process_has_the_closed_form_s_moments():
     """x_t step by step has mean √ᾱ_t·x₀ and variance 1 − ᾱ_t (Ho et al. eq. 4), and begins with x₀."""
     schedule, x0 = network("corrected").schedule, torch.full((200, 784), 0.5)
-    states = ddpm.forward_states(schedule, x0, torch.Generator().manual_seed(0))
+    states = list(ddpm.forward_process(schedule, x0, torch.Generator().manual_seed(0)))
     assert [t for t, _ in states] == list(range(51)) and torch.equal(states[0][1], x0)
     for t in (1, 10, 30, 50):
         x, alpha_bar = states[t][1], schedule.alpha_bar[t - 1].item()

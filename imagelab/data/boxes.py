@@ -1,4 +1,4 @@
-"""Pictures with boxes around the objects in them: drawn digit scenes, YOLO text files, COCO JSON."""
+"""Pictures with boxes around their objects: drawn digit scenes, YOLO text files, COCO JSON."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Boxes = list[torch.Tensor]
 
 @dataclass(frozen=True)
 class BoxedPictures(Described):
-    """Pictures (N, 3, S, S) uint8 to train on and held out, and the objects in each.
+    """Training pictures and held-out pictures (N, 3, S, S) uint8, and the objects in each.
 
-    Of each picture `boxes` are (n, 4) float x1 y1 x2 y2 in pixels, `labels` (n,) int64, indices into
-    `classes`.
+    Each picture has `boxes` (n, 4), float, x1 y1 x2 y2 in pixels, and `labels` (n,), int64, which are
+    indices into `classes`.
     """
 
     name: str
@@ -41,10 +41,11 @@ class BoxedPictures(Described):
 
 
 def load_boxed(name: str, count: int, test: int, size: int) -> BoxedPictures:
-    """'digit-scenes' (`count` drawn for training, `test` held out), 'yolo:FOLDER' or
-    'coco:IMAGES:FILE.json', fitted into squares of `size` pixels.
+    """The data set `name`, its pictures scaled to fit into squares of `size` pixels.
 
-    Raises UserError for an unknown name, missing files, and lines or entries that are no boxes.
+    Names are 'digit-scenes', 'yolo:FOLDER' and 'coco:IMAGES:FILE.json'. Of drawn scenes there are
+    `count` for training and `test` held out. Raises UserError for an unknown name, missing files, and
+    lines or entries that are no boxes.
     """
     if name == "digit-scenes":
         return _drawn(count, test, size)
@@ -61,9 +62,9 @@ def load_boxed(name: str, count: int, test: int, size: int) -> BoxedPictures:
 
 
 def _drawn(count: int, test: int, size: int) -> BoxedPictures:
-    """Held-out scenes have held-out digits, over other parts of the same photographs.
+    """Held-out scenes show held-out digits, over other parts of the same photographs.
 
-    Scenes to train on hold up to twice as many digits, so that there is more to learn from each.
+    Training scenes hold up to twice as many digits, so that each scene teaches more.
     """
     digits = load_dataset(EMBEDDED, Path())
     render = digit_scenes.render_scenes
@@ -75,24 +76,30 @@ def _drawn(count: int, test: int, size: int) -> BoxedPictures:
     return BoxedPictures("digit-scenes", source, digits.classes, *train, *held_out)
 
 
-# --- the user's own -------------------------------------------------------------------------------
+# --- the user's own pictures ----------------------------------------------------------------------
 
 
 @dataclass
 class Entry:
-    """A picture and its annotations: `boxes` in pixels of a picture of `size` (width, height; 0 and 0
-    where that is not said), or, where `size` is None, as shares of the picture's sides."""
+    """A picture and its annotations.
+
+    `size` is the width and height that the annotation file gives the picture, (0, 0) where it gives
+    none. `boxes` are in pixels of a picture of that size. Where `size` is None, they are shares of the
+    picture's sides.
+    """
 
     picture: Path
     size: tuple[int, int] | None = None
     boxes: list[list[float]] = field(default_factory=list)
-    kinds: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
 
 
 def _yolo(root: Path) -> tuple[tuple[str, ...], list[Entry]]:
-    """images/NAME.jpg with labels/NAME.txt (or both beside each other), a line for each object: class,
-    centre x, centre y, width, height, as shares of the picture. classes.txt, or `names` in data.yaml,
-    name the classes; both may lie in the folder or beside the labels."""
+    """YOLO's text format: images/NAME.jpg and labels/NAME.txt, or both in one folder.
+
+    A line is an object: class, centre x, centre y, width, height, as shares of the picture. classes.txt
+    or `names` in data.yaml names the classes; these files may lie in the folder or beside the labels.
+    """
     if not root.is_dir():
         raise UserError(f"--dataset yolo:FOLDER: there is no folder {readable(root)}.")
     images = root / "images" if (root / "images").is_dir() else root
@@ -109,35 +116,37 @@ def _yolo(root: Path) -> tuple[tuple[str, ...], list[Entry]]:
             if not line.strip():
                 continue
             try:
-                kind, x, y, w, h = line.split()
+                label, x, y, w, h = line.split()
                 x, y, w, h = shares = np.array([x, y, w, h], dtype=float)
-                entry.kinds.append(int(kind))
-                if entry.kinds[-1] < 0 or not ((shares >= 0) & (shares <= 1)).all():
+                entry.labels.append(int(label))
+                if entry.labels[-1] < 0 or not ((shares >= 0) & (shares <= 1)).all():
                     raise ValueError
             except ValueError as error:
-                raise UserError(f"{readable(text)}, line {number}: {readable(line)!r} is not 'class x y "
-                                "width height' with shares from 0 to 1.") from error  # fmt: skip
-            check_classes(entry.kinds[-1] + 1, f"{readable(text)}, line {number},")
+                raise UserError(
+                    f"{readable(text)}, line {number}: {readable(line)!r} is not 'class x y width "
+                    "height' with shares from 0 to 1."
+                ) from error
+            check_classes(entry.labels[-1] + 1, f"{readable(text)}, line {number},")
             entry.boxes.append([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
-        if entry.kinds:
-            _tell_of_a_turn(path)
-    if not any(entry.kinds for entry in entries):
+        if entry.labels:
+            _warn_of_rotation(path)
+    if not any(entry.labels for entry in entries):
         raise UserError(
             f"There are {len(entries)} pictures in {readable(images)} and {len(texts)} label files in "
             f"{readable(labels)}, but no picture has a box in a label file of its name."
         )
     named = _yolo_names(root, labels)
-    highest = max(kind for entry in entries for kind in entry.kinds)
+    highest = max(label for entry in entries for label in entry.labels)
     classes = [named.get(k) or f"class {k}" for k in range(max(highest, *named, -1) + 1)]
     return tuple(classes), entries
 
 
 def _yolo_names(root: Path, labels: Path) -> dict[int, str]:
-    """The names of the classes by their numbers, as far as classes.txt or data.yaml gives them."""
+    """The names of the classes by their numbers, where classes.txt or data.yaml gives them."""
     import yaml
 
-    places = [folder / name for name in ("classes.txt", "data.yaml", "data.yml")
-              for folder in dict.fromkeys((root, labels))]  # fmt: skip
+    names = "classes.txt", "data.yaml", "data.yml"
+    places = [folder / name for name in names for folder in (root, labels)]
     path = next((place for place in places if place.exists()), None)
     if path is None:
         return {}
@@ -161,12 +170,15 @@ def _yolo_names(root: Path, labels: Path) -> dict[int, str]:
 
 
 def _lines(path: Path) -> list[str]:
-    """Of a text file, with or without a byte order mark."""
+    """The lines of a text file."""
     return _text(path).split("\n")
 
 
 def _text(path: Path) -> str:
-    """Raises UserError where `path` is no file of text, such as a folder, a pipe or a device."""
+    """The content of a text file, without a byte order mark.
+
+    Raises UserError where `path` is no text file, also for a folder, a pipe or a device.
+    """
     if not path.is_file():
         raise UserError(
             f"{readable(path)} is no file."
@@ -203,33 +215,35 @@ def _coco(images: Path, file: Path) -> tuple[tuple[str, ...], list[Entry]]:
                 raise ValueError(f"its id {image['id']!r} is that of another image")
             size = (0, 0) if None in size else size
             entries[image["id"]] = Entry(images / image["file_name"], size)
-        for k, thing in enumerate(content["annotations"]):
-            at = f"annotation {k + 1} (id {thing.get('id')!r})"
-            if thing.get("iscrowd"):  # a region in which nobody counted
+        for k, annotation in enumerate(content["annotations"]):
+            at = f"annotation {k + 1} (id {annotation.get('id')!r})"
+            if annotation.get("iscrowd"):  # many objects in one box
                 continue
-            x, y, w, h = map(float, thing["bbox"])
+            x, y, w, h = map(float, annotation["bbox"])
             if not (np.isfinite([x, y]).all() and 0 <= w < np.inf and 0 <= h < np.inf):
-                raise ValueError(f"bbox {thing['bbox']}")
+                raise ValueError(f"bbox {annotation['bbox']}")
             for key, known in (("image_id", entries), ("category_id", categories)):
-                if thing[key] not in known:
-                    raise ValueError(f"{key} {thing[key]!r} is not among the file's own")
-            entries[thing["image_id"]].boxes.append([x, y, x + w, y + h])
-            entries[thing["image_id"]].kinds.append(order.index(thing["category_id"]))
+                if annotation[key] not in known:
+                    raise ValueError(f"{key} {annotation[key]!r} is not among the file's own")
+            entry = entries[annotation["image_id"]]
+            entry.boxes.append([x, y, x + w, y + h])
+            entry.labels.append(order.index(annotation["category_id"]))
     except KeyError as error:
         raise UserError(
             f"{readable(file)} is not a COCO file of instances: {at} has no {error}."
         ) from error
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{readable(file)} is not a COCO file of instances: {at} cannot be read "
-                        f"({readable(error)}).") from error  # fmt: skip
+        raise UserError(
+            f"{readable(file)} is not a COCO file of instances: {at} cannot be read ({readable(error)})."
+        ) from error
     return tuple(categories[k] for k in order), list(entries.values())
 
 
 def _in_pixels(entry: Entry, width: int, height: int) -> torch.Tensor:
     """The boxes (n, 4) of an entry, x1 y1 x2 y2 in pixels of its upright picture of `width` × `height`.
 
-    An annotation's own size tells where it was made on the picture before its EXIF turned it, or at
-    another scale. Raises UserError where neither explains that size.
+    The size in the annotation file shows whether the boxes were drawn at another scale, or on the
+    picture as it is stored, before its EXIF rotates it. Raises UserError where neither explains it.
     """
     boxes = torch.tensor(entry.boxes, dtype=torch.float64).reshape(-1, 4)
     if entry.size is None:
@@ -237,7 +251,7 @@ def _in_pixels(entry: Entry, width: int, height: int) -> torch.Tensor:
     w, h = entry.size
     if not entry.boxes or (w, h) in ((0, 0), (width, height)):  # 0: the file does not say
         if entry.boxes and (w == h or exif_orientation(entry.picture) < 5):
-            _tell_of_a_turn(entry.picture)
+            _warn_of_rotation(entry.picture)
         return boxes
     if _same_shape((w, h), (width, height)):
         return boxes * torch.tensor([width / w, height / h] * 2)
@@ -246,14 +260,14 @@ def _in_pixels(entry: Entry, width: int, height: int) -> torch.Tensor:
         raise UserError(
             f"{readable(entry.picture)} is {width}×{height} pixels, but its annotations say {w:g}×{h:g}."
         )
-    x, y = boxes[:, 0::2] / w, boxes[:, 1::2] / h  # shares of the picture before its turn
+    x, y = boxes[:, 0::2] / w, boxes[:, 1::2] / h  # shares of the stored picture
     x, y = (1 - y if turn in (6, 7) else y), (1 - x if turn in (7, 8) else x)
     x, y = x.sort(dim=1).values * width, y.sort(dim=1).values * height
     return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
 
 
-def _tell_of_a_turn(path: Path) -> None:
-    """Where nothing says on which picture the boxes were drawn."""
+def _warn_of_rotation(path: Path) -> None:
+    """Say what is assumed where nothing tells on which picture the boxes were drawn."""
     if exif_orientation(path) != 1:
         tell_once(
             "it is turned by its EXIF; its boxes are taken for those of the upright picture.", path
@@ -261,19 +275,21 @@ def _tell_of_a_turn(path: Path) -> None:
 
 
 def _same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether one is the other scaled, to within the rounding of a pixel of the smaller one."""
+    """Whether one is the other scaled, but for the rounding to whole pixels of the smaller one."""
     small, large = sorted((size, other))
     scale = large[0] / small[0]
     return abs(small[1] * scale - large[1]) <= max(scale, 1)
 
 
 def _split(name: str, classes: tuple[str, ...], entries: list[Entry], size: int) -> BoxedPictures:
-    """Fit every picture into its square; every tenth is held out."""
+    """The data set of these entries: pictures scaled to fit into squares, every tenth held out."""
     name = readable(name)
-    if len(entries) < 10 or not any(entry.kinds for entry in entries):
-        raise UserError(f"{name}: {len(entries)} pictures with "
-                        f"{sum(len(entry.kinds) for entry in entries)} boxes; at least 10 pictures "
-                        "and a box are needed.")  # fmt: skip
+    count = sum(len(entry.labels) for entry in entries)
+    if len(entries) < 10 or count == 0:
+        raise UserError(
+            f"{name}: {len(entries)} pictures with {count} boxes; at least 10 pictures and a box are "
+            "needed."
+        )
     images, all_boxes, all_labels = [], [], []
     for entry in entries:
         picture = np.asarray(open_picture(entry.picture).convert("RGB"))
@@ -282,9 +298,9 @@ def _split(name: str, classes: tuple[str, ...], entries: list[Entry], size: int)
         images.append(image)
         boxes = _in_pixels(entry, width, height)
         boxes = boxes.clamp(min=0).minimum(torch.tensor([width, height] * 2)) * scale
-        there = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # else empty, or outside the picture
-        all_boxes.append(boxes[there].float())
-        all_labels.append(torch.tensor(entry.kinds, dtype=torch.long)[there])
+        visible = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # else empty, or outside the picture
+        all_boxes.append(boxes[visible].float())
+        all_labels.append(torch.tensor(entry.labels, dtype=torch.long)[visible])
     stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     test = [k for k in range(len(entries)) if k % 10 == 9]
     train = [k for k in range(len(entries)) if k % 10 != 9]
@@ -310,7 +326,7 @@ def _split(name: str, classes: tuple[str, ...], entries: list[Entry], size: int)
 
 
 def fit(picture: np.ndarray, size: int) -> tuple[np.ndarray, float]:
-    """A picture (H, W, 3) uint8 in the upper left of a grey square of `size`, and how it was scaled."""
+    """A picture (H, W, 3) uint8 scaled into the upper left of a grey square of `size`, and the scale."""
     import cv2
 
     scale = size / max(picture.shape[:2])

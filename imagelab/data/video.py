@@ -1,7 +1,7 @@
-"""Frames of a video file or a camera, one at a time, and writing them (by OpenCV).
+"""Read and write the frames of a video file or a camera, one at a time, with OpenCV.
 
 `process_media` reads a picture, a folder, a video or a camera, and writes what a predictor makes of it.
-Videos have even sides: of an odd one the last row or column is lost in writing.
+Videos have even sides: where a frame has an odd side, its last row or column is not written.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MOST_LOST = 1000  # frames in a row that cannot be read, after which no more are
 
 @dataclass
 class Video:
-    """`frames` yields (H, W, 3) uint8 RGB; `length` is how many, 0 if that is not known."""
+    """`frames` yields (H, W, 3) uint8 RGB. `length` is the number of frames, 0 if it is not known."""
 
     frames: Iterator[np.ndarray]
     rate: float
@@ -44,7 +44,7 @@ class Video:
 def open_video(source: Path | int) -> Iterator[Video]:
     """A video file, or the camera of that number. Raises UserError where it cannot be opened.
 
-    Frames that cannot be read are left out; after the last one a line says how many.
+    Frames that cannot be read are left out. After the last frame a line says how many.
     """
     import cv2
 
@@ -69,7 +69,7 @@ def open_video(source: Path | int) -> Iterator[Video]:
 
 
 def _frames(capture, length: int, source: Path | int) -> Iterator[np.ndarray]:
-    """The frames (H, W, 3) uint8 RGB that can be read, of `length` if the file says how many (else 0)."""
+    """The readable frames (H, W, 3) uint8 RGB. `length` is their number as the file gives it, or 0."""
     import cv2
 
     read = lost = failed = 0  # lost: between frames that were read; failed: since the last one
@@ -83,7 +83,7 @@ def _frames(capture, length: int, source: Path | int) -> Iterator[np.ndarray]:
         else:
             break
     short = length - read - lost
-    lost += short if short > max(2, length // 50) else 0  # what a file says of its length is rough
+    lost += short if short > max(2, length // 50) else 0  # the length in a file is not exact
     if lost and read:
         tell_once(f"{lost} of {read + lost} frames could not be read.", source)
 
@@ -104,9 +104,9 @@ def check_video_name(path: Path) -> None:
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], rate: float = FRAMES_PER_SECOND) -> int:
-    """Write frames (H, W, 3) uint8, all of one size; how many there were.
+    """Write frames (H, W, 3) uint8, all of one size. Returns how many there were.
 
-    A Ctrl-C ends the video where it is: what was written is kept.
+    Ctrl-C ends the video early. The frames written before it are kept.
     """
     import cv2
 
@@ -132,16 +132,16 @@ def write_video(path: Path, frames: Iterable[np.ndarray], rate: float = FRAMES_P
         finally:
             if writer is not None:
                 writer.release()
-        if _length(temporary) < count:  # of a full disk OpenCV says nothing
+        if _length(temporary) < count:  # OpenCV does not report a full disk
             raise UserError(f"{path} could not be written as a whole: the disk may be full.")
     return count
 
 
 @contextlib.contextmanager
 def _without_false_warning() -> Iterator[None]:
-    """Leave out OpenCV's warning that a WebM's tag is not supported: it writes the film all the same.
+    """Hide OpenCV's warning that the tag of a WebM is not supported. It writes the film correctly.
 
-    Its other warnings come through. OpenCV writes to the file descriptor of stderr itself.
+    Other warnings are shown. OpenCV writes to the file descriptor of stderr, not to sys.stderr.
     """
     try:
         stderr = os.dup(2)
@@ -170,7 +170,7 @@ def _valid_rate(rate: float) -> float:
 
 
 def _length(path: Path) -> int:
-    """How many frames can be read; the number in the file itself may be wrong."""
+    """How many frames can be read. The number in the file may be wrong."""
     import cv2
 
     capture = cv2.VideoCapture(str(path))
@@ -184,11 +184,11 @@ Predictor = Callable[[np.ndarray], np.ndarray]  # a picture (H, W, 3) uint8 to a
 
 
 def process_media(source: str | Path, output: Path, make_predictor: Callable[[], Predictor]) -> str:
-    """Write what the predictor makes of each picture; returns a sentence: how many, and how fast.
+    """Write what the predictor makes of each picture. Returns a sentence: how many, and how fast.
 
-    `source` is a picture, a folder of pictures, a video, or a camera's number; `output` a picture, a
-    folder, or a video. `make_predictor` is called once both are known to be usable: loading a network
-    takes time. Raises UserError where one is not.
+    `source` is a picture, a folder of pictures, a video, or the number of a camera; `output` is a
+    picture, a folder, or a video. Raises UserError where one of them cannot be used. Only then
+    `make_predictor` is called, because loading a network takes time.
     """
     source, output = str(source), Path(output)
     path = Path(source)

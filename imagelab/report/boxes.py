@@ -1,4 +1,4 @@
-"""Boxes drawn into a picture, each with its class and its score."""
+"""Draw boxes into a picture, each with its class and score."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def draw_boxes(
     """A copy of a picture (H, W, 3) uint8 with the boxes, classes and scores of `detections` on it.
 
     `detections` holds boxes (n, 4) x1 y1 x2 y2, labels (n,) and scores (n,) from 0 to 1. The boxes are
-    divided by `scale`; those with a score under `min_score` are not drawn.
+    divided by `scale`. Boxes with a score under `min_score` are not drawn.
     """
     import cv2
 

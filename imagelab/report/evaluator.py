@@ -102,8 +102,15 @@ class Evaluator:
             [name, epochs, s.frechet, s.coverage, min(s.class_shares), s.surely_read, s.speckle]
             for name, (epochs, s) in (scored | {name: ("", s) for name, s in real.items()}).items()
         ]
-        columns = ["recipe", "epochs", "Fréchet distance", "coverage", "rarest class", "surely read",
-                   "speckle"]  # fmt: skip
+        columns = [
+            "recipe",
+            "epochs",
+            "Fréchet distance",
+            "coverage",
+            "rarest class",
+            "surely read",
+            "speckle",
+        ]
         result.add_table(f"{caption}, n = {self.n:,}", columns, rows)
 
     def add_to(self, result: Result, scores: Scores, prefix: str = "") -> None:
@@ -119,9 +126,13 @@ class Evaluator:
             ("speckle", lambda s: s.speckle, None),
         ):
             result.add_metric(
-                f"{prefix}{name}", value(scores), scores.n, floor=value(self.floor),
-                memoriser=self.memoriser and value(self.memoriser), better=better,
-            )  # fmt: skip
+                f"{prefix}{name}",
+                value(scores),
+                scores.n,
+                floor=value(self.floor),
+                memoriser=self.memoriser and value(self.memoriser),
+                better=better,
+            )
 
 
 # --- distances between two sets, in features (N, D) -----------------------------------------------
@@ -152,8 +163,10 @@ def frechet_distance(x: torch.Tensor, y: torch.Tensor) -> float:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     if min(len(x), len(y)) < MIN_SAMPLES:
-        raise UserError(f"A Fréchet distance needs at least {MIN_SAMPLES} images of each kind, not "
-                        f"{min(len(x), len(y))}: raise --num-samples.")  # fmt: skip
+        raise UserError(
+            f"A Fréchet distance needs at least {MIN_SAMPLES} images of each kind, not "
+            f"{min(len(x), len(y))}: raise --num-samples."
+        )
     network = _AsTheyAre(x.shape[1])
     # Under torchrun one process scores alone: it must not wait for the others.
     distance = FrechetInceptionDistance(feature=network, sync_on_compute=False).to(x.device)

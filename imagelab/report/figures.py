@@ -23,6 +23,7 @@ from imagelab.setup.terminal import tell_once
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
     from matplotlib.typing import RcKeyType
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -116,8 +117,13 @@ def font_file(letters: str) -> str:
 
     if lacks(usual) == 0:
         return usual
-    plain = {font.name for font in fontManager.ttflist if font.style == "normal"
-             and font.weight in (400, "normal") and not font.name.startswith("Last Resort")}  # fmt: skip
+    plain = {
+        font.name
+        for font in fontManager.ttflist
+        if font.style == "normal"
+        and font.weight in (400, "normal")
+        and not font.name.startswith("Last Resort")
+    }
     found = [findfont(FontProperties(family=name)) for name in sorted(plain)]
     return min([usual, *found], key=lacks)
 
@@ -164,10 +170,16 @@ def name_rows(axes: np.ndarray, names: Sequence[str]) -> None:
     upwards = max(map(len, names)) <= 25  # longer ones would meet the next row's
     for axis, name in zip(axes[:, 0], names, strict=True):
         axis.annotate(
-            textwrap.fill(name, 14 if upwards else 16), (0, 0.5), (-8, 0), "axes fraction",
-            "offset points", rotation=90 if upwards else 0, va="center", ha="right",
+            textwrap.fill(name, 14 if upwards else 16),
+            (0, 0.5),
+            (-8, 0),
+            "axes fraction",
+            "offset points",
+            rotation=90 if upwards else 0,
+            va="center",
+            ha="right",
             multialignment="center",
-        )  # fmt: skip
+        )
 
 
 def plot_rows(rows: Mapping[str, torch.Tensor]) -> Figure:
@@ -218,6 +230,27 @@ def plot_lines(
     axis.set_ylabel(ylabel)
     if len(lines) > 1:
         axis.legend()
+
+
+def plot_matrix(
+    axis,
+    shares: torch.Tensor,
+    names: Sequence[str],
+    texts: Sequence[Sequence[str]] | None = None,
+) -> AxesImage:
+    """Shares (N, N) from 0 to 1 as colours, rows and columns named, a text in each cell.
+
+    Returns what a colour bar needs.
+    """
+    shown = axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    axis.grid(visible=False)
+    axis.set_xticks(range(len(names)), names)
+    axis.set_yticks(range(len(names)), names)
+    for i, row in enumerate(texts or ()):
+        for j, text in enumerate(row):
+            colour = "white" if shares[i, j] > 0.5 else "black"
+            axis.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
+    return shown
 
 
 def log_scale(axis) -> None:

@@ -6,14 +6,17 @@ import functools
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from imagelab.data.pictures import data_url, webp
 from imagelab.report import playground
-from imagelab.report.results import Result, metric_text, number
+from imagelab.report.numbers import metric_text, number
 from imagelab.setup.files import atomic_path
+
+if TYPE_CHECKING:
+    from imagelab.report.results import Result
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 MAX_BYTES = 8_600_000  # of pictures and playground, as base64, for every four demos
@@ -76,10 +79,14 @@ def write_report(path: Path, root: Path, rows: list[dict[str, Any]], facts: dict
         demo["card"] = card(demo)
         room = _embed_all(demo["result"]["files"], demo["source"], room)
     page = _template().render(
-        demos=demos, facts=facts, models=model_rows(demos), play=play,
+        demos=demos,
+        facts=facts,
+        models=model_rows(demos),
+        play=play,
         plays={panel.demo: panel.name for panel in play.panels} if play else {},
-        script=_text(playground.SCRIPT), style=_text(playground.STYLE),
-    )  # fmt: skip
+        script=_text(playground.SCRIPT),
+        style=_text(playground.STYLE),
+    )
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
@@ -108,9 +115,12 @@ def _template():
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
     environment.filters.update(
         number=number, metric=named_metric, cell=cell, short=short, lines=lines, headline=headline
     )
@@ -119,8 +129,13 @@ def _template():
 
 def _demo(root: Path, row: dict[str, Any]) -> dict[str, Any]:
     """The driver's row with the demo's record, where there is one, and the folder that it lies in."""
-    demo = {**row, "anchor": row["name"].replace("_", "-"), "result": None, "card": None,
-            "source": root / (row["folder"] or "")}  # fmt: skip
+    demo = {
+        **row,
+        "anchor": row["name"].replace("_", "-"),
+        "result": None,
+        "card": None,
+        "source": root / (row["folder"] or ""),
+    }
     record = demo["source"] / "results.json"
     if row["folder"] and row["status"] == "done" and record.is_file():
         demo["result"] = json.loads(record.read_text(encoding="utf-8"))
@@ -143,12 +158,16 @@ def model_rows(demos: list[dict[str, Any]]) -> list[dict[str, Any]]:
     scored = [demo for demo in demos if demo["result"] and demo["result"]["evaluator"]]
     scored = [demo for demo in scored if MODEL_COLUMNS[0] in demo["result"]["metrics"]]
     return [
-        {"anchor": demo["anchor"], "title": demo["result"]["title"].split(":")[0],
-         "evaluator": demo["result"]["evaluator"],
-         "n": demo["result"]["metrics"][MODEL_COLUMNS[0]]["n"],
-         "figures": {name: demo["result"]["metrics"].get(name) for name in MODEL_COLUMNS}}
-        for demo in scored if demo["result"]["evaluator"] == scored[0]["result"]["evaluator"]
-    ]  # fmt: skip
+        {
+            "anchor": demo["anchor"],
+            "title": demo["result"]["title"].split(":")[0],
+            "evaluator": demo["result"]["evaluator"],
+            "n": demo["result"]["metrics"][MODEL_COLUMNS[0]]["n"],
+            "figures": {name: demo["result"]["metrics"].get(name) for name in MODEL_COLUMNS},
+        }
+        for demo in scored
+        if demo["result"]["evaluator"] == scored[0]["result"]["evaluator"]
+    ]
 
 
 # --- figures as text ------------------------------------------------------------------------------
@@ -168,8 +187,11 @@ def short(entry: dict[str, Any], name: str) -> str:
 def lines(entry: dict[str, Any], name: str) -> str:
     """A metric's floor and memoriser, written as its value is: 'floor 14.3, memoriser 11.8'."""
     found = [(line, entry.get(line)) for line in ("floor", "memoriser")]
-    return ", ".join(f"{line} {short({**entry, 'value': value}, name)}"
-                     for line, value in found if value is not None)  # fmt: skip
+    return ", ".join(
+        f"{line} {short({**entry, 'value': value}, name)}"
+        for line, value in found
+        if value is not None
+    )
 
 
 def headline(demo: dict[str, Any]) -> str:
@@ -196,10 +218,12 @@ def in_percent(entry: dict[str, Any]) -> dict[str, Any]:
     interval = entry.get("interval")
     found = {line: entry.get(line) for line in ("floor", "memoriser")}
     return {
-        **entry, "value": percent(entry["value"]), "unit": "%",
+        **entry,
+        "value": percent(entry["value"]),
+        "unit": "%",
         **{line: None if value is None else f"{percent(value)} %" for line, value in found.items()},
         "interval": interval and [percent(edge) for edge in interval],
-    }  # fmt: skip
+    }
 
 
 def percent(share: float) -> str:

@@ -71,9 +71,11 @@ class Playground:
     def json(self) -> str:
         """What stands in a <script> of the page: no '<' can end it."""
         data = {
-            "classes": self.classes, "reader": self.reader, "tensors": self.tensors,
+            "classes": self.classes,
+            "reader": self.reader,
+            "tensors": self.tensors,
             "panels": {panel.name: panel.data for panel in self.panels},
-        }  # fmt: skip
+        }
         return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
     def size(self) -> int:
@@ -195,21 +197,28 @@ def attack(play: Playground, root: Path, results: dict) -> Panel:
     if not readers:
         raise LookupError("no classifier")
     play.reader, play.classes = play.reader or readers[0]["network"], data.classes
-    chosen = torch.cat([
-        (data.test_labels == label).nonzero().flatten()[:DIGITS_A_CLASS]
-        for label in range(len(data.classes))
-    ])  # fmt: skip
+    chosen = torch.cat(
+        [
+            (data.test_labels == label).nonzero().flatten()[:DIGITS_A_CLASS]
+            for label in range(len(data.classes))
+        ]
+    )
     what, labels = noun(data), data.test_labels[chosen].tolist()
     return Panel(
-        "attack", f"Attack a {what}",
+        "attack",
+        f"Attack a {what}",
         f"Draw a {what} or choose one: the network that this run trained reads it, and the bars are "
         "its ten probabilities. Then every pixel changes by at most ε, in the direction that the "
         "network's own gradient names, until it reads something else.",
         f"choose a held-out {what}, drag ε to the right until the reading flips, and then choose "
         "noise: it changes every pixel by as much and hardly matters.",
-        demo, {"readers": readers, "noun": what,
-               "digits": {"images": greys(data.test_images[chosen]), "labels": labels}},
-    )  # fmt: skip
+        demo,
+        {
+            "readers": readers,
+            "noun": what,
+            "digits": {"images": greys(data.test_images[chosen]), "labels": labels},
+        },
+    )
 
 
 def gan(play: Playground, root: Path, results: dict) -> Panel:
@@ -222,15 +231,19 @@ def gan(play: Playground, root: Path, results: dict) -> Panel:
     _, _, directions = torch.linalg.svd(weights["layers.0.weight"].float(), full_matrices=False)
     size = directions.shape[1]
     return Panel(
-        "gan", "Walk the GAN's latents",
+        "gan",
+        "Walk the GAN's latents",
         f"Each picture is drawn from {size} random numbers, its latent, by the generator that this run "
-        "trained; under it stands what the classifier reads. Latents between two latents give pictures "
-        "between two pictures.",
+        "trained. Under it stands what the classifier reads. A latent between two latents gives a "
+        "picture between their two pictures.",
         "choose two samples that differ and drag the blend from A to B.",
         "gan_mnist",
-        {"network": play.add_network("generator", weights, DRAWING), "latent": size,
-         "directions": directions[:DIRECTIONS].round(decimals=4).tolist()},
-    )  # fmt: skip
+        {
+            "network": play.add_network("generator", weights, DRAWING),
+            "latent": size,
+            "directions": directions[:DIRECTIONS].round(decimals=4).tolist(),
+        },
+    )
 
 
 def diffusion(play: Playground, root: Path, results: dict) -> Panel:
@@ -246,13 +259,15 @@ def diffusion(play: Playground, root: Path, results: dict) -> Panel:
     steps = len(recipes[0]["alphaBar"])
     beside = " Beside it the recipe to the letter starts from the same noise." * (len(recipes) > 1)
     return Panel(
-        "diffusion", "Watch diffusion",
-        f"The network starts from noise and takes a little of it away in each of {steps} steps. Beside "
-        "the picture on its way, xₜ, stands x̂₀, the clean picture that it expects at that moment."
+        "diffusion",
+        "Watch diffusion",
+        f"The network starts from noise and removes a little of it in each of {steps} steps. Beside the "
+        "current picture, xₜ, stands x̂₀: the clean picture that the network expects at that moment."
         + beside,
         "press play, then drag the slider back to the step at which the picture was decided.",
-        "mlp_diffusion", {"recipes": recipes},
-    )  # fmt: skip
+        "mlp_diffusion",
+        {"recipes": recipes},
+    )
 
 
 def recipe(play: Playground, path: Path, record: dict) -> dict:
@@ -262,9 +277,13 @@ def recipe(play: Playground, path: Path, record: dict) -> dict:
     predicts_x0 = bool(facts["predicts_x0"])
     bound = "tanh" if facts["tanh"] else "clip" if config.get("bound") == "clip" else ""
     return recipe_of(
-        play, config["recipe"], saved["ema"] or saved["model"]["denoiser"],
-        facts["alpha_bar"].tolist(), "x0" if predicts_x0 else "eps", bound if predicts_x0 else "",
-    )  # fmt: skip
+        play,
+        config["recipe"],
+        saved["ema"] or saved["model"]["denoiser"],
+        facts["alpha_bar"].tolist(),
+        "x0" if predicts_x0 else "eps",
+        bound if predicts_x0 else "",
+    )
 
 
 def recipe_of(
@@ -277,8 +296,13 @@ def recipe_of(
     pixels = weights["mlp.4.bias"].numel()
     table = time_embedding(len(alpha_bar), weights["mlp.0.weight"].shape[1] - pixels)
     network = play.add_network(f"denoiser-{name}", {**weights, "embedding": table}, DRAWING)
-    return {"name": name, "network": network, "alphaBar": alpha_bar, "predicts": predicts,
-            "bound": bound}  # fmt: skip
+    return {
+        "name": name,
+        "network": network,
+        "alphaBar": alpha_bar,
+        "predicts": predicts,
+        "bound": bound,
+    }
 
 
 def time_embedding(T: int, size: int) -> torch.Tensor:
@@ -302,19 +326,29 @@ def ask(play: Playground, root: Path, results: dict) -> Panel:
     play.classes, play.worker = data.classes, UNET.read_text(encoding="utf-8")
     what, millions = noun(data), sum(value.numel() for value in weights.values()) / 1e6
     return Panel(
-        "ask", f"Ask for a {what}",
-        f"The U-Net of {millions:.1f} million weights that this run trained draws the class that is "
-        f"asked for, from noise, in {len(times)} steps. Guidance exaggerates what the class changes in "
-        "its answer; what you brush over in the picture, it draws again.",
+        "ask",
+        f"Ask for a {what}",
+        f"The U-Net that this run trained ({millions:.1f} million weights) draws the class that you "
+        f"choose, from noise, in {len(times)} steps. Guidance strengthens the effect of the class. "
+        "Brush over a part of the picture, and the U-Net draws that part again.",
         "draw a class with a guidance of 0, which ignores the class, and again with 1.5 from the same "
         "noise.",
         "unet_diffusion",
-        {"network": play.add_network("unet", weights, DRAWING), "noun": what,
-         "facts": {"levels": len(config["widths"]), "blocks": config["blocks"],
-                   "patchSize": config["patch_size"], "side": SHAPE[1]},
-         "predicts": config["prediction"],
-         "steps": [{"t": t / config["T"], "alphaBar": schedule.alpha_bar[t].item()} for t in times]},
-    )  # fmt: skip
+        {
+            "network": play.add_network("unet", weights, DRAWING),
+            "noun": what,
+            "facts": {
+                "levels": len(config["widths"]),
+                "blocks": config["blocks"],
+                "patchSize": config["patch_size"],
+                "side": SHAPE[1],
+            },
+            "predicts": config["prediction"],
+            "steps": [
+                {"t": t / config["T"], "alphaBar": schedule.alpha_bar[t].item()} for t in times
+            ],
+        },
+    )
 
 
 def vae(play: Playground, root: Path, results: dict) -> Panel:
@@ -329,14 +363,18 @@ def vae(play: Playground, root: Path, results: dict) -> Panel:
     decoder = {k: value for k, value in weights.items() if k.startswith("decoder.")}
     play.classes = data.classes
     return Panel(
-        "vae", "The VAE's plane",
-        "Every point of this plane is two numbers, from which the decoder that this run trained draws "
-        f"a picture. The small marks are held-out {noun(data)}s, where the encoder puts them.",
-        "move slowly from one class to another and watch the one become the other.",
         "vae",
-        {"network": play.add_network("decoder", decoder, DRAWING),
-         "points": encoded[:, :2].round(decimals=2).tolist(), "labels": labels.tolist()},
-    )  # fmt: skip
+        "The VAE's plane",
+        "Every point of this plane is a pair of numbers. The decoder that this run trained draws a "
+        f"picture from it. The small marks show where the encoder puts held-out {noun(data)}s.",
+        "move slowly from one class to another and watch one become the other.",
+        "vae",
+        {
+            "network": play.add_network("decoder", decoder, DRAWING),
+            "points": encoded[:, :2].round(decimals=2).tolist(),
+            "labels": labels.tolist(),
+        },
+    )
 
 
 def noise(play: Playground, root: Path, results: dict) -> Panel:
@@ -359,13 +397,15 @@ def noise(play: Playground, root: Path, results: dict) -> Panel:
     restored = {name: made for name, made in restored.items() if len(made) == len(steps)}
     filters = "the blur, or another filter," if restored else "the blur"
     return Panel(
-        "noise", "A noisy picture",
-        "Step by step the picture drowns in Gaussian noise of σ, left; right is what a filter brings "
-        "back. PSNR, in decibels, says how near each is to the clean picture: higher is nearer.",
+        "noise",
+        "A noisy picture",
+        "Left: the picture with more and more Gaussian noise of σ. Right: the same after a filter. "
+        "PSNR, in decibels, says how close each is to the clean picture: higher is closer.",
         f"go to the last step and find the width at which {filters} helps most; then go back to the "
         "first step, where as much blur does harm.",
-        "diffusion_demo", {**pictures, "sigmas": sigmas, "restored": restored},
-    )  # fmt: skip
+        "diffusion_demo",
+        {**pictures, "sigmas": sigmas, "restored": restored},
+    )
 
 
 def shown(picture: np.ndarray, **how: Any) -> str:

@@ -75,8 +75,10 @@ def evaluator_for(
     if known is not None and known.n == n:
         return known
     if n < MIN_SAMPLES or len(data.classes) < 2:
-        print(f"The samples are not scored: that takes two classes and {MIN_SAMPLES} held-out images "
-              f"and samples; here are {len(data.classes)} and {n}.")  # fmt: skip
+        print(
+            f"The samples are not scored: that takes two classes and {MIN_SAMPLES} held-out images "
+            f"and samples; here are {len(data.classes)} and {n}."
+        )
         return None
     return Evaluator(
         trained_classifier(data, config.output_dir, config.seed, config.quick), data, n
@@ -114,8 +116,13 @@ def plot_quality(training: Training, evaluator: Evaluator) -> Figure:
             (evaluator.memoriser, "training images (memoriser)", ":"),
         ):
             if scores is not None:
-                axis.axhline(getattr(scores, key), color="#666666", linewidth=1.2,
-                             linestyle=style, label=label)  # fmt: skip
+                axis.axhline(
+                    getattr(scores, key),
+                    color="#666666",
+                    linewidth=1.2,
+                    linestyle=style,
+                    label=label,
+                )
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 1].legend(loc="lower right")
     figures.log_scale(axes[0, 0])
@@ -173,17 +180,27 @@ def report_samples(
         f"held-out real images (n = {scores.n:,})": evaluator.floor.class_shares,
     }
     figures.class_histogram(axes[0, 0], shares, data.classes)
-    result.add_figure("classes.png", figure, "What the classifier reads in the samples: a collapse "
-                      "would empty some classes.")  # fmt: skip
+    result.add_figure(
+        "classes.png",
+        figure,
+        "What the classifier reads in the samples: a collapse would empty some classes.",
+    )
     few = samples[:500].to(data.images.device)
     index, distance = nearest(few, data.images)
     rows = random_subset(len(data.test_images), len(few), "nearest").to(data.images.device)
     _, usual = nearest(varied_as_trained_on(data, data.test_images[rows]), data.images)
-    result.add_metric("distance to the nearest training image", distance.median(), len(few),
-                      floor=usual.median().item())  # fmt: skip
+    result.add_metric(
+        "distance to the nearest training image",
+        distance.median(),
+        len(few),
+        floor=usual.median().item(),
+    )
     pairs = torch.cat([few[:10], data.images[index[:10]]])
-    path = result.add_file("neighbours.png", "Samples above, each one's nearest training image below:"
-                           " equal pairs would be learnt by heart.")  # fmt: skip
+    path = result.add_file(
+        "neighbours.png",
+        "Samples above, each one's nearest training image below:"
+        " equal pairs would be learnt by heart.",
+    )
     write_png(path, figures.grid(pairs, columns=10))
     return scores
 

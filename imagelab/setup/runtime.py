@@ -140,8 +140,15 @@ def channels_last(network: Network, device: torch.device | str) -> Network:
 
 def versions() -> dict[str, str]:
     """The versions that decide a result's digits, for results.json."""
-    packages = ("torch", "torchvision", "numpy", "scikit-image", "scikit-learn", "mlxtend",
-                "torchmetrics")  # fmt: skip
+    packages = (
+        "torch",
+        "torchvision",
+        "numpy",
+        "scikit-image",
+        "scikit-learn",
+        "mlxtend",
+        "torchmetrics",
+    )
     return {"python": platform.python_version()} | {p: metadata.version(p) for p in packages}
 
 

@@ -52,8 +52,9 @@ def wrapped(text: str, indent: str = "") -> str:
 
 
 def _fill(text: str, indent: str) -> str:
-    return textwrap.fill(text, columns(), subsequent_indent=indent, break_long_words=False,
-                         break_on_hyphens=False)  # fmt: skip
+    return textwrap.fill(
+        text, columns(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _command(line: str) -> str:
@@ -129,9 +130,17 @@ def bar(
     # `delay` counts from now: the patience that is left.
     delay = 0 if keep else max(PATIENCE - (time.monotonic() - _last_word), 0)
     return _bar_class()(
-        desc=label, unit=unit, total=total, initial=initial, leave=keep, disable=hidden,
-        delay=delay, file=sys.stderr, mininterval=0.5, dynamic_ncols=True,
-    )  # fmt: skip
+        desc=label,
+        unit=unit,
+        total=total,
+        initial=initial,
+        leave=keep,
+        disable=hidden,
+        delay=delay,
+        file=sys.stderr,
+        mininterval=0.5,
+        dynamic_ncols=True,
+    )
 
 
 def progress(parts: Iterable, label: str, unit: str, total: int | None = None, **more) -> Iterator:

@@ -1,9 +1,9 @@
 """Adversarial attacks beyond fgsm.py's, and the random noise to compare them with.
 
-All are pure functions of images (N, C, H, W) in [0, 1] and labels (N,); they return images in [0, 1],
-attacks and random signs within ε of the given ones, work in portions so that any N fits, and leave the
-model's mode and its parameters' gradients as they found them. With `targeted`, `labels` are the classes
-to reach and the loss is lowered instead of raised.
+All are pure functions of images (N, C, H, W) in [0, 1] and labels (N,). They return images in [0, 1];
+those of attacks and of random signs lie within ε of the given ones. They work in batches, so that any N
+fits in memory, and leave the model's mode and its parameters' gradients unchanged. With `targeted`,
+`labels` are the classes to reach, and the loss is lowered instead of raised.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import nn
 from imagelab.setup.runtime import autocast, in_eval_mode
 from imagelab.setup.terminal import progress
 
-PORTION = 250  # images at a time: what fits a processor's cache
-FOOLED = 1e6  # added to the score of an attack that succeeds: more than any loss
+BATCH = 250  # images at a time: these fit into a processor's cache
+SUCCESS = 1e6  # added to the score of an attack that succeeds: more than any loss
 Norm = Literal["linf", "l2"]
 
 
@@ -37,37 +37,36 @@ def pgd(
 ) -> torch.Tensor:
     """Projected gradient descent on the ball of radius ε around each image (Madry et al. 2017).
 
-    `step_size` is 2.5·ε/`steps` unless told. It starts at images drawn from the ball, or at those of
-    `start`. Images that are fooled are left out of further restarts; the others keep the one with
-    the loss furthest in the attack's direction.
+    `step_size` is 2.5·ε/`steps` unless given. The attack starts at random points of the ball, or at the
+    images `start`. An image that fools the model is not attacked again by further restarts. The others
+    keep the result with the largest loss (with `targeted` the smallest).
     """
     if epsilon == 0:
         return images.clone()
     alpha = 2.5 * epsilon / steps if step_size is None else step_size
     direction = -1 if targeted else 1
     starts = images if start is None else start
-    done = []
+    attacked = []
     with in_eval_mode(model):
-        for x0, y, at in zip(*(t.split(PORTION) for t in (images, labels, starts)), strict=True):
+        for x0, y, x_start in zip(*(t.split(BATCH) for t in (images, labels, starts)), strict=True):
             worst, score = x0.clone(), torch.full((len(x0),), -torch.inf, device=x0.device)
-            rows = torch.arange(len(x0), device=x0.device)
+            rows = torch.arange(len(x0), device=x0.device)  # the images still to attack
             for _ in range(restarts):
-                centre, label = x0[rows], y[rows]
-                x = at[rows] if start is not None else centre
+                centre, label, x = x0[rows], y[rows], x_start[rows]
                 if start is None:
                     x = x + random_in_ball(x, epsilon, norm, rng)
                 x = project(x, centre, epsilon, norm)
                 for _ in progress(range(steps), "attack", "step"):
                     gradient = direction * _gradient(model, x, label)
-                    x = project(x + alpha * steepest(gradient, norm), centre, epsilon, norm)
-                reached = attack_score(model, x, label, targeted)
-                better = reached > score[rows]
-                worst[rows[better]], score[rows[better]] = x[better], reached[better]
-                rows = rows[score[rows] < FOOLED / 2]
+                    x = project(x + alpha * steepest_ascent(gradient, norm), centre, epsilon, norm)
+                new_score = attack_score(model, x, label, targeted)
+                better = new_score > score[rows]
+                worst[rows[better]], score[rows[better]] = x[better], new_score[better]
+                rows = rows[score[rows] < SUCCESS / 2]
                 if not len(rows):
                     break
-            done.append(worst)
-    return torch.cat(done)
+            attacked.append(worst)
+    return torch.cat(attacked)
 
 
 def pgd_accuracies(
@@ -79,36 +78,36 @@ def pgd_accuracies(
     target: int | None = None,
     **attack: Any,
 ) -> list[float]:
-    """The accuracy under PGD (`attack`: its settings) at each of the rising `epsilons`.
+    """Accuracy under PGD at each of the rising `epsilons`; `attack` are settings of `pgd`.
 
-    An image that is fooled within ε is fooled within any larger ball, so only those that still
-    stand are attacked again. With a `target` class, they are driven there; the accuracy is that of
-    reading the right label all the same.
+    An image that fools the model within ε fools it within any larger ball. So only images that are still
+    read correctly are attacked again. With a `target` class the attack drives them there; the accuracy
+    still counts those read as their own label.
     """
     aim = labels if target is None else torch.full_like(labels, target)
-    stands, accuracies = torch.ones_like(labels, dtype=torch.bool), []
+    correct, accuracies = torch.ones_like(labels, dtype=torch.bool), []
     for epsilon in epsilons:
-        rows = stands.nonzero().flatten()
+        rows = correct.nonzero().flatten()
         changed = pgd(
             model, images[rows], aim[rows], epsilon, rng, targeted=target is not None, **attack
         )
         with torch.no_grad(), in_eval_mode(model):
-            for part, x in zip(rows.split(PORTION), changed.split(PORTION), strict=True):
-                stands[part] = model(x).argmax(dim=1) == labels[part]
-        accuracies.append(stands.float().mean().item())
+            for part, x in zip(rows.split(BATCH), changed.split(BATCH), strict=True):
+                correct[part] = model(x).argmax(dim=1) == labels[part]
+        accuracies.append(correct.float().mean().item())
     return accuracies
 
 
 def sign_noise(images: torch.Tensor, epsilon: float, rng: torch.Generator) -> torch.Tensor:
-    """±ε at random in every pixel: as large as FGSM in every norm, without its direction."""
+    """+ε or −ε at random in every pixel: the size of FGSM's change, without its direction."""
     signs = torch.randint(0, 2, images.shape, generator=rng, device=rng.device) * 2 - 1
     return (images + epsilon * signs.to(images.device)).clamp(0, 1)
 
 
 def gaussian_noise(images: torch.Tensor, epsilon: float, rng: torch.Generator) -> torch.Tensor:
-    """Gaussian noise with σ = ε: as large as FGSM in the Euclidean norm, on average.
+    """Gaussian noise with σ = ε: on average the size of FGSM's change in the Euclidean norm.
 
-    It leaves the ball of radius ε in the maximum norm.
+    In the maximum norm it leaves the ball of radius ε.
     """
     noise = torch.randn(images.shape, generator=rng, device=rng.device).to(images.device)
     return (images + epsilon * noise).clamp(0, 1)
@@ -117,10 +116,9 @@ def gaussian_noise(images: torch.Tensor, epsilon: float, rng: torch.Generator) -
 def gaussian_noise_like(
     changed: torch.Tensor, images: torch.Tensor, rng: torch.Generator
 ) -> torch.Tensor:
-    """Gaussian noise that changes each image by as much, in the Euclidean norm, as `changed` does.
+    """Gaussian noise that changes each image as much as `changed` does, in the Euclidean norm.
 
-    After clipping to [0, 1], which takes its share of noise and attack alike; its σ is found by
-    bisection.
+    Both are compared after clipping to [0, 1]. Bisection finds the σ of each image.
     """
     noise = torch.randn(images.shape, generator=rng, device=rng.device).to(images.device)
     target = (changed - images).flatten(1).norm(dim=1)
@@ -128,19 +126,19 @@ def gaussian_noise_like(
     for _ in range(25):
         sigma = (low + high) / 2
         noisy = (images + sigma[:, None, None, None] * noise).clamp(0, 1)
-        short = (noisy - images).flatten(1).norm(dim=1) < target
-        low, high = torch.where(short, sigma, low), torch.where(short, high, sigma)
+        too_small = (noisy - images).flatten(1).norm(dim=1) < target
+        low, high = torch.where(too_small, sigma, low), torch.where(too_small, high, sigma)
     return (images + low[:, None, None, None] * noise).clamp(0, 1)
 
 
-# --- the parts ------------------------------------------------------------------------------------
+# --- gradients, steps and balls -------------------------------------------------------------------
 
 
 def input_gradient(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """∇ₓ of each image's cross-entropy, like `images`, with the model in eval mode."""
     with in_eval_mode(model):
-        portions = zip(images.split(PORTION), labels.split(PORTION), strict=True)
-        return torch.cat([_gradient(model, x, y) for x, y in portions])
+        batches = zip(images.split(BATCH), labels.split(BATCH), strict=True)
+        return torch.cat([_gradient(model, x, y) for x, y in batches])
 
 
 def _gradient(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -150,28 +148,28 @@ def _gradient(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tenso
     return torch.autograd.grad(loss, x)[0]
 
 
-def steepest(gradient: torch.Tensor, norm: Norm) -> torch.Tensor:
+def steepest_ascent(gradient: torch.Tensor, norm: Norm) -> torch.Tensor:
     """The step of unit length in `norm` along which the loss grows fastest."""
     if norm == "linf":
         return gradient.sign()
-    # Scaled first: the squares of a confident network's gradients are too small for float32.
+    # Scaled first: a confident network's gradients are so small that float32 cannot hold their squares.
     largest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-38)
     gradient = gradient / largest
     return gradient / gradient.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
 
 
 def project(x: torch.Tensor, x0: torch.Tensor, epsilon: float, norm: Norm) -> torch.Tensor:
-    """The point nearest to `x`, in the Euclidean sense, of those in the ball around `x0` and in [0, 1].
+    """The point nearest to `x` that is in the ball around `x0` and in [0, 1], in Euclidean distance.
 
-    For "l2" it is clip(x0 + s·(x − x0)) with the largest s ≤ 1 that leaves it in the ball: pixels that
-    reach the end of the range stop there, and leave the others more of ε.
+    For "l2" it is clip(x0 + s·(x − x0)) with the largest s ≤ 1 for which it is in the ball. Pixels that
+    reach the end of the range stop there, so that more of ε is left for the others.
     """
     if norm == "linf":
         return torch.minimum(torch.maximum(x, x0 - epsilon), x0 + epsilon).clamp(0, 1)
     change = (x - x0).flatten(1)
     room = torch.where(change > 0, 1 - x0.flatten(1), x0.flatten(1))  # how far each pixel can go
     stopped = torch.zeros_like(change, dtype=torch.bool)
-    while True:  # s grows from round to round, for there are fewer pixels to share ε
+    while True:  # s grows in every round: fewer pixels share ε
         spent = (room * stopped).square().sum(dim=1)
         shared = (change * ~stopped).square().sum(dim=1)
         s = ((epsilon**2 - spent).clamp(min=0) / shared.clamp(min=1e-24)).sqrt().clamp(max=1)
@@ -199,9 +197,9 @@ def random_in_ball(
 def attack_score(
     model: nn.Module, x: torch.Tensor, y: torch.Tensor, targeted: bool
 ) -> torch.Tensor:
-    """How well an attack does, (N,): its loss in the attack's direction, a success above all."""
+    """How well an attack does, (N,): its loss, with `targeted` minus its loss; success adds SUCCESS."""
     logits = model(x)
     loss = F.cross_entropy(logits, y, reduction="none")
-    hit = logits.argmax(dim=1) == y
-    fooled, loss = (hit, -loss) if targeted else (~hit, loss)
-    return torch.where(fooled, FOOLED + loss, loss)
+    equal = logits.argmax(dim=1) == y
+    success, loss = (equal, -loss) if targeted else (~equal, loss)
+    return torch.where(success, SUCCESS + loss, loss)

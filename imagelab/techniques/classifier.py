@@ -1,6 +1,6 @@
-"""The small CNN that classifies images: it is attacked, and it scores the samples of generators.
+"""The small CNN that classifies images. Attacks are made on it, and it scores generated samples.
 
-It is trained when it is first used, on the data set in use, and kept in `classifier_models/`.
+It is trained at its first use, on the data set of the run, and kept in `classifier_models/`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from imagelab.training.loop import Observer, Training, no_observer, one_cycle
 
 SCRIPT = "classifier"
 FOLDER = "classifier_models"
-# What is done to a batch of images (B, C, H, W) in [0, 1] before it is learnt from.
+# Changes a batch of training images (B, C, H, W) in [0, 1]; its random numbers come from the generator.
 Change = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 
@@ -30,7 +30,7 @@ class DigitCNN(nn.Module):
     """Conv 32 3×3, pool, Conv 64 3×3, pool, Dense 128, Dense `classes`.
 
     Images (B, C, H, W) in [0, 1] to logits (B, classes). The network normalises the images itself, so
-    that an attack works in pixel space.
+    attacks work on pixels.
     """
 
     num_features = 128
@@ -46,7 +46,7 @@ class DigitCNN(nn.Module):
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """The 128 numbers before the last layer, (B, 128), for images (B, C, H, W) in [0, 1]."""
         x = (x - 0.13) / 0.31  # MNIST's mean and spread                             (B, C, 28, 28)
-        # ReLU after the pooling is the same as before it, at a quarter of the cost.
+        # ReLU after pooling gives the same as before it, at a quarter of the cost.
         x = F.relu(F.max_pool2d(self.conv1(x), 2))  #                                (B, 32, 14, 14)
         x = F.relu(F.max_pool2d(self.conv2(x), 2))  #                                (B, 64, 7, 7)
         return F.relu(self.dense1(x.flatten(1)))  #                                  (B, 128)
@@ -59,8 +59,8 @@ class DigitCNN(nn.Module):
 class ClassifierConfig:
     """How the classifier is trained.
 
-    After five epochs of MNIST it reads 99 % of the test images. The embedded part holds each digit in
-    14 variations: one epoch is enough there, a second one adds half a point.
+    After five epochs of MNIST it reads 99 % of the test images. The embedded data hold each digit in 14
+    variations. There one epoch is enough; a second one adds half a point.
     """
 
     seed: int = 0
@@ -72,12 +72,12 @@ class ClassifierConfig:
 
 
 def usual_epochs(name: str) -> int:
-    """Passes over the data set `name` after which more bring little."""
+    """Epochs on the data set `name`; more bring little."""
     return 1 if name == EMBEDDED else 5
 
 
 def checkpoint_path(output_dir: Path, data: Dataset, quick: bool, name: str = "cnn") -> Path:
-    """Where the classifier of these data is kept. `name` is that of a variant."""
+    """The checkpoint file of the classifier of these data. `name` is the variant's."""
     return Path(output_dir) / FOLDER / f"{data.file_name}_{name}{'_quick' if quick else ''}.pth"
 
 
@@ -90,10 +90,10 @@ def trained_classifier(
     change: Change | None = None,
     epochs: int | None = None,
 ) -> DigitCNN:
-    """The classifier for `data`, in eval mode on its device: from its checkpoint, else trained now.
+    """The classifier for `data`, in eval mode on their device: from its checkpoint, or trained now.
 
-    `change` is done to each batch of training images; a classifier with one needs its own `name`. A
-    training that was stopped goes on. A checkpoint of other data or of another seed is replaced. Raises
+    `change` is applied to each batch of training images; then the classifier needs a `name` of its own. A
+    training that was stopped continues. A checkpoint of other data or of another seed is replaced. Raises
     UserError where the data have one class only, or where the checkpoint is damaged.
     """
     data.needs_two_classes()
@@ -101,7 +101,7 @@ def trained_classifier(
     epochs = 1 if quick else epochs or usual_epochs(data.name)
     config = ClassifierConfig(seed=seed, epochs=epochs, batch_size=min(128, len(data.images)))
     model = new_classifier(data, seed)
-    state = _cached(path, config, data)
+    state = _matching_checkpoint(path, config, data)
     if state is None or state["epoch"] < config.epochs:
         train_classifier(model, data, replace(config, resume=state is not None), path, change)
     else:
@@ -124,9 +124,10 @@ def train_classifier(
     change: Change | None = None,
     after_epoch: Observer = no_observer,
 ) -> Training:
-    """Minimise the cross-entropy by Adam, or go on from `path` with `config.resume`.
+    """Minimise the cross-entropy by Adam, or continue from `path` with `config.resume`.
 
-    `change` is done to the images of each batch; `after_epoch` looks on.
+    `change` is applied to the images of each batch. `after_epoch` is called after each epoch; it changes
+    nothing.
     """
     adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     model.train()
@@ -153,8 +154,8 @@ def train_classifier(
     return training
 
 
-def _cached(path: Path, config: ClassifierConfig, data: Dataset) -> dict | None:
-    """The checkpoint, if it has these settings and these data. UserError where it is damaged."""
+def _matching_checkpoint(path: Path, config: ClassifierConfig, data: Dataset) -> dict | None:
+    """The checkpoint, if its settings and data are these. Raises UserError where it is damaged."""
     if not path.is_file():
         return None
     state = load_checkpoint(path, SCRIPT, data.images.device)
@@ -164,13 +165,14 @@ def _cached(path: Path, config: ClassifierConfig, data: Dataset) -> dict | None:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: torch.Tensor, chunk: int = 250) -> torch.Tensor:
+def predict(model: nn.Module, images: torch.Tensor, batch_size: int = 250) -> torch.Tensor:
     """Class probabilities (N, classes) for images (N, C, H, W), uint8 or float in [0, 1]."""
-    return torch.cat([model(as_unit(part)).softmax(dim=1) for part in images.split(chunk)])
+    batches = images.split(batch_size)
+    return torch.cat([model(as_unit(batch)).softmax(dim=1) for batch in batches])
 
 
 def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """The part of the images (N, C, H, W), as for `predict`, whose class is that of `labels` (N,)."""
+    """The share of images (N, C, H, W), as for `predict`, whose predicted class is their label (N,)."""
     return (predict(model, images).argmax(dim=1) == labels).float().mean().item()
 
 
@@ -181,7 +183,7 @@ def as_unit(images: torch.Tensor) -> torch.Tensor:
 
 
 def digest(model: nn.Module) -> str:
-    """Eight hexadecimal digits that name these very weights."""
+    """A fingerprint of the weights: eight hexadecimal digits."""
     sha = hashlib.sha256()
     for value in model.state_dict().values():
         sha.update(value.detach().cpu().contiguous().numpy().tobytes())

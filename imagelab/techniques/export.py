@@ -70,9 +70,9 @@ def _write_weights(path: Path, model: nn.Module, words: dict[str, str]) -> None:
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(weights, path, metadata=words)
     found = load_file(path)
-    if found.keys() != weights.keys() or not all(map(torch.equal, found.values(), [
-        weights[name] for name in found
-    ])):  # fmt: skip
+    if found.keys() != weights.keys() or not all(
+        map(torch.equal, found.values(), [weights[name] for name in found])
+    ):
         raise UserError(f"{path.name} was not written: it does not read as it was.")
 
 
@@ -85,12 +85,19 @@ def _write_onnx(
     words: dict[str, str],
 ) -> None:
     free = torch.export.Dim.DYNAMIC
-    shapes = [{0: torch.export.Dim("batch")} | dict.fromkeys(range(2, x.dim()) if any_size else (), free)
-              for x in inputs.values()]  # fmt: skip
+    shapes = [
+        {0: torch.export.Dim("batch")} | dict.fromkeys(range(2, x.dim()) if any_size else (), free)
+        for x in inputs.values()
+    ]
     program = torch.onnx.export(
-        model, tuple(inputs.values()), input_names=list(inputs), output_names=[output],
-        dynamic_shapes=tuple(shapes), dynamo=True, verbose=False,
-    )  # fmt: skip
+        model,
+        tuple(inputs.values()),
+        input_names=list(inputs),
+        output_names=[output],
+        dynamic_shapes=tuple(shapes),
+        dynamo=True,
+        verbose=False,
+    )
     assert program is not None  # with dynamo it is one
     program.model.metadata_props.update(words)
     program.save(path)

@@ -33,7 +33,7 @@ def imagenet_resnet18(
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """ResNet-18 in eval mode on `device`, for images in [0, 1], and its 1,000 class names.
 
-    Without `trained_weights` it is random. Raises UserError as `trained` does.
+    Without `trained_weights` its weights are random. Raises UserError as `trained` does.
     """
     from torchvision.models import ResNet18_Weights, resnet18
 
@@ -48,8 +48,8 @@ def imagenet_resnet18(
 def coco_ssdlite(weights: Path | None, device: torch.device) -> tuple[nn.Module, tuple[str, ...]]:
     """SSDlite320 in eval mode on `device` and the names of COCO's classes.
 
-    It takes a list of images (3, H, W) in [0, 1] of any size and gives, for each, boxes (n, 4) x1 y1
-    x2 y2 in pixels, labels and scores. Raises UserError as `trained` does.
+    It takes a list of images (3, H, W) in [0, 1] of any size. For each it gives boxes (n, 4) x1 y1 x2 y2
+    in pixels, labels and scores. Raises UserError as `trained` does.
     """
     from torchvision.models.detection import (
         SSDLite320_MobileNet_V3_Large_Weights,
@@ -63,10 +63,10 @@ def coco_ssdlite(weights: Path | None, device: torch.device) -> tuple[nn.Module,
 
 
 def trained(network: nn.Module, name: str, source, weights: Path | None) -> nn.Module:
-    """`network` with the weights of the file `weights`, or of torchvision's `source`.
+    """`network` with the weights of the file `weights`, or else with those of torchvision's `source`.
 
-    Raises UserError, saying how to get the weights, when they are neither in the file nor in torch's
-    cache nor to be downloaded.
+    The latter come from torch's cache or are downloaded. Raises UserError where that fails or where the
+    file holds other weights; its sentence tells how to get the right ones.
     """
     how = f"get {source.url} on a machine that can, and give the file as --weights FILE"
     try:

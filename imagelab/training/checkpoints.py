@@ -1,4 +1,4 @@
-"""Checkpoints that describe themselves: tensors and plain types, written whole or not at all."""
+"""Checkpoints that describe themselves: tensors and plain types, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -51,20 +51,20 @@ def load_checkpoint(
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"There is no checkpoint {path}: let {script} train first, without --resume and "
-            "--sample-only, or name the place where an earlier run left it."
+            f"There is no checkpoint {path}: train first ({script}, without --resume and --sample-only), "
+            "or choose the --output-dir of an earlier run."
         )
-    raw = io.BytesIO(path.read_bytes())  # what the disk or the user's rights refuse is no damage
+    raw = io.BytesIO(path.read_bytes())  # an error here is the disk's, not a damaged checkpoint
     try:
         contents = torch.load(raw, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is not a checkpoint of this project, or it holds more than tensors "
-            "and plain values; it was not loaded."
+            "and plain values. It was not loaded."
         ) from error
-    except (MemoryError, torch.OutOfMemoryError):  # nor is this
+    except (MemoryError, torch.OutOfMemoryError):  # no damage either
         raise
-    except Exception as error:  # whatever torch makes of bytes that are no checkpoint
+    except Exception as error:  # torch raises many kinds for bytes that are no checkpoint
         raise UserError(
             f"{path} is damaged or cut short and cannot be read as a checkpoint; "
             "move it away and train again."
@@ -91,12 +91,12 @@ def check_finite(weights: Any, path: Path | str) -> None:
         for part in weights.values() if isinstance(weights, dict) else weights:
             check_finite(part, path)
     elif isinstance(weights, torch.Tensor) and not weights.isfinite().all():
-        raise UserError(f"The weights in {path} are no numbers (NaN or infinity): train again.")
+        raise UserError(f"The weights in {path} are not finite (NaN or infinity): train again.")
 
 
 @contextlib.contextmanager
 def checkpoint_errors(path: Path | str) -> Iterator[None]:
-    """Around code that builds a network from the settings inside the checkpoint `path`.
+    """Use it around code that builds a network from the settings in the checkpoint `path`.
 
     Raises UserError if these settings are missing, or if no network can be built from them.
     """
@@ -107,7 +107,7 @@ def checkpoint_errors(path: Path | str) -> Iterator[None]:
 
 
 def check_trained_for(saved: dict[str, Any], path: Path | str, data, config, *names: str) -> None:
-    """Raises UserError unless a checkpoint's training had `data` and the settings `names` of `config`."""
+    """Raises UserError unless a checkpoint comes from `data` and the settings `names` of `config`."""
     if saved["dataset"].get("name") != data.name:
         raise UserError(
             f"{path} was trained with --dataset {saved['dataset'].get('name')}, not {data.name}."
@@ -116,7 +116,7 @@ def check_trained_for(saved: dict[str, Any], path: Path | str, data, config, *na
 
 
 def check_settings(saved: dict[str, Any], what: str, config: dict, names: Iterable[str]) -> None:
-    """Raises UserError, which begins with `what`, where one of the settings `names` was another."""
+    """Raises UserError, which begins with `what`, if one of the settings `names` was different."""
     for name in names:
         then, now = saved["config"].get(name), config[name]
         if then != now:

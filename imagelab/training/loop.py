@@ -1,4 +1,4 @@
-"""The epochs of a resumable run, around a loop that the script itself writes:
+"""A training that can be stopped and resumed, around a loop that the script itself writes:
 
     training = Training(path, "gan_mnist", config, data, networks=..., optimizers=..., ema="generator")
     if config.resume:
@@ -8,11 +8,11 @@
             for batch in training.batches():
                 ...                            # one step; random draws from training.rng
                 training.log(loss=loss)
-            after_epoch(training, epoch)       # looks on: grids, scores
+            after_epoch(training, epoch)       # observes: grids, scores
 
-After every epoch, and when Ctrl-C or SIGTERM asks for an end, the state goes into the checkpoint. A
-training that was loaded goes on where it stopped and ends at the same weights, bit for bit on one
-machine with as many threads.
+The state goes into the checkpoint after every epoch, and when Ctrl-C or SIGTERM stops the run. A training
+that is loaded goes on where it stopped. It ends at the same weights as one that was never stopped, bit
+for bit on one machine with the same number of threads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import copy
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic
 
@@ -41,7 +41,7 @@ from imagelab.training.checkpoints import (
 )
 from imagelab.training.tensorboard import Board
 
-# What may differ between a run and its continuation without changing the weights it ends at.
+# Settings that a resumed run may change: they have no influence on the weights after each step.
 MAY_CHANGE_ON_RESUME = {
     "output_dir",
     "data_dir",
@@ -90,34 +90,33 @@ def set_global_states(device: torch.device, states: dict[str, torch.Tensor]) -> 
 
 
 def can_resume(config, path: Path, first: bool = False) -> bool:
-    """Whether this training, one of several, has something to resume: --resume, and a checkpoint.
+    """Whether this training, one of several in a run, resumes: with --resume, if it has a checkpoint.
 
-    A run that was stopped in its `first` training has no checkpoints of the later ones, which start
-    anew. The first one must have its checkpoint: if it is missing, loading it says so.
+    A run that was stopped in its `first` training has no checkpoints of the later ones: they start from
+    the beginning. The first one is always resumed; if its checkpoint is missing, loading says so.
     """
     return config.resume and (first or Path(path).is_file())
 
 
-Observer = Callable[
-    ["Training", int], None
-]  # called after every epoch; it has no say in the training
+# Called after every epoch with the training and the epoch's number. It must not change the training.
+Observer = Callable[["Training", int], None]
 
 
 def no_observer(_training: Training, _epoch: int) -> None:
-    """What is called after an epoch where nothing else is: it does nothing."""
+    """The observer that does nothing."""
 
 
 class Training(Generic[Network]):
     """See the module's docstring. `networks` and `optimizers` map names to objects.
 
-    A `Training[Net]` is one whose networks are of the class Net.
+    The networks of a `Training[Net]` are of the class Net. `rng` is the run's random generator, on the
+    data's device. `ema` names the network of which an exponential moving average is kept (`averaged`).
+    Its decay is min(decay, (1 + n)/(10 + n)) after n steps: with a constant decay, the average of a short
+    run would still hold much of the first random weights.
 
-    `rng` is the run's random generator, on the data's device. `ema` names the network of which an
-    exponential moving average is kept (`averaged`); its decay is min(decay, (1 + n)/(10 + n)) after
-    n steps, because without the ramp a short run would average in its first random weights.
-    `may_change_on_resume` names settings besides those of MAY_CHANGE_ON_RESUME; `go_on` tells whoever
-    stopped the run how it goes on. Every `log_every` steps a line tells the means of what was logged.
-    A `shared` training is that of all processes of torchrun
+    `may_change_on_resume` names settings besides those of MAY_CHANGE_ON_RESUME. `go_on` says, in the
+    message after Ctrl-C, how the run is resumed. Every `log_every` steps, a line shows the means of what
+    was logged. A `shared` training belongs to all processes of torchrun
     (imagelab/training/distributed.py): they stop after the same step, and one of them writes.
     """
 
@@ -129,7 +128,7 @@ class Training(Generic[Network]):
         data: Described,
         *,
         networks: dict[str, Network],
-        optimizers: dict[str, torch.optim.Optimizer],
+        optimizers: Mapping[str, torch.optim.Optimizer],
         ema: str | None = None,
         ema_decay: float = 0.999,
         may_change_on_resume: tuple[str, ...] = (),
@@ -159,7 +158,7 @@ class Training(Generic[Network]):
         if self.shared and self.time_limit is not None:
             raise UserError("--time-limit needs a single process: their clocks would not agree.")
         if getattr(config, "quick", False) and not config.resume:
-            self._spare_a_whole_run()
+            self._refuse_to_overwrite_a_full_run()
         self._watched = getattr(config, "tensorboard", False) and (
             not shared or distributed.writes()
         )
@@ -206,7 +205,7 @@ class Training(Generic[Network]):
 
     @property
     def model(self) -> Network:
-        """The network that the training is for: the average where one is kept, else the first one."""
+        """The network to use after the training: the averaged one if there is one, else the first one."""
         return next(iter(self.networks.values())) if self.averaged is None else self.averaged
 
     # --- the loop ---------------------------------------------------------------------------------
@@ -245,26 +244,26 @@ class Training(Generic[Network]):
 
     @property
     def steps_done(self) -> int:
-        """Steps since the start, the one under way included."""
+        """Steps since the start, the current one included."""
         return self.epoch * self.steps_per_epoch + self.step
 
     @property
     def last_epoch(self) -> int:
-        """The epoch under way, or the last one done."""
+        """The current epoch, or the last one done."""
         return self.epoch + (self.step > 0)
 
     @property
     def progress(self) -> float:
-        """The part of the training that is done, the step under way included: above 0, below 1.
+        """The share of the training that is done, the current step included: above 0, below 1.
 
-        Of its steps, or of its time where that ends it sooner.
+        It is the share of the steps, or of the time limit if that ends the training sooner.
         """
         time_used = self.seconds_used / self.time_limit if self.time_limit else 0
         return min(max(self.steps_done / (self.total_steps + 1), time_used), 1 - 1e-6)
 
     @property
     def seconds_used(self) -> float:
-        """How long the loop has been running, with the time before a --resume."""
+        """How long the loop has been running, including the time before a --resume."""
         running = 0.0 if self._started is None else time.perf_counter() - self._started
         return self._seconds_before + running
 
@@ -275,7 +274,7 @@ class Training(Generic[Network]):
         return limit is not None and self.steps_done > 0 and self.seconds_used >= limit
 
     def epochs(self) -> Iterator[int]:
-        """The epochs still to do, counted from 1. The state is saved after each."""
+        """The epochs still to do; the first epoch is 1. The state is saved after each."""
         total = None if self.time_limit else self.total_steps
         self._hidden = self.shared and not distributed.writes()
         self._bar = bar(self.label, "step", total, self.steps_done, keep=True, hidden=self._hidden)
@@ -309,14 +308,14 @@ class Training(Generic[Network]):
         return epoch == self.config.epochs or self.time_is_up
 
     def log(self, **values: torch.Tensor) -> None:
-        """Note 0-dimensional tensors of this step; they become numbers only when they are shown."""
+        """Note 0-dimensional tensors of this step; they become Python numbers only when shown."""
         for name, value in values.items():
             self.history.setdefault(name, []).append(value.detach().reshape(1))
         if self._board is not None:
             self._board.add_numbers(values, self.steps_done)
 
     def show_picture(self, name: str, picture: np.ndarray) -> None:
-        """A picture (H, W) or (H, W, 3) uint8 of this step, for TensorBoard, where that was asked for."""
+        """Send a picture (H, W) or (H, W, 3) uint8 of this step to TensorBoard, with --tensorboard."""
         if self._board is not None:
             self._board.add_picture(name, picture, self.steps_done)
 
@@ -369,8 +368,8 @@ class Training(Generic[Network]):
             self._bar.set_postfix(losses, refresh=False)
 
     def _ask_to_stop(self, number: int, _frame) -> None:
-        # Asked twice: do not wait for the end of the step. torchrun hands on the Ctrl-C that the
-        # processes have had already, which does not count.
+        # The second Ctrl-C does not wait for the end of the step. But torchrun passes on the first one,
+        # which the processes have already received: that one does not count.
         if self._stop is not None and not (self.shared and time.perf_counter() - self._asked < 10):
             raise KeyboardInterrupt("stopped at once; the checkpoint of the last epoch stands.")
         self._stop, self._asked = number, time.perf_counter()
@@ -420,7 +419,7 @@ class Training(Generic[Network]):
         )
 
     def _refuse_what_is_not_finite(self) -> None:
-        """The last good checkpoint is worth more than one of NaN, from which no training comes back."""
+        """A checkpoint of NaN must not replace the last good one: no training recovers from NaN."""
         losses = [
             parts[-1][-1:] for name, parts in self.history.items() if "loss" in name and parts
         ]
@@ -430,24 +429,23 @@ class Training(Generic[Network]):
         lr = getattr(self.config, "lr", None)
         kept = f"{self.path} is as it was" if self.path.is_file() else "nothing was saved"
         raise UserError(
-            f"The loss or the weights are not finite any more after {self.steps_done:,} steps, in epoch "
+            f"The loss or the weights are no longer finite after {self.steps_done:,} steps, in epoch "
             f"{self.last_epoch}; {kept}. Try a lower learning rate"
             + (f" than --lr {lr:g}." if lr is not None else ".")
         )
 
-    def _spare_a_whole_run(self) -> None:
-        """A quick run does not take the place of a training of minutes or hours, or of what it cannot
-        read."""
+    def _refuse_to_overwrite_a_full_run(self) -> None:
+        """A quick run must not overwrite a training of minutes or hours, or a file it cannot read."""
         if not self.path.is_file():
             return
         if not load_checkpoint(self.path, self.script)["config"].get("quick", True):
             raise UserError(
-                f"{self.path} is that of a whole training, which --quick would overwrite: choose "
+                f"{self.path} is from a whole training, which --quick would overwrite: choose "
                 "another --output-dir, or move it away."
             )
 
     def _refuse_more_than_asked(self, saved: dict) -> None:
-        """A longer training is not taken for the shorter one that is asked for now."""
+        """A longer training cannot be resumed as a shorter one."""
         limit, then = self.time_limit, saved["config"].get("time_limit")
         if saved["epoch"] > self.config.epochs:
             done, asked = f"{saved['epoch']} epochs", f"--epochs {self.config.epochs}"
@@ -460,7 +458,7 @@ class Training(Generic[Network]):
         )
 
     def _mention_other_threads(self, saved: dict) -> None:
-        """Sums over more or fewer threads are added in another order, and round to other last bits."""
+        """Another number of threads adds up in another order, which changes the last bits of sums."""
         here = torch.get_num_threads()
         then = saved.get("threads", here)  # older checkpoints do not say
         on_cpu = self.data.images.device.type == "cpu"
@@ -472,6 +470,6 @@ class Training(Generic[Network]):
 
 
 def smooth(values: torch.Tensor, window: int) -> torch.Tensor:
-    """Means over consecutive windows, (N,) to (N // window,): a long loss curve made readable."""
+    """Means over consecutive windows, (N,) to (N // window,): they make a long loss curve readable."""
     window = max(min(window, len(values)), 1)
     return values[: len(values) // window * window].reshape(-1, window).mean(dim=1)
