@@ -87,7 +87,7 @@ class TranslationUNet(nn.Module):
             return self.last(F.relu(h)).float().tanh()
 
 
-class ResidualBlock(nn.Sequential):
+class TranslationBlock(nn.Sequential):
     """x plus two 3×3 convolutions of x."""
 
     def __init__(self, w: int) -> None:
@@ -108,7 +108,7 @@ class ResidualGenerator(nn.Sequential):
             nn.ReflectionPad2d(3), nn.Conv2d(channels, w, 7), nn.InstanceNorm2d(w), nn.ReLU(),
             nn.Conv2d(w, 2 * w, 3, 2, 1), nn.InstanceNorm2d(2 * w), nn.ReLU(),
             nn.Conv2d(2 * w, 4 * w, 3, 2, 1), nn.InstanceNorm2d(4 * w), nn.ReLU(),
-            *(ResidualBlock(4 * w) for _ in range(blocks)),  # (B, 4w, H/4, W/4)
+            *(TranslationBlock(4 * w) for _ in range(blocks)),  # (B, 4w, H/4, W/4)
             nn.ConvTranspose2d(4 * w, 2 * w, 3, 2, 1, 1), nn.InstanceNorm2d(2 * w), nn.ReLU(),
             nn.ConvTranspose2d(2 * w, w, 3, 2, 1, 1), nn.InstanceNorm2d(w), nn.ReLU(),
             nn.ReflectionPad2d(3), nn.Conv2d(w, channels, 7), nn.Tanh(),
