@@ -239,7 +239,7 @@ class Config(TrainingSettings):
     """Adam's learning rate, of all networks; in the second half of a training it falls to 0."""
     width: Count = 32
     """Channels of the first layers; half as many in CycleGAN's generators."""
-    scenes: Count = 800
+    scenes: Count = 600
     """Pix2Pix: streets to draw for training, with their masks."""
     test_scenes: Count = 200
     """Pix2Pix: streets to draw for the measurement."""
@@ -251,7 +251,7 @@ class Config(TrainingSettings):
     """Pix2Pix: weight of the mean absolute error of pixels in [-1, 1]."""
     adversarial_weight: Annotated[float, Limits(0, 1e6)] = 1.0
     """Pix2Pix: weight of −log D(mask, G(mask)) in the generator's loss."""
-    digits: Count = 2000
+    digits: Count = 1200
     """CycleGAN: digits in each of the two sets."""
     digit_epochs: Count = 2
     """CycleGAN: passes over the digits of A, each with a random digit of B."""
