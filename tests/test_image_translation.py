@@ -280,6 +280,12 @@ def test_flat_colours_are_the_means_of_the_classes(streets):
     assert torch.equal(study.flat_colours(streets), streets.test_images)
 
 
+def test_the_shift_of_all_images_is_found():
+    images = (random(4, 1, 28, 28) * 80).abs().clamp(0, 255).byte()
+    assert study.best_shift(images.roll((2, -1), (2, 3)), images) == (0, 2, -1)
+    assert study.best_shift(images, images) == (0, 0, 0)
+
+
 def test_detail_is_the_mean_difference_of_neighbours():
     flat = torch.full((1, 1, 8, 8), 90, dtype=torch.uint8)
     assert study.detail(flat) == 0
