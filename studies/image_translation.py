@@ -538,10 +538,11 @@ def lessons(result: Result) -> list[str]:
     if found := result.measured(*(f"digits, to_b, {way}" for way in ways)):
         before, after, kept, alone, down, right, moved = found
         taught.append(
-            f"From A to B, CycleGAN comes from {before:.2f} to {after:.2f} from the true translation, "
-            f"without one pair. {kept:.1%} keep their class; with the discriminators alone {alone:.1%}. "
-            f"It draws the digits {down:+.0f} rows and {right:+.0f} columns away; moved so, the truth is "
-            f"{moved:.2f} away. The cycle loss cannot see what the way back undoes."
+            f"From A to B, CycleGAN comes within {after:.2f} of the true translation (untranslated: "
+            f"{before:.2f}), without one pair. {kept:.1%} keep their class; with the discriminators alone "
+            f"{alone:.1%}. What it draws is moved by {down:.0f} rows down and {right:.0f} columns to the "
+            f"right: the way back undoes that, and the cycle loss cannot see it. Moved likewise, the truth "
+            f"is {moved:.2f} away."
         )
     return taught
 

@@ -111,7 +111,7 @@ def test_the_losses_of_cyclegan_against_their_formulas():
     assert study.identity_loss(to_b, to_a, a, b).item() == pytest.approx(identity)
 
 
-def test_generators_that_undo_each_other_have_GAN_alone():
+def test_generators_that_undo_each_other_have_no_cycle_loss():
     a, b = random(3, 1, 4, 4), random(3, 1, 4, 4, seed=1)
 
     def negative(x):
