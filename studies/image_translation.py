@@ -538,11 +538,11 @@ def lessons(result: Result) -> list[str]:
     if found := result.measured(*(f"digits, to_b, {way}" for way in ways)):
         before, after, kept, alone, down, right, moved = found
         taught.append(
-            f"From A to B, CycleGAN comes within {after:.2f} of the true translation (untranslated: "
-            f"{before:.2f}), without one pair. {kept:.1%} keep their class; with the discriminators alone "
-            f"{alone:.1%}. What it draws is moved by {down:.0f} rows down and {right:.0f} columns to the "
-            f"right: the way back undoes that, and the cycle loss cannot see it. Moved likewise, the truth "
-            f"is {moved:.2f} away."
+            f"From A to B, CycleGAN comes within {after:.2f} of the true translation without one pair "
+            f"(untranslated: {before:.2f}). {kept:.1%} keep their class; with the discriminators alone "
+            f"{alone:.1%}. What it draws is moved by {down:.0f} rows down and {right:.0f} columns to "
+            f"the right: the way back undoes that, and the cycle loss cannot see it. Moved likewise, "
+            f"the truth is {moved:.2f} away."
         )
     return taught
 
