@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from imagelab.setup.files import atomic_path
-from imagelab.setup.runtime import UserError
+from imagelab.setup.runtime import UserError, is_of_the_machine
 from imagelab.setup.settings import option, settings_dict
 
 FORMAT = 1
@@ -62,9 +62,9 @@ def load_checkpoint(
             f"{path} is not a checkpoint of this project, or it holds more than tensors "
             "and plain values. It was not loaded."
         ) from error
-    except (MemoryError, torch.OutOfMemoryError):  # no damage either
-        raise
     except Exception as error:  # torch raises many kinds for bytes that are no checkpoint
+        if is_of_the_machine(error):  # no damage either
+            raise
         raise UserError(
             f"{path} is damaged or cut short and cannot be read as a checkpoint; "
             "move it away and train again."
@@ -85,6 +85,22 @@ def load_checkpoint(
     return contents
 
 
+def is_checkpoint(path: Path | str) -> bool:
+    """Whether the file is a checkpoint of this project. Raises UserError where there is no such file."""
+    if not Path(path).is_file():
+        raise UserError(f"There is no file {path}.")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # `load_checkpoint` says what is wrong with it
+        return False
+    return isinstance(contents, dict) and "format" in contents and "script" in contents
+
+
+def resumes_on(saved: dict[str, Any], device: torch.device) -> bool:
+    """Whether a training can continue on `device`: the random states of CPU and GPU differ in kind."""
+    return len(saved["rng"]["training"]) == len(torch.Generator(device).get_state())
+
+
 def check_finite(weights: Any, path: Path | str) -> None:
     """Raises UserError where a tensor in these nested dicts and lists holds NaN or infinity."""
     if isinstance(weights, dict | list | tuple):
@@ -103,6 +119,8 @@ def checkpoint_errors(path: Path | str) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if is_of_the_machine(error):
+            raise
         raise UserError(f"{path} does not say how its network was built.") from error
 
 
@@ -128,6 +146,8 @@ def load_weights(module: torch.nn.Module, weights: dict, path: Path | str) -> No
     try:
         module.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
+        if is_of_the_machine(error):
+            raise
         raise UserError(
             f"The weights in {path} do not fit the network "
             f"{type(module).__name__} with these settings."
