@@ -39,7 +39,7 @@ from imagelab.data.masks import MaskedPictures, load_masked
 from imagelab.report import figures, samples
 from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import UserError, autocast, channels_last, prepare
-from imagelab.setup.settings import Count, Limits, Rate, TrainingSettings
+from imagelab.setup.settings import Count, DataSettings, Limits, Rate, ResumableSettings
 from imagelab.techniques.classifier import accuracy, trained_classifier
 from imagelab.training.loop import Training, can_resume, warmup_and_decay
 from studies import dcgan, segmentation
@@ -231,9 +231,11 @@ def two_sets(data: Dataset, count: int) -> tuple[Dataset, Dataset]:
 
 
 @dataclass(frozen=True)
-class Config(TrainingSettings):
-    """Settings of the image translation; --dataset is that of the digits, the streets are drawn."""
+class Config(ResumableSettings, DataSettings):
+    """Settings of the image translation; --dataset names the digits, the streets are always drawn."""
 
+    sample_only: bool = False
+    """Load the checkpoints and measure them; train nothing."""
     methods: tuple[Literal["pix2pix", "cyclegan"], ...] = ("pix2pix", "cyclegan")
     """What to train: pix2pix, cyclegan or both."""
     lr: Rate = 2e-4
@@ -448,8 +450,8 @@ def plot_rows(images: dict[str, torch.Tensor]) -> Figure:
 
 def evaluate_streets(
     config: Config, data: MaskedPictures, networks: Trained, result: Result
-) -> torch.Tensor:
-    """What the segmentation network reads in the painted streets; returns those of Pix2Pix."""
+) -> None:
+    """What the segmentation network reads in the painted streets."""
     reader, n, real = street_reader(config, data), len(data.test_images), data.test_images
     masks = one_hot(data.test_masks, len(data.classes))
     painted = {"another street": real.roll(1, 0), "flat colours": flat_colours(data)}
@@ -473,13 +475,12 @@ def evaluate_streets(
     shown = {"mask": palette[data.test_masks.long().cpu()].permute(0, 3, 1, 2), **painted}
     caption = "Held-out masks, painted in each way, and the real pictures."
     result.add_figure("streets.png", plot_rows(shown), caption)
-    return once
 
 
 def evaluate_digits(
     config: Config, sets: tuple[Dataset, Dataset], networks: Trained, result: Result
-) -> torch.Tensor:
-    """Held-out digits in both directions, beside the truth; returns CycleGAN's digits of B."""
+) -> None:
+    """Held-out digits in both directions, beside the truth."""
     set_a, set_b = sets
     digits = datasets.load_for(config, set_a.images.device)
     classifier = partial(trained_classifier, digits, config.output_dir, config.seed, config.quick)
@@ -487,7 +488,7 @@ def evaluate_digits(
     reads_b = classifier("cnn_ink", lambda images, _rng: to_ink(images))
     to_a = set_b.test_images, set_a.test_images, "to_a", "to_b", reads_a
     to_b = set_a.test_images, set_b.test_images, "to_b", "to_a", reads_b
-    made, n = {}, len(set_a.test_images)
+    n = len(set_a.test_images)
     for x, truth, way, back, reader in (to_a, to_b):
         made = {name: translate(nets[way], signed(x)) for name, nets in networks.items()}
         made, scores = {"untranslated": x} | made | {"true translation": truth}, {}
@@ -504,7 +505,6 @@ def evaluate_digits(
             result.add_metric(f"digits, {way}, {name}: L1, there and back", error, n)
         caption = f"Held-out digits, {way}, beside the true translation."
         result.add_figure(f"digits_{way}.png", plot_rows(made), caption)
-    return made["CycleGAN"]
 
 
 def plot_losses(trainings: dict[str, Training], shared: str) -> Figure:
@@ -560,7 +560,6 @@ def run(config: Config) -> Result:
         data["cyclegan"] = two_sets(digits, config.digits)
     shown = data.get("pix2pix") or data["cyclegan"][0]
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, shown)
-    made = []
     for method, own in data.items():
         train, evaluate, shared = METHODS[method]
         trainings = {}
@@ -570,8 +569,7 @@ def run(config: Config) -> Result:
         figure = plot_losses(trainings, shared)
         result.add_figure(f"{method}_losses.png", figure, "The losses while training.")
         networks = {name: training.networks for name, training in trainings.items()}
-        made.append(evaluate(config, own, networks, result))
-    samples.write_samples(config.samples_file, made[0])
+        evaluate(config, own, networks, result)
     return result.save(*lessons(result))
 
 

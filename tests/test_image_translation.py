@@ -297,7 +297,7 @@ def test_detail_is_the_mean_difference_of_neighbours():
 @pytest.fixture(scope="module")
 def quick(main_job, tmp_path_factory) -> Path:
     folder = with_classifier(main_job, tmp_path_factory.mktemp("image_translation"))
-    run_here(*QUICK, folder, "--samples-file", folder / "s.npz")
+    run_here(*QUICK, folder)
     return folder
 
 
@@ -321,8 +321,6 @@ def test_a_run_leaves_what_was_promised(quick):
     for table in (to_a, to_b):
         assert list(table) == ["untranslated", "GAN alone", "CycleGAN", "true translation"]
         assert table["true translation"][0] == 0 and table["true translation"][1] > 0.8
-    images = np.load(quick / "s.npz")["images"]
-    assert images.shape == (16, 64, 96, 3) and images.dtype == np.uint8
 
 
 def test_the_checkpoints_measure_the_same_again(quick):
