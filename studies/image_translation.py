@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
-import itertools
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -394,7 +393,7 @@ SUMMARY = (
 Trained = dict[str, dict[str, nn.Module]]  # by the name of the training, its networks
 
 
-def street_reader(config: Config, data: MaskedPictures) -> segmentation.SegmentationUNet:
+def street_reader(config: Config, data: MaskedPictures) -> nn.Module:
     """A segmentation network, trained on the real pictures, which reads the painted ones."""
     folder = config.output_dir / MODELS / ("reader_quick" if config.quick else "reader")
     path = folder / segmentation.MODELS / "scenes.pth"
@@ -422,7 +421,8 @@ def l1(images: torch.Tensor, others: torch.Tensor) -> float:
 
 def best_shift(images: torch.Tensor, truth: torch.Tensor, limit: int = 3) -> tuple[float, int, int]:
     """The smallest L1 of `truth`, moved as a whole, to the images; by how many rows and columns."""
-    moves = itertools.product(range(-limit, limit + 1), repeat=2)
+    reach = range(-limit, limit + 1)
+    moves = [(down, right) for down in reach for right in reach]
     return min((l1(images, truth.roll(move, (2, 3))), *move) for move in moves)
 
 

@@ -315,12 +315,17 @@ def test_a_run_leaves_what_was_promised(quick):
     assert {p.name for p in (quick / "study_models/image_translation").glob("*.pth")} == {
         "L1_alone.pth", "Pix2Pix.pth", "GAN_alone.pth", "CycleGAN.pth",
     }  # fmt: skip
-    streets, to_a, to_b = ({row[0]: row[1:] for row in t["rows"]} for t in result["tables"])
+    streets, to_a, to_b = (
+        {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["rows"]}
+        for table in result["tables"]
+    )
     assert list(streets) == ["another street", "flat colours", "L1 alone", "Pix2Pix", "real"]
-    assert streets["real"][2] == 0 and streets["flat colours"][3] < streets["real"][3]
+    assert streets["real"]["L1 to the real picture"] == 0
+    assert streets["flat colours"]["detail"] < streets["real"]["detail"]
     for table in (to_a, to_b):
         assert list(table) == ["untranslated", "GAN alone", "CycleGAN", "true translation"]
-        assert table["true translation"][0] == 0 and table["true translation"][1] > 0.8
+        truth = table["true translation"]
+        assert truth["L1 to the truth"] == truth["rows down"] == 0 and truth["class kept"] > 0.8
 
 
 def test_the_checkpoints_measure_the_same_again(quick):
