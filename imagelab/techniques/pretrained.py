@@ -34,6 +34,65 @@ class Normalised(nn.Module):
         return self.network((x - self.mean) / self.std)
 
 
+class Logits(nn.Module):
+    """A segmentation network of torchvision that gives its logits alone, not a dictionary."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x)["out"]
+
+
+def voc_segmentation(
+    name: str, weights: Path | None, device: torch.device
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """torchvision's "deeplabv3" (with a MobileNet) or "fcn" (with a ResNet-50) and its class names.
+
+    In eval mode on `device`. Images (B, 3, H, W) in [0, 1] to logits (B, 21, H, W) of the background and
+    Pascal VOC's classes. Raises UserError as `trained` does.
+    """
+    from torchvision.models import segmentation
+
+    source, build = {
+        "deeplabv3": (
+            segmentation.DeepLabV3_MobileNet_V3_Large_Weights.COCO_WITH_VOC_LABELS_V1,
+            segmentation.deeplabv3_mobilenet_v3_large,
+        ),
+        "fcn": (
+            segmentation.FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1,
+            segmentation.fcn_resnet50,
+        ),
+    }[name]
+    network = build(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
+    network = trained(network, name, source, weights)
+    network.register_module("aux_classifier", None)  # it helps in training only
+    model = Normalised(Logits(network), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    return model.eval().requires_grad_(False).to(device), tuple(source.meta["categories"])
+
+
+def coco_mask_rcnn(weights: Path | None, device: torch.device) -> tuple[nn.Module, tuple[str, ...]]:
+    """torchvision's Mask R-CNN with a ResNet-50, in eval mode on `device`, and COCO's class names.
+
+    It takes a list of images (3, H, W) in [0, 1] of any size. For each it gives boxes (n, 4) x1 y1 x2 y2
+    in pixels, labels (n,), scores (n,) in falling order, and masks (n, 1, H, W) in [0, 1]. Raises
+    UserError as `trained` does.
+    """
+    from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights, maskrcnn_resnet50_fpn
+
+    source = MaskRCNN_ResNet50_FPN_Weights.COCO_V1
+    network = trained(
+        maskrcnn_resnet50_fpn(weights=None, weights_backbone=None), "maskrcnn", source, weights
+    )
+    for (
+        module
+    ) in network.modules():  # torchvision trained with frozen batch statistics, without eps
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.0
+    return network.eval().requires_grad_(False).to(device), tuple(source.meta["categories"])
+
+
 def imagenet_resnet18(
     weights: Path | None, device: torch.device, trained_weights: bool = True
 ) -> tuple[nn.Module, tuple[str, ...]]:
