@@ -101,7 +101,7 @@ def _apgd_once(
     steps: int,
     norm: Norm,
 ) -> torch.Tensor:
-    """APGD from `x`. Returns the last point that fools the model, else the one of the largest loss."""
+    """APGD from `x`: for each image a point that fools the model, else the one of the largest loss."""
     height, gradient, fooled = _loss_and_gradient(
         model, x, y, loss
     )  # the loss is a height to climb
@@ -118,6 +118,8 @@ def _apgd_once(
         previous, x, before = x, z, height
         height, gradient, fooled = _loss_and_gradient(model, x, y, loss)
         result[fooled], any_fooled = x[fooled], any_fooled | fooled
+        if any_fooled.all():
+            break
         rises += height > before
         higher = height > top_height
         top[higher], top_height[higher], top_gradient[higher] = (
