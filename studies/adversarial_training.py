@@ -367,11 +367,12 @@ def plot_checks(trainings: dict[str, Training]) -> Figure:
     figure, axes = figures.new_figure(9, 3.2, columns=2)
     losses = {name: (training, "loss") for name, training in trainings.items()}
     samples.plot_logged(axes[0, 0], losses, "training loss", marker=".")
-    axes[0, 0].set_yscale("log")
+    figures.log_scale(axes[0, 0])
     for k, (name, training) in enumerate(trainings.items()):
         epochs, checks = zip(*enumerate(training.curve("check").tolist(), start=1), strict=True)
         axes[0, 1].plot(epochs, checks, label=name, color=figures.PALETTE[k], marker=".")
     axes[0, 1].set(xlabel="epoch", ylabel="accuracy, PGD-10", ylim=(-0.02, 1.02))
+    axes[0, 1].xaxis.get_major_locator().set_params(integer=True)
     axes[0, 1].legend()
     return figure
 
@@ -504,7 +505,9 @@ def evaluate(config: Config, data: Dataset, trainings: dict[str, Training], resu
     matrix = transfer(config, models, data)
     caption = f"Which attack fools which network: PGD-40 at {at} (n = {n_pgd:,})."
     result.add_figure("transfer.png", plot_transfer(list(models), matrix), caption)
-    caption = "One image's loss around it: steep, or flat. The corners lie outside the ball."
+    caption = (
+        "One image's loss around it, a scale for each network. The corners lie outside the ball."
+    )
     result.add_figure("loss_surface.png", plot_surfaces(config, models, data), caption)
     caption = (
         "Left: loss on the training images. Right: accuracy on validation images after each epoch."

@@ -400,19 +400,22 @@ def plot_activations(model: DigitCNN, image: torch.Tensor, classes: tuple[str, .
     maps_by_layer = activations(model, image)
     features, scores = maps_by_layer.pop("features"), maps_by_layer.pop("scores")
     figure, axes = figures.new_figure(14, 5.6, 2, 4, width_ratios=[1, 2, 2, 2])
-    figures.show_image(axes[0, 0], figures.as_picture(image), "the image")
+    figures.show_image(axes[0, 0], figures.as_picture(image), "1. the image")
     places = (axes[0, 1], axes[0, 2], axes[1, 1], axes[1, 2])
-    for axis, (name, maps) in zip(places, maps_by_layer.items(), strict=True):
-        n, height, width = maps.shape
-        figures.show_image(axis, tile_maps(maps, 8), f"{name}: {n} maps of {height}×{width}")
+    for k, (axis, name) in enumerate(zip(places, maps_by_layer, strict=True), start=2):
+        n, height, width = maps_by_layer[name].shape
+        title = f"{k}. {name}: {n} maps of {height}×{width}"
+        figures.show_image(axis, tile_maps(maps_by_layer[name], 8), title)
     wide = features.reshape(8, -1).cpu().numpy()
     axes[0, 3].imshow(wide, cmap="gray", vmin=0)
     axes[0, 3].set_axis_off()
-    axes[0, 3].set_title(f"first dense layer: {features.numel()} features")
+    axes[0, 3].set_title(f"6. first dense layer: {features.numel()} features")
     axes[1, 3].bar(range(len(classes)), scores.cpu().numpy(), color=figures.PALETTE[0])
     label_classes(axes[1, 3], classes)
-    title = "second dense layer, as probabilities"
+    title = "7. second dense layer, as probabilities"
     axes[1, 3].set(title=title, ylim=(0, 1), xlabel="class", ylabel="probability")
+    key = "Maps and features:\nblack is 0,\nwhite is the largest\nvalue of its map."
+    axes[1, 0].text(0, 0.5, key, va="center", transform=axes[1, 0].transAxes)
     axes[1, 0].set_axis_off()
     return figure
 
@@ -435,11 +438,16 @@ def plot_convolutions(model: DigitCNN, image: torch.Tensor, count: int = 5) -> F
             figures.show_image(axis, (values / values.max().clamp(min=1e-6)).cpu().numpy())
         column[0].set_title(f"filter {k}")
     figures.name_rows(axes, ("the filter", "how well it fits", "ReLU", "pooled"))
+    key = (
+        "Filter and fit: purple is positive, orange negative, white 0. ReLU and pooled: black is 0, "
+        "white the largest value."
+    )
+    figure.supxlabel(key, fontsize=10)
     return figure
 
 
-def plot_training(config: Config, trainings: list[Training]) -> Figure:
-    """The training loss and, after each epoch, the held-out accuracy; a line for each seed."""
+def plot_training(config: Config, trainings: list[Training], n: int) -> Figure:
+    """The training loss, and after each epoch the accuracy on n held-out images; a line per seed."""
     figure, axes = figures.new_figure(9, 3.2, columns=2)
     seeds = [f"seed {config.seed + k}" for k in range(len(trainings))]
     lines = {seed: (t, "loss") for seed, t in zip(seeds, trainings, strict=True)}
@@ -447,7 +455,8 @@ def plot_training(config: Config, trainings: list[Training]) -> Figure:
     figures.log_scale(axes[0, 0])
     curves = {seed: t.curve("held_out") for seed, t in zip(seeds, trainings, strict=True)}
     epochs = range(1, len(curves[seeds[0]]) + 1)
-    figures.plot_lines(axes[0, 1], epochs, curves, "epoch", "accuracy, held-out images")
+    figures.plot_lines(axes[0, 1], epochs, curves, "epoch", f"accuracy, {n:,} held-out images")
+    axes[0, 1].set_xlim(0.5, len(epochs) + 0.5)
     axes[0, 1].xaxis.get_major_locator().set_params(integer=True)
     return figure
 
@@ -570,11 +579,9 @@ def run(config: Config) -> Result:
         result.add_figure("activations.png", plot_activations(first, image, data.classes), caption)
     evaluate(data, first, result)
     measure_on_mnist(config, data, first, result)
-    caption = (
-        "Left: the loss on the training images. Right: the accuracy on "
-        f"{len(data.test_images):,} held-out images after each epoch."
-    )
-    result.add_figure("training.png", plot_training(config, trainings), caption)
+    n = len(data.test_images)
+    caption = f"The training loss, and the accuracy on {n:,} held-out images after each epoch."
+    result.add_figure("training.png", plot_training(config, trainings, n), caption)
     inputs = {"images": torch.rand(2, *data.shape)}
     export_network(config.export, first, inputs, "logits", classes=data.classes)
     return result.save(*lessons(result))
