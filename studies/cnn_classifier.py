@@ -7,7 +7,7 @@ convolution finds patterns in the maps of the first. Two dense layers turn these
     python -m studies.cnn_classifier                                   # the embedded digits
     python -m studies.cnn_classifier --dataset mnist                   # 99 % in five epochs
     python -m studies.cnn_classifier --dataset mnist --network fast    # 99 % in one, a few seconds
-    python -m studies.cnn_classifier --dataset mnist --network source  # the usual beginner's example
+    python -m studies.cnn_classifier --dataset mnist --network source  # the usual example
     python -m studies.cnn_classifier --dataset folder:PETS --backbone resnet18    # your own classes
 
 With --backbone only the last layer is new. The others were trained on the million photographs of ImageNet
@@ -42,7 +42,6 @@ from imagelab.setup.settings import Count, InputFile, Limits, Rate
 from imagelab.techniques import pretrained
 from imagelab.techniques.classifier import DigitCNN, accuracy, as_unit, predict, usual_epochs
 from imagelab.techniques.export import export_network
-from imagelab.techniques.pretrained import ImageNetName
 from imagelab.training.loop import Observer, Training, can_resume, no_observer, one_cycle
 
 if TYPE_CHECKING:
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
 
 SCRIPT = "cnn_classifier"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
+BACKBONE_RATE = 0.1  # of the learning rate: blocks that are trained already need small steps
 
 
 # --- the networks ---------------------------------------------------------------------------------
@@ -89,18 +89,24 @@ class FastCNN(UnpaddedCNN):
 
 
 class FineTuned(nn.Module):
-    """A trained backbone and a new last layer: images (B, 3, H, W) in [0, 1] to logits (B, classes).
+    """A backbone and a new last layer: images (B, 3, H, W) in [0, 1] to logits (B, classes).
 
-    The last `unfrozen` blocks of the backbone learn as well. The other blocks do not change.
+    The last `unfrozen` blocks of the backbone learn as well, at a smaller rate. The other blocks do not
+    change. With None all learn from scratch.
     """
 
-    def __init__(self, name: ImageNetName, classes: int, unfrozen: int, **source) -> None:
+    def __init__(
+        self, name: pretrained.ImageNetName, backbone: nn.Module, classes: int, unfrozen: int | None
+    ) -> None:
         super().__init__()
-        self.backbone, _ = pretrained.imagenet_network(name, **source)
-        self.last = nn.Linear(pretrained.remove_last_layer(name, self.backbone), classes)
-        stages = pretrained.blocks(name, self.backbone)
-        self.frozen = stages[: max(len(stages) - unfrozen, 0)]
-        self.unfrozen = stages[len(self.frozen) :]
+        self.backbone = backbone
+        self.last = nn.Linear(pretrained.remove_last_layer(name, backbone), classes)
+        blocks = pretrained.blocks(name, backbone)
+        cut = 0 if unfrozen is None else len(blocks) - unfrozen
+        if cut < 0:
+            raise UserError(f"--unfreeze {unfrozen}: {name} has {len(blocks)} blocks.")
+        self.frozen, self.unfrozen = blocks[:cut], blocks[cut:]
+        self.block_rate = 1 if unfrozen is None else BACKBONE_RATE
         for block in self.unfrozen:
             block.requires_grad_(True)
 
@@ -175,7 +181,7 @@ class Config(settings.ExportSettings, settings.ResumableSettings, settings.DataS
     """cnn: the network of this project, with padding. source: the network and the settings of the usual
     MNIST example (no padding, batches of 64, Adam at a constant 1e-3). fast: the quickest way to 99 % on
     MNIST (fewer and larger filters, one epoch at a high rate)."""
-    backbone: ImageNetName | None = None
+    backbone: pretrained.ImageNetName | None = None
     """Instead of --network: a network of torchvision trained on ImageNet, with a new last layer. It takes
     pictures in colour."""
     weights: InputFile | None = None
@@ -213,7 +219,6 @@ class Config(settings.ExportSettings, settings.ResumableSettings, settings.DataS
             raise UserError(f"Choose --network {self.network} or --backbone, not both.")
 
 
-BACKBONE_RATE = 0.1  # of the learning rate: a trained block needs small steps
 NETWORKS = {"cnn": DigitCNN, "source": SourceCNN, "fast": FastCNN}
 DEFAULTS = {
     "cnn": {"batch_size": 128, "lr": 3e-3, "schedule": "one-cycle", "image_size": 32},
@@ -250,25 +255,27 @@ def build(config: Config, data: Dataset) -> nn.Module:
     if data.shape[0] != 3:
         raise UserError(f"--backbone {name} needs pictures in colour; {data.name} is grey.")
     try:
-        model = FineTuned(name, classes, config.unfreeze, weights=config.weights, device=device)
+        backbone, unfrozen = (
+            pretrained.imagenet_network(name, config.weights, device)[0],
+            config.unfreeze,
+        )
     except UserError as problem:
         if config.weights is not None:
             raise
         print(f"{problem} Training all layers from scratch instead.")
-        model = FineTuned(
-            name, classes, unfrozen=99, weights=None, device=device, trained_weights=False
-        )
-    return channels_last(model, device)
+        backbone, unfrozen = pretrained.imagenet_network(name, None, device, False)[0], None
+    return channels_last(FineTuned(name, backbone, classes, unfrozen), device)
 
 
 def parameter_groups(config: Config, model: nn.Module) -> list[dict[str, Any]]:
-    """The parameters that learn, each with its learning rate: smaller for trained blocks."""
-    if not isinstance(model, FineTuned) or not model.frozen:  # from scratch: one rate
-        return [{"params": [p for p in model.parameters() if p.requires_grad], "lr": config.lr}]
-    groups: list[dict[str, Any]] = [{"params": list(model.last.parameters()), "lr": config.lr}]
+    """The parameters that learn, each with its learning rate: smaller for blocks trained before."""
+    assert config.lr is not None  # `with_defaults`
+    if not isinstance(model, FineTuned):
+        return [{"params": list(model.parameters()), "lr": config.lr}]
+    groups = [{"params": list(model.last.parameters()), "lr": config.lr}]
     if model.unfrozen:
         parameters = [p for block in model.unfrozen for p in block.parameters()]
-        groups.append({"params": parameters, "lr": BACKBONE_RATE * config.lr})
+        groups.append({"params": parameters, "lr": model.block_rate * config.lr})
     return groups
 
 

@@ -16,6 +16,7 @@ from imagelab.data import datasets
 from imagelab.data.datasets import load_dataset, unit
 from imagelab.data.downloads import IDX_MD5
 from imagelab.report.results import start_result
+from imagelab.setup.runtime import UserError
 from imagelab.setup.settings import Settings
 from imagelab.techniques import pretrained
 from imagelab.techniques.classifier import DigitCNN, predict
@@ -301,6 +302,12 @@ def photographs(stripes) -> datasets.Dataset:
     return replace(stripes, images=images, labels=labels, test_images=images, test_labels=labels)
 
 
+def test_more_blocks_than_there_are(photographs):
+    config = cnn_classifier.with_defaults(cnn_classifier.Config(backbone="resnet18", unfreeze=6))
+    with untrained(), pytest.raises(UserError, match="--unfreeze 6: resnet18 has 5 blocks"):
+        cnn_classifier.build(config, photographs)
+
+
 def test_fine_tuning_changes_the_last_blocks_and_no_other(photographs, tmp_path):
     config = cnn_classifier.with_defaults(
         cnn_classifier.Config(
@@ -317,8 +324,6 @@ def test_fine_tuning_changes_the_last_blocks_and_no_other(photographs, tmp_path)
 
 
 def test_without_weights_a_sentence_and_all_layers_learn(pets, tmp_path, monkeypatch):
-    from imagelab.setup.runtime import UserError
-
     def unreachable(*_):
         raise UserError("The weights of resnet18 could not be downloaded.")
 
@@ -331,8 +336,8 @@ def test_without_weights_a_sentence_and_all_layers_learn(pets, tmp_path, monkeyp
     saved = torch.load(tmp_path / "study_models/cnn_classifier/resnet18.pth", weights_only=True)
     means = saved["model"]["classifier"]["backbone.network.bn1.running_mean"]
     assert means.abs().sum() > 0
-    (group,) = saved["optimizer"]["adam"]["param_groups"]
-    assert len(group["params"]) == 62  # all of ResNet-18
+    last, blocks = saved["optimizer"]["adam"]["param_groups"]
+    assert last["lr"] == blocks["lr"] and len(last["params"]) + len(blocks["params"]) == 62
 
 
 def test_wrong_input(tmp_path):

@@ -34,7 +34,7 @@ class Normalised(nn.Module):
 
 def imagenet_network(
     name: ImageNetName, weights: Path | None, device: torch.device, trained_weights: bool = True
-) -> tuple[Normalised, tuple[str, ...]]:
+) -> tuple[nn.Module, tuple[str, ...]]:
     """An ImageNet network in eval mode on `device`, for images in [0, 1], and its 1,000 class names.
 
     Without `trained_weights` its weights are random. Raises UserError as `trained` does.
@@ -56,22 +56,22 @@ def imagenet_resnet18(
     return imagenet_network("resnet18", weights, device, trained_weights)
 
 
-def remove_last_layer(name: ImageNetName, model: Normalised) -> int:
+def remove_last_layer(name: ImageNetName, model: nn.Module) -> int:
     """Take the last layer out of an ImageNet network: it then ends in features; their number."""
     path = {"resnet18": "fc", "resnet50": "fc", "vgg16": "classifier.6"}.get(name, "classifier.1")
-    last = model.network.get_submodule(path)
+    last = model.get_submodule(f"network.{path}")
     assert isinstance(last, nn.Linear)
-    model.network.set_submodule(path, nn.Identity())
+    model.set_submodule(f"network.{path}", nn.Identity())
     return last.in_features
 
 
-def blocks(name: ImageNetName, model: Normalised) -> list[nn.Module]:
+def blocks(name: ImageNetName, model: nn.Module) -> list[nn.Module]:
     """The blocks of an ImageNet network in order: its stages, each at one resolution or width.
 
     Five of a ResNet (the first convolution and four stages), six of VGG-16 (five times convolutions and
     pooling, and the dense layers), nine of EfficientNet-B0.
     """
-    parts = dict(model.network.named_children())
+    parts = dict(model.get_submodule("network").named_children())
     if name in ("resnet18", "resnet50"):
         stages = [parts[f"layer{k}"] for k in (1, 2, 3, 4)]
         return [nn.Sequential(parts["conv1"], parts["bn1"]), *stages]
