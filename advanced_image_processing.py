@@ -30,8 +30,9 @@ from typing import Any, Literal
 import torch
 
 from imagelab.data.datasets import load_dataset
+from imagelab.report.numbers import metric_text, text_table
 from imagelab.report.page import write_report
-from imagelab.report.results import metric_text, text_table, write_json
+from imagelab.report.results import write_json
 from imagelab.setup.files import give_back
 from imagelab.setup.runtime import UserError, explain, machine, prepare
 from imagelab.setup.settings import DataSettings, option

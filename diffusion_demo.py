@@ -1,20 +1,19 @@
-"""Stepwise Gaussian noise, then blur: what a diffusion model's forward process does to a picture,
-and what the plainest of all filters can undo of it.
+"""Stepwise noise, then blur: a diffusion model's forward process, and the plainest of all filters.
 
     python diffusion_demo.py                                  # seconds
     python diffusion_demo.py --image photo.jpg --steps 8
     python diffusion_demo.py --process variance-preserving    # the forward process of a DDPM
     python diffusion_demo.py --compare                        # six classical filters and a learned one
 
-Process `additive` adds fresh noise of σ = 0.1·(i + 1) to the clean picture in step i and clips the
-sum to [0, 1]. `variance-preserving` is the true forward process of Ho et al. (2020),
-x_t = √ᾱ_t·x₀ + √(1 − ᾱ_t)·ε on [-1, 1], with one ε for the whole way and t evenly spaced over the
-linear schedule of 1,000 steps: the picture fades as the noise grows, and the variance stays.
+Process `additive` adds fresh noise of σ = 0.1·(i + 1) to the clean picture in step i, and clips the sum
+to [0, 1]. `variance-preserving` is the forward process of Ho et al. (2020):
+x_t = √ᾱ_t·x₀ + √(1 − ᾱ_t)·ε on [-1, 1]. It uses one ε in all steps, and t is evenly spaced over the
+linear schedule of 1,000 steps. The picture fades as the noise grows, and the variance stays.
 
-What to look at: PSNR falls by about 5 dB each time σ doubles (6 without the clipping); the blur takes
-most of the noise and blunts every edge; and σ measured lags behind σ added, because clipping cuts the
-noise of dark and bright pixels. With `--compare`: what better filters make of the same noise, each
-told the measured σ, and what a network does that has learnt from photographs.
+What to look at: PSNR falls by about 5 dB each time σ doubles (6 dB without the clipping). The blur
+removes most of the noise and softens every edge. The measured σ is lower than the added σ, because
+clipping cuts the noise of dark and bright pixels. With `--compare`, better filters and a network that
+was trained on photographs restore the same pictures. Each is told the measured σ.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from __future__ import annotations
 from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -36,40 +35,13 @@ from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import UserError, prepare
 from imagelab.setup.settings import Limits, Settings
 from imagelab.techniques.diffusion import linear_schedule
-from imagelab.techniques.restoration import compare, estimated_sigma, methods
+from imagelab.techniques.restoration import Restored, compare, estimated_sigma, methods
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCRIPT = "diffusion_demo"
 PICTURES = "diffusion_images"
-
-
-@dataclass(frozen=True)
-class Config(Settings):
-    """Settings of the noise and of the blur."""
-
-    image: Path | None = None
-    """Your own picture, turned grey. Default: scikit-image's `camera`."""
-    size: Annotated[int, Limits(16, 4096)] = 256
-    """Pixels that the longer side is scaled down to."""
-    steps: Annotated[int, Limits(1, 10)] = 5
-    """Number of noise steps."""
-    process: Literal["additive", "variance-preserving"] = "additive"
-    """additive: σ = 0.1·(i + 1), clipped; variance-preserving: the forward process of a DDPM."""
-    kernel: Annotated[int, Limits(1, 99)] = 5
-    """Width of the Gaussian blur in pixels, an odd number."""
-    compare: bool = False
-    """Also restore every step by six classical methods and a trained network, and compare them."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.kernel % 2 == 0:
-            raise UserError(f"--kernel must be odd, not {self.kernel}.")
-        if self.compare and self.process != "additive":
-            raise UserError("--compare restores pictures with noise on them: those of --process "
-                            "variance-preserving also fade.")  # fmt: skip
-
 
 # --- the two processes ----------------------------------------------------------------------------
 
@@ -109,31 +81,62 @@ def blur(picture: np.ndarray, kernel: int) -> np.ndarray:
     return cv2.GaussianBlur(picture, (kernel, kernel), 0)
 
 
-# --- measuring ------------------------------------------------------------------------------------
+# --- every step: add noise, blur, measure ---------------------------------------------------------
 
 
-@dataclass
-class Quantities:
-    """What is measured at one step, against the clean picture."""
+@dataclass(frozen=True)
+class Config(Settings):
+    """Settings of the noise and of the blur."""
 
-    sigma_added: float
-    sigma_measured: float
-    mse: float
-    psnr: float
-    ssim: float
-    mse_blurred: float
-    psnr_blurred: float
-    ssim_blurred: float
+    image: Path | None = None
+    """Your own picture, turned grey. Default: scikit-image's `camera`."""
+    size: Annotated[int, Limits(16, 4096)] = 256
+    """Pixels that the longer side is scaled down to."""
+    steps: Annotated[int, Limits(1, 10)] = 5
+    """Number of noise steps."""
+    process: Literal["additive", "variance-preserving"] = "additive"
+    """additive: σ = 0.1·(i + 1), clipped; variance-preserving: the forward process of a DDPM."""
+    kernel: Annotated[int, Limits(1, 99)] = 5
+    """Width of the Gaussian blur in pixels, an odd number."""
+    compare: bool = False
+    """Also restore every step by six classical methods and a trained network, and compare them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kernel % 2 == 0:
+            raise UserError(f"--kernel must be odd, not {self.kernel}.")
+        if self.compare and self.process != "additive":
+            raise UserError("--compare restores noisy pictures. Those of --process variance-preserving "
+                            "also fade.")  # fmt: skip
 
 
-def measure(clean: np.ndarray, noisy: np.ndarray, blurred: np.ndarray, sigma: float) -> Quantities:
-    """The noise of one step, and how far the picture is from the clean one before and after the blur."""
-    errors = [
-        float(value)
-        for picture in (noisy, blurred)
-        for value in (np.mean((clean - picture) ** 2), psnr(clean, picture), ssim(clean, picture))
-    ]
-    return Quantities(sigma, estimated_sigma(noisy), *errors)
+class Step(NamedTuple):
+    """One step: the noisy picture, the same blurred, and what is measured of both."""
+
+    noisy: np.ndarray
+    blurred: np.ndarray
+    measured: dict[str, float]
+
+
+def measure(
+    clean: np.ndarray, noisy: np.ndarray, blurred: np.ndarray, sigma: float
+) -> dict[str, float]:
+    """The noise of one step, and the errors against the clean picture before and after the blur."""
+    measured = {"σ added": sigma, "σ measured": estimated_sigma(noisy)}
+    for which, picture in (("", noisy), (", blurred", blurred)):
+        measured["MSE" + which] = float(np.mean((clean - picture) ** 2))
+        measured["PSNR (dB)" + which] = psnr(clean, picture)
+        measured["SSIM" + which] = ssim(clean, picture)
+    return measured
+
+
+def noise_and_blur(clean: np.ndarray, config: Config) -> list[Step]:
+    """Every step of the process, blurred and measured."""
+    steps, rng = [], np.random.default_rng(config.seed)
+    for sigma, noisy in PROCESSES[config.process](clean, config.steps, rng):
+        blurred = blur(noisy, config.kernel)
+        steps.append(Step(noisy, blurred, measure(clean, noisy, blurred, sigma)))
+    return steps
 
 
 # === the lesson ends here; below: plotted, reported ===============================================
@@ -143,118 +146,109 @@ SUMMARY = (
     "A picture is covered with more and more Gaussian noise, and a Gaussian blur tries to bring it back. "
     "Each step is measured: how much noise, how far from the clean picture, how much the blur repairs."
 )
-COLUMNS = [
-    "step", "σ added", "σ measured", "MSE", "PSNR (dB)", "SSIM",
-    "MSE, blurred", "PSNR (dB), blurred", "SSIM, blurred",
-]  # fmt: skip
 
 
-def plot_steps(
-    picture: np.ndarray,
-    noisy: list[np.ndarray],
-    blurred: np.ndarray,
-    rows: list[Quantities],
-    kernel: int,
-) -> Figure:
+def plot_steps(clean: np.ndarray, steps: list[Step], kernel: int) -> Figure:
     """The clean picture, every step, and the last one blurred."""
-    shown = {"clean": picture}
-    for i, (image, row) in enumerate(zip(noisy, rows, strict=True), start=1):
-        shown[f"step {i}: σ = {row.sigma_added:.2f}\nPSNR {row.psnr:.1f} dB"] = np.clip(image, 0, 1)
-    name = f"step {len(rows)}, blurred {kernel}×{kernel}\nPSNR {rows[-1].psnr_blurred:.1f} dB"
-    shown[name] = np.clip(blurred, 0, 1)
+    shown = {"clean": clean}
+    for i, (noisy, _, measured) in enumerate(steps, start=1):
+        title = f"step {i}: σ = {measured['σ added']:.2f}\nPSNR {measured['PSNR (dB)']:.1f} dB"
+        shown[title] = np.clip(noisy, 0, 1)
+    title = f"step {len(steps)}, blurred {kernel}×{kernel}"
+    title += f"\nPSNR {steps[-1].measured['PSNR (dB), blurred']:.1f} dB"
+    shown[title] = np.clip(steps[-1].blurred, 0, 1)
     return figures.plot_side_by_side(shown, rows=-(-len(shown) // 4), height=2.9)
 
 
-def plot_errors(picture: np.ndarray, noisy: list[np.ndarray], blurred: np.ndarray) -> Figure:
+def plot_errors(clean: np.ndarray, steps: list[Step]) -> Figure:
     """The distance from the clean picture, doubled, of every step and of the last one blurred."""
-    pictures = {f"step {i}": image for i, image in enumerate(noisy, start=1)}
-    pictures[f"step {len(noisy)}, blurred"] = blurred
-    errors = {name: np.clip(np.abs(x - picture) * 2, 0, 1) for name, x in pictures.items()}
+    pictures = {f"step {i}": step.noisy for i, step in enumerate(steps, start=1)}
+    pictures[f"step {len(steps)}, blurred"] = steps[-1].blurred
+    errors = {name: np.clip(np.abs(x - clean) * 2, 0, 1) for name, x in pictures.items()}
     return figures.plot_side_by_side(errors, rows=-(-len(errors) // 3), height=2.9)
 
 
-def plot_quantities(rows: list[Quantities]) -> Figure:
+def plot_quantities(steps: list[Step]) -> Figure:
     """σ, PSNR and SSIM over the steps."""
-    figure, axes = figures.new_figure(10.5, 3.2, columns=3)
-    steps = range(1, len(rows) + 1)
-    panels = [
-        ("σ", {"added": "sigma_added", "measured": "sigma_measured"}),
-        ("PSNR (dB)", {"noisy": "psnr", "blurred": "psnr_blurred"}),
-        ("SSIM", {"noisy": "ssim", "blurred": "ssim_blurred"}),
-    ]
-    for axis, (ylabel, names) in zip(axes[0], panels, strict=True):
-        lines = {label: [getattr(row, name) for row in rows] for label, name in names.items()}
-        figures.plot_lines(axis, steps, lines, "step", ylabel)
-        axis.set_xticks(steps)
+    figure, (axes,) = figures.new_figure(10.5, 3.2, columns=3)
+    numbers = range(1, len(steps) + 1)
+    for axis, name, kinds in zip(
+        axes,
+        ("σ", "PSNR (dB)", "SSIM"),
+        (
+            {"added": " added", "measured": " measured"},
+            *[{"noisy": "", "blurred": ", blurred"}] * 2,
+        ),
+        strict=True,
+    ):
+        lines = {kind: [step.measured[name + end] for step in steps] for kind, end in kinds.items()}
+        figures.plot_lines(axis, numbers, lines, "step", name)
+        axis.set_xticks(numbers)
     return figure
 
 
-def plot_restored(pictures: dict[str, list], rows: list[Quantities]) -> Figure:
+def plot_restored(restored: dict[str, list[Restored]], sigmas: list[float]) -> Figure:
     """A column per method, a row per step."""
-    figure, axes = figures.new_figure(
-        1.75 * len(pictures), 1.95 * len(rows), len(rows), len(pictures)
-    )
-    for column, (name, restored) in zip(axes.T, pictures.items(), strict=True):
-        for k, (axis, one) in enumerate(zip(column, restored, strict=True)):
+    rows, columns = len(sigmas), len(restored)
+    figure, axes = figures.new_figure(1.75 * columns, 1.95 * rows, rows, columns)
+    for column, (name, found) in zip(axes.T, restored.items(), strict=True):
+        for k, (axis, one) in enumerate(zip(column, found, strict=True)):
             title = f"{one.psnr:.1f} dB"
             figures.show_image(axis, one.picture, title if k else f"{name}\n{title}")
-    figures.name_rows(axes, [f"σ = {row.sigma_added:.2f}" for row in rows])
+    figures.name_rows(axes, [f"σ = {sigma:.2f}" for sigma in sigmas])
     return figure
 
 
-def report_restored(
-    picture: np.ndarray, noisy: list, rows: list[Quantities], by: dict, result: Result
-) -> None:
-    """Every noisy step restored by every method: a picture and two tables."""
-    pictures: dict[str, list] = {}
-    for i, image in enumerate(noisy, start=1):
-        image = np.clip(image, 0, 1)
-        found = compare(picture, image, estimated_sigma(image), by)
-        for name, restored in found.items():
-            pictures.setdefault(name, []).append(restored)
-            if name != "noisy":  # that is the step's own picture
+def report_restored(clean: np.ndarray, steps: list[Step], device, result: Result) -> None:
+    """Every noisy step restored by every method: pictures and two tables."""
+    by, restored = methods(device), {}
+    for i, step in enumerate(steps, start=1):
+        noisy = np.clip(step.noisy, 0, 1)
+        for name, one in compare(clean, noisy, estimated_sigma(noisy), by).items():
+            restored.setdefault(name, []).append(one)
+            if name in by:  # the noisy one is the step's own picture
                 file = f"restored_{i}_{name.replace(' ', '_')}.png"
-                write_png(result.add_file(file, f"Step {i}, {name}.", False), restored.picture)
+                write_png(result.add_file(file, f"Step {i}, {name}.", False), one.picture)
+    sigmas = [step.measured["σ added"] for step in steps]
     caption = (
-        "The same noise under six classical methods and a network that was trained on other photographs, "
-        "each told the measured σ."
+        "The same noise under six classical methods and a network that was trained on other photographs. "
+        "Each is told the measured σ."
     )
-    result.add_figure("compared.png", plot_restored(pictures, rows), caption)
-    size = f"{picture.shape[1]}×{picture.shape[0]} pixels"
-    sigmas = [f"σ = {row.sigma_added:.2g}" for row in rows]
-    seconds = {name: np.mean([one.seconds for one in found]) for name, found in pictures.items()}
-    result.add_table(
-        f"Restored, {size}: PSNR (dB)",
-        ["method", *sigmas, "s per picture"],
-        [[name, *[one.psnr for one in found], seconds[name]] for name, found in pictures.items()],
-    )
-    result.add_table(
-        f"Restored, {size}: SSIM",
-        ["method", *sigmas],
-        [[name, *[one.ssim for one in found]] for name, found in pictures.items()],
-    )
-    for name in ("non-local means", "learned"):
-        mean = np.mean([restored.psnr for restored in pictures[name]])
-        result.add_metric(f"mean over the steps: {name}", mean, len(noisy), unit="dB",
-                          better="higher")  # fmt: skip
+    result.add_figure("compared.png", plot_restored(restored, sigmas), caption)
+    columns = ["method", *(f"σ = {sigma:.2g}" for sigma in sigmas), "s per picture"]
+    for name, unit in (("psnr", "PSNR (dB)"), ("ssim", "SSIM")):
+        rows = [
+            [
+                method,
+                *(getattr(one, name) for one in found),
+                np.mean([one.seconds for one in found]),
+            ]
+            for method, found in restored.items()
+        ]
+        size = f"{clean.shape[1]}×{clean.shape[0]} pixels"
+        result.add_table(f"Restored, {size}: {unit}", columns, rows)
+    for method in ("non-local means", "learned"):
+        mean = np.mean([one.psnr for one in restored[method]])
+        name = f"mean over the steps: {method}"
+        result.add_metric(name, mean, len(steps), unit="dB", better="higher")
 
 
 def lessons(result: Result) -> list[str]:
     """What the figures teach, as far as they were measured."""
-    told = []
+    taught = []
     if decibels := result.measured("last step: PSNR", "last step: PSNR after the blur"):
-        noisy, blurred = decibels
-        told.append(f"Noise left {noisy:.1f} dB of the picture at the last step, and a blur made of that "
-                    f"{blurred:.1f} dB: it averages the noise away, and the edges with it.")  # fmt: skip
-    methods = ("non-local means", "learned")
-    if compared := result.measured(*(f"mean over the steps: {name}" for name in methods)):
-        classical, learned = compared
-        told.append(
-            f"Over all steps non-local means reach {classical:.1f} dB and a trained network "
-            f"{learned:.1f} dB; a blur knows nothing of pictures, non-local means that they repeat "
-            "themselves, a network what it has seen."
+        taught.append(
+            "At the last step noise leaves a PSNR of {:.1f} dB, and a blur raises it to {:.1f} dB: it "
+            "averages the noise away, and the edges with it.".format(*decibels)
         )
-    return told
+    kinds = ("non-local means", "learned")
+    if decibels := result.measured(*(f"mean over the steps: {kind}" for kind in kinds)):
+        taught.append(
+            "Over all steps non-local means reach {:.1f} dB and a trained network {:.1f} dB. A blur "
+            "knows nothing about pictures, non-local means know that pictures repeat themselves, and a "
+            "network knows what it has seen.".format(*decibels)
+        )
+    return taught
 
 
 def run(config: Config) -> Result:
@@ -262,38 +256,32 @@ def run(config: Config) -> Result:
     device = prepare(config.seed, config.device)
     config = config.if_quick(size=128)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device)
-    picture = read_grey(config.image, max_side=config.size)
-    rng = np.random.default_rng(config.seed)
-    noisy, blurred, rows = [], [], []
-    for i, (sigma, image) in enumerate(
-        PROCESSES[config.process](picture, config.steps, rng), start=1
-    ):
-        noisy.append(image)
-        blurred.append(blur(image, config.kernel))
-        rows.append(measure(picture, image, blurred[-1], sigma))
-        path = result.add_file(f"step_{i}.png", f"After step {i}, σ = {sigma:.2f}.", featured=False)
-        write_png(path, image)
-    write_png(result.add_file("blurred.png", "The noisiest, blurred.", featured=False), blurred[-1])
-
-    last = rows[-1]
-    helped = last.psnr_blurred > last.psnr and last.ssim_blurred > last.ssim
-    back = "brings part of it back" if helped else "brings nothing of it back"
-    result.add_figure("whole_way.png", plot_steps(picture, noisy, blurred[-1], rows, config.kernel),
-                      f"The picture drowns step by step; the blur {back}.")  # fmt: skip
-    result.add_figure("errors.png", plot_errors(picture, noisy, blurred[-1]),
-                      "Distance from the clean picture, doubled: noise lies everywhere, what the blur "
-                      "gets wrong lies along the edges.")  # fmt: skip
-    result.add_figure("quantities.png", plot_quantities(rows), "What is measured at every step.")
-    frames = [picture, *noisy, blurred[-1]]
-    write_gif(result.add_file("whole_way.gif", "The whole way as an animation."), frames, 0.5)
-    result.add_table(
-        f"Quantities per step, {picture.shape[1]}×{picture.shape[0]} pixels",
-        COLUMNS,
-        [[i, *asdict(row).values()] for i, row in enumerate(rows, start=1)],
+    clean = read_grey(config.image, max_side=config.size)
+    steps = noise_and_blur(clean, config)
+    for i, step in enumerate(steps, start=1):
+        caption = f"After step {i}, σ = {step.measured['σ added']:.2f}."
+        write_png(result.add_file(f"step_{i}.png", caption, featured=False), step.noisy)
+    blurred, last = steps[-1].blurred, steps[-1].measured
+    write_png(result.add_file("blurred.png", "The noisiest, blurred.", featured=False), blurred)
+    helped = all(last[name + ", blurred"] > last[name] for name in ("PSNR (dB)", "SSIM"))
+    part = "part" if helped else "nothing"
+    caption = f"The picture drowns step by step. The blur brings {part} of it back."
+    result.add_figure("whole_way.png", plot_steps(clean, steps, config.kernel), caption)
+    caption = (
+        "Distance from the clean picture, doubled. The error of the noise lies everywhere. The error of "
+        "the blur lies along the edges."
     )
+    result.add_figure("errors.png", plot_errors(clean, steps), caption)
+    result.add_figure("quantities.png", plot_quantities(steps), "What is measured at every step.")
+    frames = [clean, *(step.noisy for step in steps), blurred]
+    write_gif(result.add_file("whole_way.gif", "All steps as an animation."), frames, 0.5)
+    caption = f"Quantities per step, {clean.shape[1]}×{clean.shape[0]} pixels"
+    rows = [[i, *step.measured.values()] for i, step in enumerate(steps, start=1)]
+    result.add_table(caption, ["step", *last], rows)
     if config.compare:
-        report_restored(picture, noisy, rows, methods(device), result)
-    for name, value in (("PSNR", last.psnr), ("PSNR after the blur", last.psnr_blurred)):
+        report_restored(clean, steps, device, result)
+    for name, end in (("PSNR", ""), ("PSNR after the blur", ", blurred")):
+        value = last["PSNR (dB)" + end]
         result.add_metric(f"last step: {name}", value, 1, unit="dB", better="higher")
     return result.save(*lessons(result))
 

@@ -29,7 +29,8 @@ from benchmarks.main_job import main_job, table
 from benchmarks.sampling import sampling
 from benchmarks.shares import shares
 from benchmarks.training import limit, training
-from imagelab.report.results import text_table, write_json
+from imagelab.report.numbers import text_table
+from imagelab.report.results import write_json
 from imagelab.setup.runtime import machine, prepare, versions
 from imagelab.setup.settings import Checked, Count
 

@@ -33,14 +33,15 @@ from benchmarks.scenes import (
     BUILDS_ON,
     OF_ITS_OWN,
     ROOT,
+    FaultScene,
     Harm,
-    Scene,
     end,
     harm,
     prepared,
     start,
 )
-from imagelab.report.results import text_table, write_json
+from imagelab.report.numbers import text_table
+from imagelab.report.results import write_json
 from imagelab.setup.settings import Checked, Count, Limits, option
 
 Kind = Literal["signals", "killed-saves", "full-saves", "full-disk", "read-only", "two-runs",
@@ -84,7 +85,7 @@ class Case:
 # --- the kinds of faults --------------------------------------------------------------------------
 
 
-def signals(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
+def signals(scene: FaultScene, work: Path, config: Config) -> Iterator[Case]:
     """At random moments from the start of the process to its end: it ends, and nothing half written
     is left. Status 0 is that of a run that had done its work when the signal came."""
     rng = random.Random(config.seed)
@@ -107,7 +108,7 @@ def signals(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
             yield case
 
 
-def has_results(scene: Scene, folder: Path, began: float) -> bool:
+def has_results(scene: FaultScene, folder: Path, began: float) -> bool:
     """Whether the run that `began` then has written its results.json, the last thing it does.
 
     Python takes a second or two more to leave memory, and knows no Ctrl-C by then.
@@ -149,7 +150,7 @@ sys.addaudithook(watch)
 
 
 def sabotaged(
-    scene: Scene, work: Path, config: Config, act: str, what: str, statuses: tuple[int, ...]
+    scene: FaultScene, work: Path, config: Config, act: str, what: str, statuses: tuple[int, ...]
 ) -> Iterator[Case]:
     """Runs whose first save, or another at random, ends in `act`; status 0 if there are not as many."""
     rng = random.Random(config.seed)
@@ -165,12 +166,12 @@ def sabotaged(
         yield case
 
 
-def killed_saves(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
+def killed_saves(scene: FaultScene, work: Path, config: Config) -> Iterator[Case]:
     """SIGKILL when a file is written and is just about to take the place of the old one: that stands."""
     yield from sabotaged(scene, work, config, "kill", "killed in", (-9,))
 
 
-def full_saves(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
+def full_saves(scene: FaultScene, work: Path, config: Config) -> Iterator[Case]:
     """The disk is full when a file is all but written: the old one stands, one sentence, status 2; the
     main job goes on with its next demo, and has status 1."""
     statuses = (1, 2) if scene.script in get_args(MainJob) else (2,)
@@ -178,7 +179,7 @@ def full_saves(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
 
 
 def on_a_disk(
-    scene: Scene, work: Path, room: int, what: str, read_only: bool = False
+    scene: FaultScene, work: Path, room: int, what: str, read_only: bool = False
 ) -> list[Case]:
     """The case of a run on a disk in memory, `room` bytes larger than the scene that lies on it.
 
@@ -203,7 +204,7 @@ def on_a_disk(
     return [case]
 
 
-def full_disk(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
+def full_disk(scene: FaultScene, work: Path, config: Config) -> Iterator[Case]:
     """A disk with little room left, and a limit on every file's size: what was there stays, one
     sentence, status 2."""
     import resource
@@ -222,7 +223,7 @@ def full_disk(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
         yield case
 
 
-def read_only(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
+def read_only(scene: FaultScene, work: Path, config: Config) -> Iterator[Case]:
     """An output folder that cannot be made, or lies on a disk that may only be read: one sentence,
     status 2."""
     (work / "file").write_text("in the way")
@@ -233,7 +234,7 @@ def read_only(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
     yield from on_a_disk(scene, work, scene.size, "a disk that may only be read", read_only=True)
 
 
-def two_runs(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
+def two_runs(scene: FaultScene, work: Path, config: Config) -> Iterator[Case]:
     """Two runs at once in one folder, of two seeds: one does its work, the other one is refused, and
     all files are whole."""
     folder = scene.copy(work / "case")
@@ -252,7 +253,7 @@ class Malicious:
         return os.system, ("touch executed",)
 
 
-def foreign_checkpoint(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
+def foreign_checkpoint(scene: FaultScene, work: Path, config: Config) -> Iterator[Case]:
     """Cut short, of another script, of another format, or with code in it: refused, and left as it is."""
     # One of each folder: the classifier's, and the script's own.
     first = {path.parent: path for path in sorted(scene.folder.rglob("*.pth"), reverse=True)}
@@ -289,7 +290,7 @@ def foreign_checkpoint(scene: Scene, work: Path, config: Config) -> Iterator[Cas
             yield case
 
 
-def bad_data(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
+def bad_data(scene: FaultScene, work: Path, config: Config) -> Iterator[Case]:
     """A data set whose files are cut short, or that is not there while no network is: a sentence."""
     if scene.script in OF_ITS_OWN:
         return
@@ -319,7 +320,7 @@ STRANGE = {bool: (None,), int: WHOLE, float: REAL}  # a flag has no word; other 
 LONG = 30.0  # seconds, after which a run with strange settings is asked to stop
 
 
-def random_settings(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
+def random_settings(scene: FaultScene, work: Path, config: Config) -> Iterator[Case]:
     """An option at random with a strange value: refused in a sentence, or run."""
     rng = random.Random(config.seed)
     given = {"output_dir", "quick", "show", "debug"}
@@ -337,7 +338,7 @@ def random_settings(scene: Scene, work: Path, config: Config) -> Iterator[Case]:
         yield case
 
 
-KINDS: dict[str, Callable[[Scene, Path, Config], Iterator[Case]]] = {
+KINDS: dict[str, Callable[[FaultScene, Path, Config], Iterator[Case]]] = {
     "signals": signals, "killed-saves": killed_saves, "full-saves": full_saves, "full-disk": full_disk,
     "read-only": read_only, "two-runs": two_runs, "foreign-checkpoint": foreign_checkpoint,
     "bad-data": bad_data, "random-settings": random_settings,

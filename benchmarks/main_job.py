@@ -137,7 +137,7 @@ def main_job(quick: bool) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    from imagelab.report.results import text_table
+    from imagelab.report.numbers import text_table
 
     cells = [
         [row["demo"], *row["seconds"].values(), row["peak memory so far, MiB"]] for row in rows

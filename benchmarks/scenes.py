@@ -30,7 +30,7 @@ PATIENCE = 120.0  # seconds that a process may take to end after a signal
 
 
 @dataclass
-class Scene:
+class FaultScene:
     """The output folder of an undisturbed run of `script`. Every case gets a copy of it."""
 
     script: str
@@ -152,13 +152,13 @@ def lost(before: Path, after: Path) -> list[str]:
 
 
 def harm(
-    process: subprocess.Popen, statuses: tuple[int, ...], scene: Scene, folder: Path
+    process: subprocess.Popen, statuses: tuple[int, ...], scene: FaultScene, folder: Path
 ) -> list[str]:
     """Wait for the process. Returns what is wrong with its end and with the files in its folder."""
     return end(process, statuses) + damaged(folder) + lost(scene.folder, folder)
 
 
-def prepared(script: str, folder: Path) -> Scene:
+def prepared(script: str, folder: Path) -> FaultScene:
     """Run the script undisturbed, after the study that it builds on."""
     if script in BUILDS_ON:
         prepared(BUILDS_ON[script], folder)
@@ -167,4 +167,4 @@ def prepared(script: str, folder: Path) -> Scene:
         problems = end(start(script, folder), (0,))
         if problems:
             raise RuntimeError(f"{script} fails undisturbed: {problems}")
-    return Scene(script, folder, time.perf_counter() - began)
+    return FaultScene(script, folder, time.perf_counter() - began)

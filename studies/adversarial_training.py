@@ -33,7 +33,8 @@ from torch import nn
 from fgsm import fgsm
 from imagelab.data.datasets import EMBEDDED, Dataset, load_for, random_subset, unit
 from imagelab.report import figures, samples
-from imagelab.report.results import Result, share_cell, start_result
+from imagelab.report.numbers import share_cell
+from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import autocast, generator, prepare
 from imagelab.setup.settings import BoardSettings, Count, DataSettings, Limits, Rate
 from imagelab.techniques import attacks

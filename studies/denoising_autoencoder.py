@@ -1,22 +1,21 @@
 """Denoising by learning: a convolutional autoencoder for digits, a residual network for photographs.
 
 Both networks see noisy pictures and learn to return the clean ones (Vincent et al. 2008). The autoencoder
-draws the whole picture anew from a small middle layer: that suits digits, which are all of one kind. The
+draws the whole picture anew from a small middle layer. This suits digits, which are all of one kind. The
 residual network estimates the noise and subtracts it (DnCNN, Zhang et al. 2017). What it does not
-understand stays as it was: that suits photographs of any content, size and noise.
+understand stays as it was. This suits photographs of any content, size and strength of noise.
 
-    python -m studies.denoising_autoencoder                   # digits, and the comparison on photographs
+    python -m studies.denoising_autoencoder                   # digits, and a comparison on photographs
     python -m studies.denoising_autoencoder --dataset mnist
     python -m studies.denoising_autoencoder denoise --image noisy.jpg --output clean.png
     python -m studies.denoising_autoencoder denoise --export denoiser.onnx
     python -m studies.denoising_autoencoder photographs       # trains the residual network: an hour
 
-`denoise` needs no training: it takes weights that come with the project and were made by `photographs`.
-The residual network is in imagelab/techniques/denoiser.py, its weights in denoiser.pth beside it, and
-the classical methods in restoration.py.
+`denoise` needs no training: the weights of `photographs` come with the project. The residual network is
+in imagelab/techniques/denoiser.py, the classical methods are in restoration.py beside it.
 
 What to look at: `digits.png`, strokes that are drawn anew; `photographs.png`, edges that stay while flat
-parts become smooth; in the table, how far learning is ahead of the best classical method.
+parts become smooth; the table, which says how far learning is ahead of the best classical method.
 """
 
 from __future__ import annotations
@@ -39,15 +38,8 @@ from imagelab.data.pictures import open_picture, picture_format, write_picture
 from imagelab.data.quality import mean_psnr, mean_ssim
 from imagelab.report import figures, samples
 from imagelab.report.results import Result, start_result
-from imagelab.setup import settings
-from imagelab.setup.runtime import (
-    UserError,
-    autocast,
-    channels_last,
-    generator,
-    in_eval_mode,
-    prepare,
-)
+from imagelab.setup import runtime, settings
+from imagelab.setup.runtime import UserError, autocast, channels_last, generator, in_eval_mode
 from imagelab.setup.settings import Count, ExportSettings, Fraction, Rate
 from imagelab.techniques import denoiser, restoration
 from imagelab.techniques.denoiser import ResidualDenoiser, restore, trained_denoiser
@@ -61,21 +53,6 @@ if TYPE_CHECKING:
 
 SCRIPT = denoiser.SCRIPT
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
-
-
-@dataclass(frozen=True)
-class Config(ExportSettings, settings.TrainingSettings):
-    """Settings of the autoencoder for small images."""
-
-    sigma: Fraction = 0.5
-    """Standard deviation of the noise, for pixels in [0, 1]; the sum is clipped to [0, 1]."""
-    epochs: Count | None = None
-    """Passes over the training images, each with fresh noise; default: 5, on the embedded digits 3."""
-    batch_size: Count = 128
-    """Images per step."""
-    lr: Rate = 4e-3
-    """Peak of Adam's learning rate. It rises over the first quarter of the steps, then falls to 0."""
-
 
 # --- small images: the autoencoder ----------------------------------------------------------------
 
@@ -114,17 +91,31 @@ def build(config: Config, data: Dataset) -> Autoencoder:
 def denoising_loss(
     model: nn.Module, clean: torch.Tensor, sigma: float, rng: torch.Generator
 ) -> torch.Tensor:
-    """The mean squared error of what `model` makes of `clean` (B, C, H, W) with fresh noise: a scalar.
+    """The mean squared error of `model` on images `clean` (B, C, H, W) with fresh noise: a scalar.
 
     E‖f(x + σ·ε) − x‖² per pixel, ε ~ N(0, I), the noisy images clipped to [0, 1] (Vincent et al. 2008).
     """
     return F.mse_loss(model(add_noise(clean, sigma, rng)), clean)
 
 
+@dataclass(frozen=True)
+class Config(ExportSettings, settings.TrainingSettings):
+    """Settings of the autoencoder for small images."""
+
+    sigma: Fraction = 0.5
+    """Standard deviation of the noise, for pixels in [0, 1]; the sum is clipped to [0, 1]."""
+    epochs: Count | None = None
+    """Passes over the training images, each with fresh noise; default: 5, on the embedded digits 3."""
+    batch_size: Count = 128
+    """Images per step."""
+    lr: Rate = 4e-3
+    """Peak of Adam's learning rate. It rises over the first quarter of the steps, then falls to 0."""
+
+
 def train(
     config: Config, data: Dataset, path: Path, after_epoch: Observer = no_observer
 ) -> Training:
-    """Train the autoencoder, or go on with --resume. `after_epoch` looks on."""
+    """Train the autoencoder, or go on with --resume. `after_epoch` is called after each epoch."""
     model = build(config, data)
     adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     training = Training(
@@ -171,6 +162,28 @@ def load_autoencoder(config: Config, data: Dataset) -> Autoencoder:
 # --- photographs: the residual network ------------------------------------------------------------
 
 
+def noisy_patches(
+    x: torch.Tensor, max_sigma: float, rng: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Clean and noisy patches (B, 3, H, W) and their σ (B,), from colour patches `x` in [0, 1].
+
+    The colour channels of each patch are shuffled, and half of the patches become negatives. The few
+    photographs hold few colours: without this, pictures with other colours came out 0.3 to 1.2 dB worse.
+    Half of the patches become grey: three equal channels with the same noise in each. A quarter of the
+    noisy patches are clipped to [0, 1], like the noise in a file.
+    """
+    draws = torch.rand(5, len(x), 1, 1, 1, generator=rng, device=x.device)
+    sigma, grey, clipped = max_sigma * draws[0].square(), draws[1] < 0.5, draws[2] < 0.25
+    eps = torch.randn(x.shape, generator=rng, device=x.device)
+    order = torch.rand(len(x), 3, 1, 1, generator=rng, device=x.device).argsort(dim=1)
+    x = x.gather(1, order.expand_as(x))
+    x = torch.where(draws[4] < 0.5, x, 1 - x)
+    red, green, share = x[:, :1], x[:, 1:2], draws[3]  # a grey is a mix of the two
+    x = torch.where(grey, share * red + (1 - share) * green, x)
+    noisy = x + sigma * torch.where(grey, eps[:, :1], eps)
+    return x, torch.where(clipped, noisy.clamp(0, 1), noisy), sigma.flatten()
+
+
 @dataclass(frozen=True)
 class Photographs(ExportSettings, settings.ResumableSettings):
     """Train the residual network on photographs, and compare it with classical methods on others."""
@@ -193,32 +206,10 @@ class Photographs(ExportSettings, settings.ResumableSettings):
     """Decay of the moving average of the weights. The average is what is kept."""
 
 
-def noisy_patches(
-    x: torch.Tensor, max_sigma: float, rng: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Clean and noisy patches (B, 3, H, W) and their σ (B,), from colour patches `x` in [0, 1].
-
-    The colours of each patch change places, and half of the patches become negatives: a few photographs
-    hold few colours, and without this pictures with other colours came out 0.3 to 1.2 dB worse. Half
-    become grey: three equal channels with the same noise in each. A quarter of the noisy patches are
-    clipped to [0, 1], as the noise in a file is.
-    """
-    draws = torch.rand(5, len(x), 1, 1, 1, generator=rng, device=x.device)
-    sigma, grey, clipped = max_sigma * draws[0].square(), draws[1] < 0.5, draws[2] < 0.25
-    eps = torch.randn(x.shape, generator=rng, device=x.device)
-    order = torch.rand(len(x), 3, 1, 1, generator=rng, device=x.device).argsort(dim=1)
-    x = x.gather(1, order.expand_as(x))
-    x = torch.where(draws[4] < 0.5, x, 1 - x)
-    red, green, share = x[:, :1], x[:, 1:2], draws[3]  # a grey is a mix of the two
-    x = torch.where(grey, share * red + (1 - share) * green, x)
-    noisy = x + sigma * torch.where(grey, eps[:, :1], eps)
-    return x, torch.where(clipped, noisy.clamp(0, 1), noisy), sigma.flatten()
-
-
 def train_photographs(
     config: Photographs, data: Dataset, path: Path, after_epoch: Observer = no_observer
 ) -> Training[ResidualDenoiser]:
-    """Train the residual network on patches, or go on with --resume; its average is the result."""
+    """Train the residual network on patches, or go on with --resume. Its weights are averaged."""
     torch.manual_seed(config.seed)
     model = ResidualDenoiser(config.width, config.blocks)
     channels_last(model, data.images.device)
@@ -248,7 +239,7 @@ def train_photographs(
 def save_weights(training: Training, path: Path) -> None:
     """The averaged weights alone, for `trained_denoiser`: small enough to come with the project.
 
-    Their 16 bits are half the bytes, and change the result by less than 0.01 dB.
+    They are stored in 16 bits. This halves the file and changes the result by less than 0.01 dB.
     """
     config = settings.settings_dict(training.config)
     checkpoints.save_checkpoint(path, {
@@ -273,7 +264,7 @@ def export_denoiser(path: Path | str | None, model: ResidualDenoiser) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Denoise(ExportSettings, settings.Common):
-    """Take the noise out of a picture of your own."""
+    """Remove the noise from a picture of your own."""
 
     image: Path | None = None
     """The noisy picture, of any format, size and bit depth; 16 bits are read as 8."""
@@ -293,11 +284,11 @@ class Denoise(ExportSettings, settings.Common):
 
 def run_denoise(config: Denoise) -> None:
     """Read a picture, restore it tile by tile, write it."""
-    device = prepare(0, config.device)
-    if config.image is None or config.output is None:  # both are, or none
+    device = runtime.prepare(0, config.device)
+    if config.image is None or config.output is None:  # both are None: see __post_init__
         export_denoiser(config.export, trained_denoiser(device, config.weights))
         return
-    picture_format(config.output, config.image)  # refuses a suffix before the work, not after it
+    picture_format(config.output, config.image)  # refuses a wrong suffix before the work
     picture = np.asarray(open_picture(config.image))
     model = trained_denoiser(device, config.weights)
     export_denoiser(config.export, model)
@@ -312,18 +303,17 @@ def run_denoise(config: Denoise) -> None:
 
 TITLE = "Denoising autoencoder: learning what a clean picture is"
 SUMMARY = (
-    "A network that has seen many pairs of noisy and clean images draws again what the noise has hidden. "
-    "Another one only takes noise away. It is measured beside the classical methods, on photographs that "
-    "it has never seen."
+    "One network learns from noisy and clean digits to draw the whole digit anew. Another one only "
+    "removes noise. It is compared with classical methods, on photographs that it has never seen."
 )
 
 
 def evaluate_digits(
     config: Config, data: Dataset, model: nn.Module, result: Result
 ) -> torch.Tensor:
-    """The table and the picture of held-out images: noisy, by two filters, by the autoencoder.
+    """The table and the picture of held-out images: noisy, filtered twice, and autoencoded.
 
-    Returns those of the autoencoder, uint8 (N, C, H, W).
+    Returns the autoencoder's images, uint8 (N, C, H, W).
     """
     rng = generator(config.seed, "held-out noise", data.images.device)
     clean = unit(data.test_images)
@@ -340,60 +330,62 @@ def evaluate_digits(
     images = {k: (x * 255).round().byte() for k, x in {"clean": clean, **restored}.items()}
     figure = figures.plot_rows({name: x[:10] for name, x in images.items()})
     caption = (
-        "Held-out images, the same with noise, and what two filters and the autoencoder make of it."
+        "Held-out images, the same with noise, and restored by two filters and the autoencoder."
     )
     result.add_figure("digits.png", figure, caption)
     return images["autoencoder"]
 
 
-Found = dict[str, dict[str, Restored]]  # of each photograph what each method made of it
+Found = dict[str, dict[str, Restored]]  # for each photograph, the result of each method
 
 
 def restored_photographs(
-    names: tuple[str, ...], sigma: float, by: dict[str, Restore], rng: np.random.Generator
+    names: tuple[str, ...], sigma: float, methods: dict[str, Restore], rng: np.random.Generator
 ) -> Found:
-    """What each method in `by` makes of photographs with noise of `sigma`.
+    """The result of each of the `methods` on photographs with noise of `sigma`.
 
-    The noise is not clipped, as in published comparisons, and every method is told its σ.
+    The noise is not clipped, as in published comparisons. Every method is told σ.
     """
     found = {}
     for name in names:
         clean = photograph(name) / 255
         noisy = clean + rng.normal(0, sigma, clean.shape)
-        found[name] = restoration.compare(clean, noisy, sigma, by)
+        found[name] = restoration.compare(clean, noisy, sigma, methods)
     return found
 
 
 def evaluate_photographs(
     names: tuple[str, ...],
     sigmas: tuple[int, ...],
-    by: dict[str, Restore],
+    methods: dict[str, Restore],
     seed: int,
     result: Result,
 ) -> None:
-    """Tables of every method at noise of `sigmas` (of 255), and a picture of the first.
+    """A table of every method for each of `sigmas` (of 255), and a picture for the first of them.
 
-    None of the photographs `names` was trained on.
+    No network was trained on any of the photographs `names`.
     """
     rng = np.random.default_rng(seed)
     for sigma in sigmas:
-        found = restored_photographs(names, sigma / 255, by, rng)
+        found = restored_photographs(names, sigma / 255, methods, rng)
         report_photographs(found, sigma, result)
         if sigma == sigmas[0]:
-            caption = f"160×160 pixels of each, σ = {sigma} of 255; dB of the whole."
+            caption = (
+                f"160×160 pixels of each, σ = {sigma} of 255. PSNR is that of the whole picture."
+            )
             result.add_figure("photographs.png", plot_photographs(found), caption)
 
 
 def report_photographs(found: Found, sigma: int, result: Result) -> None:
     """The table of one σ (of 255); the learned method's mean and its lead over the best classical one."""
     n, rows, means = len(found), [], {}
-    for way in next(iter(found.values())):
-        each = [of[way] for of in found.values()]
+    for method in next(iter(found.values())):
+        each = [of[method] for of in found.values()]
         quality = [
             np.mean([getattr(x, name) for x in each]) for name in ("psnr", "ssim", "seconds")
         ]
-        rows.append([way, *[x.psnr for x in each], *quality])
-        means[way] = quality[0]
+        rows.append([method, *[x.psnr for x in each], *quality])
+        means[method] = quality[0]
     result.add_table(
         f"Photographs, σ = {sigma} of 255: PSNR (dB) of each, and means",
         ["", *found, "PSNR (dB)", "SSIM", "s per picture"], rows,
@@ -409,38 +401,38 @@ def report_photographs(found: Found, sigma: int, result: Result) -> None:
 
 def plot_photographs(found: Found) -> Figure:
     """The middle of each photograph: clean, noisy, by two classical methods, learned."""
-    ways = ("clean", "noisy", "Gaussian blur", "non-local means", "learned")
-    figure, axes = figures.new_figure(2.5 * len(ways), 2.65 * len(found), len(found), len(ways))
+    shown = ("clean", "noisy", "Gaussian blur", "non-local means", "learned")
+    figure, axes = figures.new_figure(2.5 * len(shown), 2.65 * len(found), len(found), len(shown))
     for line, (name, restored) in zip(axes, found.items(), strict=True):
-        for axis, way in zip(line, ways, strict=True):
-            picture = photograph(name) / 255 if way == "clean" else restored[way].picture
+        for axis, method in zip(line, shown, strict=True):
+            picture = photograph(name) / 255 if method == "clean" else restored[method].picture
             top, left = (side // 2 - 80 for side in picture.shape[:2])
-            quality = "" if way == "clean" else f"\n{restored[way].psnr:.1f} dB"
+            quality = "" if method == "clean" else f"\n{restored[method].psnr:.1f} dB"
             part = picture[top : top + 160, left : left + 160].clip(0, 1)
-            figures.show_image(axis, part, way + quality)
+            figures.show_image(axis, part, method + quality)
     figures.name_rows(axes, list(found))
     return figure
 
 
 def lessons(result: Result) -> list[str]:
     """What the figures teach, as far as they were measured."""
-    told = []
+    taught = []
     if psnr := result.measured("autoencoder: PSNR"):
-        told.append(
-            f"The autoencoder reaches {psnr[0]:.1f} dB: it has learnt what such images look like, and a "
+        taught.append(
+            f"The autoencoder reaches {psnr[0]:.1f} dB. It has learnt what such images look like, and a "
             "filter has not."
         )
     if psnr := result.measured("photographs, σ = 25: learned"):
-        told.append(
-            "Nobody knows all photographs. A network that only takes noise away reaches "
+        taught.append(
+            "No network has seen all photographs. One that only removes noise reaches "
             f"{psnr[0]:.1f} dB on new ones at σ = 25 of 255."
         )
-    return told
+    return taught
 
 
 def run(config: Config) -> Result:
     """Train the autoencoder and measure it; compare the trained denoiser on photographs."""
-    device = prepare(config.seed, config.device)
+    device = runtime.prepare(config.seed, config.device)
     config = config.if_quick(epochs=1)
     data = load_for(config, device)
     config = replace(config, epochs=config.epochs or (3 if data.name == EMBEDDED else 5))
@@ -457,14 +449,14 @@ def run(config: Config) -> Result:
     images = evaluate_digits(config, data, model, result)
     samples.write_samples(config.samples_file, images)
     export_network(config.export, model, {"noisy": torch.rand(2, *data.shape)}, "clean")
-    names = HELD_OUT[3:4] if config.quick else HELD_OUT[3:]  # no choice was made on these
+    names = HELD_OUT[3:4] if config.quick else HELD_OUT[3:]  # never used for choices
     evaluate_photographs(names, (25,), restoration.methods(device), config.seed, result)
     return result.save(*lessons(result))
 
 
 def run_photographs(config: Photographs) -> Result:
-    """Train the residual network, write its weights in a small file, and compare it."""
-    device = prepare(config.seed, config.device)
+    """Train the residual network, write its weights into a small file, and compare it."""
+    device = runtime.prepare(config.seed, config.device)
     config = config.if_quick(patches=200, epochs=2)
     data = random_patches(config.patches, config.seed).to(device)
     result = start_result(SCRIPT, "Denoising photographs", SUMMARY, config,
@@ -475,10 +467,10 @@ def run_photographs(config: Photographs) -> Result:
     loss = samples.plot_loss(training, "mean error")
     result.add_figure("loss.png", loss, "The residual network's loss.")
     model = training.model.eval()
-    by = restoration.CLASSICAL | {"learned": partial(restore, model)}
+    methods = restoration.CLASSICAL | {"learned": partial(restore, model)}
     names = HELD_OUT[1:2] if config.quick else HELD_OUT
     sigmas = (25,) if config.quick else (25, 15, 50)
-    evaluate_photographs(names, sigmas, by, config.seed, result)
+    evaluate_photographs(names, sigmas, methods, config.seed, result)
     export_denoiser(config.export, model)
     return result.save()
 

@@ -1,12 +1,12 @@
 """What steps and guidance buy: one trained network of studies/unet_diffusion.py, sampled in many ways.
 
     python -m studies.unet_diffusion            # first: trains the network
-    python -m studies.diffusion_curves          # half an hour, of which ten minutes train another T
+    python -m studies.diffusion_curves          # half an hour; ten minutes of it train another T
 
 What to look at: `steps.png`, how near twenty steps of a second-order solver come to a thousand of DDPM;
 `guidance_curve.png`, where accuracy rises first and coverage falls after it; the table of T. A distance
-differs from one set of samples to the next, by a spread that stands beside it. Two distances that differ
-by less than two spreads are not told apart at this n, which --num-samples raises.
+varies from one set of samples to the next. Its spread says by how much. Two distances that differ by
+less than two spreads cannot be told apart at this n; --num-samples raises n.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import torch
 from imagelab.data.datasets import Dataset
 from imagelab.report import figures, samples
 from imagelab.report.evaluator import Evaluator, features, frechet_distance
-from imagelab.report.results import Result, share_cell, start_result
+from imagelab.report.numbers import share_cell
+from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import Stopwatch, UserError, generator, prepare
-from imagelab.setup.settings import DataSettings, Limits, ResumableSettings, TrainingSettings
+from imagelab.setup.settings import DataSettings, Limits, ResumableSettings
 from imagelab.techniques.classifier import accuracy
 from imagelab.techniques.diffusion import Sampler, trailing_steps
 from imagelab.training.loop import can_resume
@@ -36,54 +37,35 @@ if TYPE_CHECKING:
 
 SCRIPT = "diffusion_curves"
 PICTURES = f"study_images/{SCRIPT}"
-
-
-@dataclass(frozen=True)
-class Config(ResumableSettings, DataSettings):
-    """Settings of the curves; the second network is as the checkpoint's, but for its T."""
-
-    sampler: Sampler = "dpm-solver"
-    """The sampler of the guidance curve, and of up to 20 steps from the two networks."""
-    steps: Steps = 20
-    """Its steps for the guidance curve."""
-    num_samples: Annotated[int, Limits(300, 1_000_000)] = 300
-    """Samples for each point of the curves."""
-    few_steps: tuple[Steps, ...] = (5, 10, 20, 50, 100)
-    """Numbers of steps for every sampler."""
-    many_steps: tuple[Steps, ...] = (500, 1000)
-    """Further numbers of steps, for DDPM alone."""
-    scales: tuple[Annotated[float, Limits(0, 100)], ...] = (0, 1, 1.5, 2, 3, 5, 8)
-    """Scales of the guidance."""
-    short_t: Annotated[int, Limits(2, 10_000)] | None = 500
-    """T of a second training, with which the checkpoint's is compared; None: no second training."""
-    lengths: tuple[Steps, ...] = (1000, 500, 20)
-    """Steps of sampling from each of the two."""
-
+FEW = 20  # up to so many steps --sampler draws, DDPM takes more
+COLUMNS = ["Fréchet distance", "its spread", "coverage", "accuracy", "ms per image"]
 
 # --- one set of samples ---------------------------------------------------------------------------
 
 
-def settings_of_network(model: Model, config: Config) -> unet_diffusion.Config:
-    """The settings with which the network was trained, and those of this run where it has them."""
-    network = {f.name for f in fields(unet_diffusion.ClassSettings)}
-    network -= {f.name for f in fields(TrainingSettings)}
-    here = {f.name for f in fields(unet_diffusion.Config)} & {f.name for f in fields(config)}
-    return unet_diffusion.Config(
-        **{name: model.settings[name] for name in network},
-        **{name: getattr(config, name) for name in here},
+def spread_of_distance(samples: torch.Tensor, real: torch.Tensor, draws: int = 20) -> float:
+    """The standard deviation of the Fréchet distance from one set of samples to the next.
+
+    `samples` and `real` are features (N, D). By the bootstrap (Efron 1979): N of the N samples are drawn
+    with replacement, `draws` times. The real images stay the same, as they do in every comparison here.
+    """
+    rng = generator(0, "bootstrap", samples.device)
+    chosen = torch.randint(
+        len(samples), (draws, len(samples)), generator=rng, device=samples.device
     )
+    return float(np.std([frechet_distance(samples[rows], real) for rows in chosen], ddof=1))
 
 
 @dataclass
 class Point:
-    """What was measured on one set of samples."""
+    """A point of a curve: what was measured on one set of samples."""
 
     distance: float
     spread: float
-    """By how much the distance differs from one such set to the next."""
+    """The spread of the distance: see `spread_of_distance`."""
     coverage: float
     accuracy: float
-    """The share read as the class asked for."""
+    """The share that the classifier reads as the class asked for."""
     milliseconds: float
     """Per image."""
 
@@ -93,15 +75,8 @@ class Point:
         return [self.distance, self.spread, self.coverage, accuracy, self.milliseconds]
 
     def differs(self, other: Point) -> bool:
-        """Whether the two distances are further apart than chance may put them: by two spreads."""
+        """Whether the two distances lie at least two spreads apart: chance alone rarely does that."""
         return abs(self.distance - other.distance) >= 2 * max(self.spread, other.spread)
-
-
-BySteps = dict[tuple[str, int], Point]  # by sampler and steps
-Length = tuple[
-    int, int, str, Point, torch.Tensor
-]  # T, steps, sampler, and fifty images (50, C, H, W)
-COLUMNS = ["Fréchet distance", "its spread", "coverage", "accuracy", "ms per image"]
 
 
 def measure(model: Model, evaluator: Evaluator, config: unet_diffusion.Config) -> Point:
@@ -118,68 +93,96 @@ def measure(model: Model, evaluator: Evaluator, config: unet_diffusion.Config) -
     )
 
 
-def spread_of_distance(seen: torch.Tensor, real: torch.Tensor, draws: int = 20) -> float:
-    """The standard deviation of the Fréchet distance between features (N, D), over sets of samples.
+# --- settings -------------------------------------------------------------------------------------
 
-    By the bootstrap (Efron 1979): other sets of N are drawn from these N samples, with replacement. The
-    real images stay the same, as they do for all that is compared.
-    """
-    rng = generator(0, "bootstrap", seen.device)
-    chosen = torch.randint(len(seen), (draws, len(seen)), generator=rng, device=seen.device)
-    return float(np.std([frechet_distance(seen[rows], real) for rows in chosen], ddof=1))
+
+@dataclass(frozen=True)
+class Config(ResumableSettings, DataSettings):
+    """Settings of the curves. The network has the settings of its own training."""
+
+    sampler: Sampler = "dpm-solver"
+    """The sampler of the guidance curve. It also draws up to 20 steps where two T are compared."""
+    steps: Steps = 20
+    """Steps of sampling for the guidance curve."""
+    num_samples: Annotated[int, Limits(300, 1_000_000)] = 300
+    """Samples for each point of the curves."""
+    few_steps: tuple[Steps, ...] = (5, 10, 20, 50, 100)
+    """Numbers of steps at which every sampler is measured."""
+    many_steps: tuple[Steps, ...] = (500, 1000)
+    """Further numbers of steps, for DDPM alone."""
+    scales: tuple[Annotated[float, Limits(0, 100)], ...] = (0, 1, 1.5, 2, 3, 5, 8)
+    """Scales of the guidance."""
+    short_t: Annotated[int, Limits(2, 10_000)] | None = 500
+    """T of a second training, which is compared with the first; None: no second training."""
+    lengths: tuple[Steps, ...] = (1000, 500, 20)
+    """Numbers of steps at which the two trainings are compared."""
+
+
+def network_config(model: Model, config: Config) -> unet_diffusion.Config:
+    """The settings of the network's training, with those of this run in their place where it has them."""
+    settings = {**model.settings, **vars(config), "eta": 0.0, "rescale": 0.0}
+    known = {f.name for f in fields(unet_diffusion.Config)} - {"sample_only", "samples_file"}
+    return unet_diffusion.Config(**{k: value for k, value in settings.items() if k in known})
 
 
 # --- the curves -----------------------------------------------------------------------------------
 
+Lines = dict[str, dict[float, Point]]  # by the name of a line, and by steps or scale
+
 
 def measure_steps(
-    model: Model, evaluator: Evaluator, config: Config, own: unet_diffusion.Config
-) -> BySteps:
+    model: Model, evaluator: Evaluator, config: Config, unet_config: unet_diffusion.Config
+) -> Lines:
     """Every sampler in few steps, DDPM also in many, without guidance."""
-    found = {}
+    found: Lines = {}
     for name in ("ddpm", "ddim", "dpm-solver"):
         counts = config.few_steps + (config.many_steps if name == "ddpm" else ())
         for steps in sorted({min(steps, len(model.schedule)) for steps in counts}):
-            this = replace(own, sampler=name, steps=steps, guidance=1)
-            found[name, steps] = measure(model, evaluator, this)
+            setting = replace(unet_config, sampler=name, steps=steps, guidance=1)
+            found.setdefault(name, {})[steps] = measure(model, evaluator, setting)
     return found
 
 
 def measure_guidance(
-    model: Model, evaluator: Evaluator, config: Config, own: unet_diffusion.Config
+    model: Model, evaluator: Evaluator, config: Config, unet_config: unet_diffusion.Config
 ) -> dict[float, Point]:
-    """What was measured under each scale of the guidance."""
+    """A point for each scale of the guidance."""
     return {
-        scale: measure(model, evaluator, replace(own, guidance=scale))
+        scale: measure(model, evaluator, replace(unet_config, guidance=scale))
         for scale in dict.fromkeys(config.scales)
     }
 
 
-def trained_with(T: int, config: Config, own: unet_diffusion.Config, data: Dataset) -> Model:
+def train_with(T: int, config: Config, unet_config: unet_diffusion.Config, data: Dataset) -> Model:
     """A second network, trained like the first but with another T; --resume goes on."""
     path = config.output_dir / MODELS / f"trained_T{T}.pth"
-    _, model = unet_diffusion.train(replace(own, T=T, resume=can_resume(config, path)), data, path)
-    return model
+    setting = replace(unet_config, T=T, resume=can_resume(config, path))
+    return unet_diffusion.train(setting, data, path)[1]
 
 
-def measure_lengths(
-    config: Config, own: unet_diffusion.Config, models: tuple[Model, Model], evaluator: Evaluator,
-    known: BySteps,
-) -> list[Length]:  # fmt: skip
-    """Networks trained with different T, each sampled in every number of steps, without guidance.
+def compare_lengths(
+    models: tuple[Model, Model],
+    evaluator: Evaluator,
+    config: Config,
+    unet_config: unet_diffusion.Config,
+    known: Lines,
+) -> dict[tuple[str, str], tuple[Point, torch.Tensor]]:
+    """Two networks trained with different T, each sampled in every number of steps, without guidance.
 
-    DDPM takes more than 20 steps. `known` is what was already measured of the first network.
+    By T and steps in words, and by sampler: the point, and fifty images (50, C, H, W). `known` holds what
+    was already measured of the first network.
     """
-    found = []
+    found = {}
     for steps in config.lengths:
-        sampler = "ddpm" if steps > 20 else config.sampler
-        this = replace(own, sampler=sampler, steps=steps, guidance=1)
+        sampler = "ddpm" if steps > FEW else config.sampler
+        setting = replace(unet_config, sampler=sampler, steps=steps, guidance=1)
         for model in models:
             T = len(model.schedule)
             if steps <= T:
-                point = known.get((sampler, steps)) if model is models[0] else None
-                point = point or measure(model, evaluator, this)
-                found.append((T, steps, sampler, point, sample(model, this, 50)[0]))
+                point = known.get(sampler, {}).get(steps) if model is models[0] else None
+                point = point or measure(model, evaluator, setting)
+                name = f"T = {T}, {steps} steps"
+                found[name, sampler] = point, sample(model, setting, 50)[0]
     return found
 
 
@@ -187,143 +190,103 @@ def measure_lengths(
 
 TITLE = "Diffusion: what steps and guidance buy"
 SUMMARY = (
-    "One trained network, drawn from with few steps and with many, by three samplers, and under more "
-    "and more guidance: quality, variety and time of each."
+    "One trained network draws with few steps and with many, by three samplers, and under more and "
+    "more guidance. Quality, variety and time of each are measured."
 )
 
 
-def report_steps(found: BySteps, n: int, result: Result) -> None:
-    """The table and the figure of the steps."""
-    rows = [[name, steps, *point.cells(n)] for (name, steps), point in found.items()]
-    columns = ["sampler", "steps", *COLUMNS]
-    result.add_table(f"Without guidance (scale 1), n = {n:,}", columns, rows)
-    result.add_figure("steps.png", plot_steps(found), f"Quality by the number of steps, n = {n:,} a "
-                      "point; the bars are the spread of the distance at this n.")  # fmt: skip
-    few, most = few_and_most(found)
-    for name in ("ddim", "dpm-solver"):
-        if (name, few) in found:
-            gap = found[name, few].distance - found["ddpm", most].distance
-            result.add_metric(f"{name} in {few} steps: distance less ddpm's in {most}", gap, n)
-    spread = found["ddpm", most].spread
-    result.add_metric("spread of the distance at this n", spread, n)
-
-
-def plot_steps(found: BySteps) -> Figure:
-    """Distance and coverage over the number of steps, a line per sampler."""
-    figure, axes = figures.new_figure(9, 3.4, columns=2)
-    for k, sampler in enumerate(dict.fromkeys(name for name, _ in found)):
+def plot_curves(lines: Lines, x: str, scale: str) -> Figure:
+    """Distance with its spread, coverage and accuracy over `x`: a panel each, a line for each name."""
+    figure, axes = figures.new_figure(11, 3.4, columns=3)
+    for k, (name, line) in enumerate(lines.items()):
         look = {"color": figures.PALETTE[k], "marker": figures.MARKERS[k], "markersize": 5}
-        line = {steps: point for (name, steps), point in found.items() if name == sampler}
-        points = line.values()
-        axes[0, 0].errorbar(list(line), [point.distance for point in points],
-                            [point.spread for point in points], capsize=2, **look)  # fmt: skip
-        axes[0, 1].plot(list(line), [point.coverage for point in points], label=sampler, **look)
-    for axis, name in ((axes[0, 0], "Fréchet distance"), (axes[0, 1], "coverage")):
-        axis.set_xscale("log")
-        axis.set_xlabel("steps of sampling")
-        axis.set_ylabel(name)
-    axes[0, 0].set_ylim(bottom=0)
-    axes[0, 1].set_ylim(0, 1.02)
-    axes[0, 1].legend(loc="lower right")
+        points, spreads = line.values(), [point.spread for point in line.values()]
+        distances = [point.distance for point in points]
+        axes[0, 0].errorbar(list(line), distances, spreads, label=name, capsize=2, **look)
+        axes[0, 1].plot(list(line), [point.coverage for point in points], **look)
+        axes[0, 2].plot(list(line), [point.accuracy for point in points], **look)
+    names = "Fréchet distance", "coverage", "read as the class asked for"
+    measured = sorted({at for line in lines.values() for at in line})
+    for axis, name in zip(axes[0], names, strict=True):
+        axis.set(xscale=scale, xlabel=x, ylabel=name)
+        axis.set_xticks(measured, [f"{at:g}" for at in measured], rotation=60)
+        axis.minorticks_off()
+        axis.set_ylim(0, 1.02 if name != names[0] else None)
+    figure.legend(loc="outside upper center", ncols=len(lines))  # beside the lines, not on them
     return figure
 
 
-def few_and_most(found: BySteps) -> tuple[int, int]:
-    """The most steps up to 20 of the faster samplers (0: there are none), and the most of DDPM."""
-    few = max((steps for name, steps in found if name != "ddpm" and steps <= 20), default=0)
-    return few, max(steps for name, steps in found if name == "ddpm")
+def report_curves(result: Result, file: str, lines: Lines, x: str, scale: str, n: int) -> None:
+    """A table and a figure `file` of curves over `x`, on a log or linear `scale`."""
+    points = [(name, at, point) for name, line in lines.items() for at, point in line.items()]
+    rows = [[name, at, *point.cells(n)] for name, at, point in points]
+    result.add_table(f"By {x}, n = {n:,}", ["sampler", x, *COLUMNS], rows)
+    caption = f"Quality by {x}, n = {n:,} a point. Bars: the spread of the distance."
+    result.add_figure(file, plot_curves(lines, x, scale), caption)
 
 
-def lesson_of_steps(found: BySteps, n: int) -> str:
-    """What few steps of the second-order solver cost, as far as n samples tell."""
-    few, most = few_and_most(found)
-    if ("dpm-solver", few) not in found:
-        return ""
-    solver, ddpm = found["dpm-solver", few], found["ddpm", most]
-    spread = max(solver.spread, ddpm.spread)
-    verdict = "tells the two apart" if solver.differs(ddpm) else "does not tell the two apart"
+def lesson_of_steps(found: Lines, n: int, result: Result) -> str:
+    """Whether few steps of the second-order solver differ from many of DDPM, as far as n samples tell."""
+    counts = found["dpm-solver"]
+    few = max((steps for steps in counts if steps <= FEW), default=min(counts))
+    most = max(found["ddpm"])
+    solver, ddpm = counts[few], found["ddpm"][most]
+    gap = f"dpm-solver in {few} steps: distance less ddpm's in {most}"
+    result.add_metric(gap, solver.distance - ddpm.distance, n)
+    result.add_metric("spread of the distance at this n", ddpm.spread, n)
     return (
         f"DPM-Solver++ in {few} steps has a distance of {solver.distance:.0f}, DDPM in {most} of "
-        f"{ddpm.distance:.0f}; from one set of {n:,} samples to the next a distance differs by "
-        f"{spread:.1f}, so that this n {verdict}."
+        f"{ddpm.distance:.0f}. From one set of {n:,} samples to the next a distance varies by "
+        f"{max(solver.spread, ddpm.spread):.1f}, so the two "
+        + ("differ." if solver.differs(ddpm) else "cannot be told apart.")
     )
 
 
-def report_guidance(found: dict[float, Point], config: Config, n: int, result: Result) -> None:
-    """The table and the figure of the guidance."""
-    rows = [[scale, *point.cells(n)[:-1]] for scale, point in found.items()]
-    caption = f"Guidance, {config.sampler} in {config.steps} steps, n = {n:,}"
-    result.add_table(caption, ["scale", *COLUMNS[:-1]], rows)
+def lesson_of_guidance(found: dict[float, Point], n: int, result: Result) -> str:
+    """The scale of the smallest distance, and the scales that n samples do not tell from it."""
     best = min(found, key=lambda scale: found[scale].distance)
     result.add_metric("scale of the smallest distance", best, n)
-    result.add_figure("guidance_curve.png", plot_guidance(found), "What guidance buys, and what it "
-                      f"costs, n = {n:,} a point; the bars are the spread of the distance.")  # fmt: skip
-
-
-def plot_guidance(found: dict[float, Point]) -> Figure:
-    """Accuracy, coverage and distance over the scale of the guidance."""
-    scales, points = list(found), list(found.values())
-    figure, axes = figures.new_figure(9, 3.4, columns=2)
-    lines = {"accuracy on the asked class": [point.accuracy for point in points],
-             "coverage": [point.coverage for point in points]}  # fmt: skip
-    figures.plot_lines(axes[0, 0], scales, lines, "scale of the guidance", "share")
-    axes[0, 0].set_ylim(0, 1.02)
-    axes[0, 0].legend(loc="lower right")
-    axes[0, 1].errorbar(scales, [point.distance for point in points], [point.spread for point in points],
-                        color=figures.PALETTE[0], marker=figures.MARKERS[0], capsize=2)  # fmt: skip
-    axes[0, 1].set(xlabel="scale of the guidance", ylabel="Fréchet distance")
-    return figure
-
-
-def lesson_of_guidance(found: dict[float, Point], n: int) -> str:
-    """The scale of the smallest distance, and those that n samples do not tell from it."""
-    best = min(found, key=lambda scale: found[scale].distance)
     alike = [f"{s:g}" for s in found if s != best and not found[s].differs(found[best])]
-    others = f", from which n = {n:,} does not tell {' and '.join(alike)} apart" if alike else ""
-    return (
-        f"Of the scales of the guidance {best:g} has the smallest distance{others}; what larger ones buy "
-        "in accuracy on the class, and what they cost in coverage, is in the figure."
-    )
-
-
-def report_lengths(found: list[Length], n: int, result: Result) -> None:
-    """Two trained T, and the steps of sampling from each: the table and the figure."""
-    rows, pictures = [], {}
-    for T, steps, sampler, point, images in found:
-        rows.append([f"T = {T}, {steps} steps", sampler, *point.cells(n)])
-        pictures[f"T = {T}\n{steps} steps"] = figures.grid(images, columns=5)
-    caption = f"T of the training against steps of sampling, n = {n:,}"
-    result.add_table(caption, ["", "sampler", *COLUMNS], rows)
-    caption = "The same seeds by two trained T and by the steps of sampling."
-    result.add_figure("lengths.png", figures.plot_side_by_side(pictures, height=5), caption)
+    others = f"; n = {n:,} does not tell it from {' and '.join(alike)}" if alike else ""
+    return f"Of the scales of the guidance {best:g} has the smallest distance{others}."
 
 
 def run(config: Config) -> Result:
     """The curves, from the checkpoint under --output-dir."""
     device = prepare(config.seed, config.device)
     config = config.if_quick(
-        few_steps=(2, 5), many_steps=(10,), scales=(0, 1, 3), lengths=(10,), steps=5,
-    )  # fmt: skip
+        few_steps=(2, 5), many_steps=(10,), scales=(0, 1, 3), lengths=(10,), steps=5
+    )
     model, data = load_with_data(config, device)
-    own = settings_of_network(model, config)
-    longest = max(own.T, config.short_t or 0)
+    unet_config = network_config(model, config)
+    longest = max(unet_config.T, config.short_t or 0)
     if min(config.lengths) > longest:
         raise UserError(f"--lengths must name a number of steps up to {longest}, the longer T.")
-    trailing_steps(config.short_t or own.T, config.steps)  # a wrong number is refused now
+    trailing_steps(config.short_t or unet_config.T, config.steps)  # a wrong number is refused now
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
     evaluator = samples.evaluator_for(config, data, config.num_samples)
     if evaluator is None:
         raise UserError("The curves need a data set with classes and 300 held-out images.")
     n = evaluator.n
-    by_guidance = measure_guidance(model, evaluator, config, own)
-    report_guidance(by_guidance, config, n, result)
-    by_steps = measure_steps(model, evaluator, config, own)
-    report_steps(by_steps, n, result)
+    by_scale = measure_guidance(model, evaluator, config, unet_config)
+    report_curves(
+        result, "guidance_curve.png", {config.sampler: by_scale}, "guidance scale", "linear", n
+    )
+    by_steps = measure_steps(model, evaluator, config, unet_config)
+    report_curves(result, "steps.png", by_steps, "steps", "log", n)
     if config.short_t is not None:
-        short = trained_with(config.short_t, config, own, data)
-        lengths = measure_lengths(config, own, (model, short), evaluator, by_steps)
-        report_lengths(lengths, n, result)
-    return result.save(lesson_of_steps(by_steps, n), lesson_of_guidance(by_guidance, n))
+        models = model, train_with(config.short_t, config, unet_config, data)
+        found = compare_lengths(models, evaluator, config, unet_config, by_steps)
+        rows = [[*names, *point.cells(n)] for names, (point, _) in found.items()]
+        result.add_table(f"By T of the training, n = {n:,}", ["", "sampler", *COLUMNS], rows)
+        grids = {
+            name.replace(", ", "\n"): figures.grid(images, columns=5)
+            for (name, _), (_, images) in found.items()
+        }
+        figure = figures.plot_side_by_side(grids, height=5)
+        result.add_figure("lengths.png", figure, "The same seeds: two trained T, in several steps.")
+    lessons = lesson_of_steps(by_steps, n, result), lesson_of_guidance(by_scale, n, result)
+    return result.save(*lessons)
 
 
 def main() -> None:

@@ -32,7 +32,8 @@ from torch import nn
 from imagelab.data.datasets import Dataset, random_subset, to_uint8, unit
 from imagelab.data.quality import mean_psnr, mean_ssim
 from imagelab.report import figures, samples
-from imagelab.report.results import Result, share_cell, start_result
+from imagelab.report.numbers import share_cell
+from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import UserError, channels_last, generator, prepare
 from imagelab.setup.settings import Count, Limits
 from imagelab.techniques import diffusion

@@ -1,7 +1,7 @@
-"""Lets a study be run as a file, `python studies/vae.py`, as the run button of an editor does.
+"""Why this file: `python studies/vae.py`, the run button of an editor, works without `pip install -e .`.
 
-Python then looks for `imagelab` beside the study, finds this, and is sent to the project's folder.
-`python -m studies.vae` never comes here.
+Python then looks for `imagelab` in the folder of the study, finds this file, and is sent on to the
+project's folder. `python -m studies.vae` never comes here.
 """
 
 import importlib

@@ -36,7 +36,8 @@ import torch
 from imagelab.data.datasets import random_subset, signed, to_uint8, unit
 from imagelab.data.pictures import open_picture, picture_format, write_picture
 from imagelab.report import figures
-from imagelab.report.results import Result, share_cell, start_result
+from imagelab.report.numbers import share_cell
+from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import UserError, prepare
 from imagelab.setup.settings import Checked, Common, Count, DataSettings, Limits
 from imagelab.setup.terminal import progress

@@ -1,9 +1,8 @@
 """Segmentation: the class of every pixel of a road scene, by a U-Net (Ronneberger et al. 2015).
 
-Patches of 2×2 pixels become channels first, which makes it fast. Then the U-Net halves the picture level
-by level, to see far, and doubles it again. At each level it also gets the features from the way down, so
-that edges stay sharp. It learns from drawn
-scenes with exact masks (imagelab/data/road_scenes.py), or from real pictures.
+A U-Net halves the picture level by level, so that it sees far, and then doubles it again. On the way up
+each level also gets the features of the way down. They keep edges sharp. The training pictures are drawn
+scenes with exact masks (imagelab/data/road_scenes.py), or real pictures.
 
     python -m studies.segmentation                                  # drawn scenes, five minutes
     python -m studies.segmentation --dataset camvid                 # real ones, of data/CamVid/
@@ -12,8 +11,8 @@ scenes with exact masks (imagelab/data/road_scenes.py), or from real pictures.
     python -m studies.segmentation predict --image street.jpg --output seen.png
     python -m studies.segmentation predict --video drive.mp4 --output seen.webm
 
-What to look at: in `overlays.png`, the edges of thin things; in `iou.png`, how much harder small and rare
-classes are. An accuracy over all pixels hides that.
+Look at the edges of thin things in `overlays.png`. Compare the classes in `iou.png`: small and rare ones
+are much harder. The share of right pixels hides that.
 """
 
 from __future__ import annotations
@@ -55,120 +54,80 @@ if TYPE_CHECKING:
 
 SCRIPT = "segmentation"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
-STEPS = {"scenes": 700, "others": 1300}  # of training, where --epochs is not given
-
-
-@dataclass(frozen=True)
-class Config(ExportSettings, ResumableSettings):
-    """Settings of the segmentation."""
-
-    dataset: str = "scenes"
-    """scenes (drawn, embedded), camvid or cityscapes (files placed under --data-dir), or
-    folder:IMAGES:MASKS for your own. A mask has the name of its picture and holds each pixel's class, 0,
-    1, 2, ..., or 255 where it has none; where all masks hold 0 and 255 only, 255 is the object. Every
-    tenth picture is held out."""
-    ignore_255: bool = False
-    """255 means 'no class' in your own masks, whatever other values they hold."""
-    data_dir: Path = Path("data")
-    """Where CamVid/ and cityscapes/ lie."""
-    height: Annotated[int, Limits(16, 4096)] | None = None
-    """Pixels to which pictures are scaled, in their own proportions; narrower ones get margins of no
-    class. Default: scenes 128, camvid 180."""
-    scenes: Count = 1500
-    """Scenes to draw for training."""
-    test_scenes: Count = TEST_SCENES
-    """Scenes to draw for the measurement."""
-    pretrained: bool = False
-    """Start from the network that was trained on the drawn scenes, all but its last layer."""
-    widths: tuple[Count, ...] = (32, 64, 128, 256)
-    """Channels of each level, from the top, which has 1/patch_size of the picture's size; each next level
-    has half the size."""
-    patch_size: Count = 2
-    """The network works on squares of so many pixels a side, not on single pixels; larger is faster."""
-    loss: Literal["cross-entropy", "dice", "both"] = "both"
-    """Cross-entropy of each pixel, dice loss of each class's area, or their sum."""
-    unweighted: bool = False
-    """All pixels count alike in the cross-entropy; else those of rare classes count more."""
-    epochs: Count | None = None
-    """Passes over the training pictures, each turned, scaled and lit anew. Default: 700 steps for the
-    drawn scenes, 1,300 for real pictures."""
-    batch_size: Count = 8
-    """Pictures per step."""
-    lr: Rate = 1e-3
-    """Peak of AdamW's learning rate: it climbs over the first quarter of the steps, then falls to 0."""
-
-
-# --- the network ----------------------------------------------------------------------------------
 
 
 class DoubleConv(nn.Sequential):
     """Two 3×3 convolutions, each with batch normalisation and ReLU."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
-        layers = []
-        for before in (channels, out_channels):
-            layers += [nn.Conv2d(before, out_channels, 3, padding=1, bias=False),
-                       nn.BatchNorm2d(out_channels), nn.ReLU()]  # fmt: skip
-        super().__init__(*layers)
+        super().__init__(
+            nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels), nn.ReLU(),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels), nn.ReLU(),
+        )  # fmt: skip
 
 
 class SegmentationUNet(nn.Module):
     """Pictures (B, 3, H, W) in [0, 1], of any size, to logits (B, classes, H, W).
 
-    With `widths` (32, 64, 128, 256) and patches of 2×2 pixels the features have these shapes:
-    down (B, 32, H/2, W/2), (B, 64, H/4, W/4), (B, 128, H/8, W/8), (B, 256, H/16, W/16), and back up.
+    To be fast, it works on patches of 2×2 pixels (`patch_size` 2). With `widths` (32, 64, 128, 256) the
+    features on the way down are (B, 32, H/2, W/2), (B, 64, H/4, W/4), (B, 128, H/8, W/8) and
+    (B, 256, H/16, W/16). The way up has the same shapes in reverse.
     """
 
     def __init__(self, classes: int, widths: tuple[int, ...], patch_size: int) -> None:
         super().__init__()
         self.patch_size = patch_size
-        before = [3 * patch_size**2, *widths]
-        self.down = nn.ModuleList(DoubleConv(a, b) for a, b in zip(before, widths, strict=False))
+        inputs = [3 * patch_size**2, *widths[:-1]]  # channels that enter each level
+        self.down = nn.ModuleList(DoubleConv(a, b) for a, b in zip(inputs, widths, strict=True))
         pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))  # (256, 128), (128, 64), ...
-        self.grow = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in pairs)
+        self.upsample = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in pairs)
         self.up = nn.ModuleList(DoubleConv(2 * b, b) for _, b in pairs)
-        self.last = nn.Conv2d(widths[0], classes * patch_size**2, 1)
+        self.head = nn.Conv2d(widths[0], classes * patch_size**2, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[2:]
-        step = self.patch_size * 2 ** len(self.grow)  # sides are padded to a multiple of this
-        x = F.pad(2 * x - 1, (0, -width % step, 0, -height % step), mode="replicate")
+        multiple = self.patch_size * 2 ** len(self.upsample)  # of the padded sides
+        x = F.pad(2 * x - 1, (0, -width % multiple, 0, -height % multiple), mode="replicate")
         with autocast(x.device):
             # Each patch of pixels becomes one position with more channels: (B, 12, H/2, W/2).
             h = F.pixel_unshuffle(x, self.patch_size).contiguous(memory_format=torch.channels_last)
             skips = []
-            for level, stage in enumerate(self.down):
-                h = stage(F.max_pool2d(h, 2) if level else h)
+            for level, convolutions in enumerate(self.down):
+                h = convolutions(F.max_pool2d(h, 2) if level else h)
                 skips.append(h)
-            skips.pop()  # the lowest level is no skip connection: it is h
-            for grow, stage in zip(self.grow, self.up, strict=True):
-                h = stage(torch.cat([grow(h), skips.pop()], dim=1))
-            return F.pixel_shuffle(self.last(h), self.patch_size)[:, :, :height, :width].float()
+            skips.pop()  # the lowest level has no skip connection
+            for upsample, convolutions in zip(self.upsample, self.up, strict=True):
+                h = convolutions(torch.cat([upsample(h), skips.pop()], dim=1))
+            return F.pixel_shuffle(self.head(h), self.patch_size)[:, :, :height, :width].float()
 
 
 # --- the loss -------------------------------------------------------------------------------------
 
 
 def dice_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """1 − the mean over classes of 2·|A∩B| / (|A| + |B|), soft (Milletari et al. 2016).
+    """1 − the mean over classes of 2·|A∩B| / (|A| + |B|) (Milletari et al. 2016).
 
-    Logits (B, classes, H, W), target (B, H, W) of classes or IGNORE. The mean is over the classes that
-    occur in the batch.
+    A are the pixels predicted as the class, each counted by its probability. B are the pixels that
+    belong to it. Logits (B, classes, H, W), target (B, H, W) of classes or IGNORE. Classes that do not
+    occur in the batch are left out of the mean.
     """
     known = target != IGNORE
     p = logits.softmax(dim=1) * known[:, None]
     labels = target[known]
     p_true = p.gather(1, target.where(known, 0)[:, None])[:, 0][known]  # of each pixel's own class
-    common = torch.zeros_like(logits[0, :, 0, 0]).index_add(0, labels, p_true)
-    count = torch.bincount(labels, minlength=logits.shape[1])
+    both = torch.zeros_like(logits[0, :, 0, 0]).index_add(0, labels, p_true)  # |A∩B|
+    count = torch.bincount(labels, minlength=logits.shape[1])  # |B|
     present = count > 0
-    return 1 - (2 * common[present] / (p.sum((0, 2, 3)) + count)[present]).mean()
+    return 1 - (2 * both[present] / (p.sum((0, 2, 3)) + count)[present]).mean()
 
 
 def class_weights(masks: torch.Tensor, classes: int) -> torch.Tensor:
-    """The weight of each class, 1 / ln(1.02 + its share of the pixels) (Paszke et al. 2016): (classes,).
+    """The weight of each class, 1 / ln(1.02 + its share of the pixels) (Paszke et al. 2016).
 
-    From masks (N, H, W) uint8. A class that fills the pictures gets 1.4, one that is absent 50.
+    Masks (N, H, W) uint8 to weights (classes,). A class that fills the pictures gets 1.4, one that is
+    absent gets 50.
     """
     counts = torch.bincount(masks[masks != IGNORE].long(), minlength=classes)
     return 1 / (1.02 + counts / counts.sum()).log()
@@ -177,9 +136,9 @@ def class_weights(masks: torch.Tensor, classes: int) -> torch.Tensor:
 def segmentation_loss(
     logits: torch.Tensor, target: torch.Tensor, kind: str, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The loss that `kind` names (see --loss), a scalar; pixels of no class do not count.
+    """Cross-entropy, dice loss, or both added (`kind`, see --loss). Pixels of no class do not count.
 
-    `weights` (classes,) are those of the cross-entropy.
+    Logits (B, classes, H, W), target (B, H, W). `weights` (classes,) are those of the cross-entropy.
     """
     if not (target != IGNORE).any():
         return 0 * logits.sum()
@@ -191,16 +150,16 @@ def segmentation_loss(
     return loss
 
 
-# --- training -------------------------------------------------------------------------------------
+# --- augmentation ---------------------------------------------------------------------------------
 
 
 def augment(
     images: torch.Tensor, masks: torch.Tensor, rng: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each picture flipped or not, turned (±10°), scaled (0.8 to 1.6), shifted, in another light.
+    """Flip half of the pictures; rotate (±10°), scale (0.8 to 1.6), shift and relight all of them.
 
-    Pictures (B, 3, H, W) in [0, 1] and masks (B, H, W) uint8 go through the same change. What comes
-    from outside the picture has no class. Returns the pictures, and the masks as int64.
+    Pictures (B, 3, H, W) in [0, 1] and masks (B, H, W) uint8 go through the same change. Pixels from
+    outside the picture get no class. Returns the pictures, and the masks as int64.
     """
     n, _, height, width = images.shape
 
@@ -215,8 +174,7 @@ def augment(
     theta = torch.stack(rows, dim=1).reshape(n, 2, 3)
     grid = F.affine_grid(theta, [n, 3, height, width], align_corners=False)
     x = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-    # grid_sample fills in 0 from outside: classes go through as class + 1 and IGNORE (255) as 0, and what
-    # is 0 afterwards becomes IGNORE again.
+    # grid_sample fills in 0 from outside. So IGNORE (255) goes through as 0, and each class as class + 1.
     y = F.grid_sample((masks[:, None].float() + 1) % 256, grid, mode="nearest", align_corners=False)
     gamma, gain = uniform(-0.7, 0.7).exp(), uniform(0.75, 1.25)
     tint = 1 + 0.1 * torch.randn(n, 3, generator=rng, device=images.device)
@@ -224,36 +182,87 @@ def augment(
     return x.clamp(0, 1), (y[:, 0].long() - 1) % 256
 
 
+# --- training -------------------------------------------------------------------------------------
+
+
+STEPS = {"scenes": 700, "others": 1300}  # of a training without --epochs
+
+
+@dataclass(frozen=True)
+class Config(ExportSettings, ResumableSettings):
+    """Settings of the segmentation."""
+
+    dataset: str = "scenes"
+    """scenes (drawn, embedded), camvid or cityscapes (files placed under --data-dir), or
+    folder:IMAGES:MASKS for your own. A mask has the name of its picture. It holds the class of each
+    pixel: 0, 1, 2, ..., or 255 for no class. Where all masks hold only 0 and 255, 255 is the object.
+    Every tenth picture is held out."""
+    ignore_255: bool = False
+    """255 always means 'no class' in your own masks."""
+    data_dir: Path = Path("data")
+    """The folder that holds CamVid/ and cityscapes/."""
+    height: Annotated[int, Limits(16, 4096)] | None = None
+    """Pictures are scaled to this height in pixels and keep their proportions. Narrower ones get margins
+    of no class. Default: 128 for scenes and cityscapes, 180 for camvid."""
+    scenes: Count = 1500
+    """Scenes to draw for training."""
+    test_scenes: Count = TEST_SCENES
+    """Scenes to draw for the measurement."""
+    pretrained: bool = False
+    """Start from the network that was trained on the drawn scenes. Only its last layer is new."""
+    widths: tuple[Count, ...] = (32, 64, 128, 256)
+    """Channels of each level, from the top. The top level has 1/patch_size of the picture's size, and
+    each next level half the size of the one before."""
+    patch_size: Count = 2
+    """The network works on squares with this many pixels a side, not on single pixels. Larger is
+    faster."""
+    loss: Literal["cross-entropy", "dice", "both"] = "both"
+    """Cross-entropy of each pixel, dice loss of each class's area, or their sum."""
+    unweighted: bool = False
+    """All pixels count alike in the cross-entropy. Without this, pixels of rare classes count more."""
+    epochs: Count | None = None
+    """Passes over the training pictures, which are augmented anew each time. Default: 4 for 1,500 drawn
+    scenes, 208 for 50 real pictures, and fewer the more pictures there are."""
+    batch_size: Count = 8
+    """Pictures per step."""
+    lr: Rate = 1e-3
+    """Peak of AdamW's learning rate. It rises over the first quarter of the steps, then falls to 0."""
+
+
 def checkpoint_path(config: Config, name: str) -> Path:
     return config.output_dir / MODELS / f"{name}.pth"
 
 
+def unet_weights(saved: dict) -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint. Older ones call two of the U-Net's parts by other names."""
+    weights = saved["model"].get("unet", {})
+    names = {name: name.replace("grow.", "upsample.").replace("last.", "head.") for name in weights}
+    return {names[name]: value for name, value in weights.items()}
+
+
 def new_model(config: Config, data: MaskedPictures) -> SegmentationUNet:
-    """A U-Net with its first weights: random, or with --pretrained those learnt from the drawn scenes."""
+    """A U-Net with random weights, or with --pretrained those learnt from the drawn scenes."""
     torch.manual_seed(config.seed)
     model = SegmentationUNet(len(data.classes), config.widths, config.patch_size)
     if config.pretrained:
         path = checkpoint_path(config, "scenes")
-        learnt = load_checkpoint(path, SCRIPT)["model"].get("unet", {})
-        fresh = {
-            name: value for name, value in model.state_dict().items() if name.startswith("last.")
-        }
-        load_weights(model, learnt | fresh, path)
+        learnt = unet_weights(load_checkpoint(path, SCRIPT))
+        head = {f"head.{name}": value for name, value in model.head.state_dict().items()}
+        load_weights(model, learnt | head, path)
     return channels_last(model, data.images.device)
 
 
 def train(
     config: Config, data: MaskedPictures, after_epoch: Observer = no_observer
 ) -> Training[SegmentationUNet]:
-    """Train the U-Net, or go on with --resume; `after_epoch` looks on."""
+    """Train the U-Net, or go on with --resume. `after_epoch` is called after every epoch."""
     model = new_model(config, data)
     weights = None if config.unweighted else class_weights(data.masks, len(data.classes))
-    adam = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2, fused=True)
-    name = data.file_name + ("_pretrained" if config.pretrained else "")
+    adamw = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2, fused=True)
+    path = checkpoint_path(config, data.file_name + ("_pretrained" if config.pretrained else ""))
     training = Training(
-        checkpoint_path(config, name), SCRIPT, config, data,
-        networks={"unet": model}, optimizers={"adam": adam},
-    )  # fmt: skip
+        path, SCRIPT, config, data, networks={"unet": model}, optimizers={"adamw": adamw}
+    )
     training.extra = {"classes": list(data.classes)}
     if config.resume:
         training.load()
@@ -262,10 +271,10 @@ def train(
             for batch in training.batches():
                 x, target = augment(unit(data.images[batch]), data.masks[batch], training.rng)
                 loss = segmentation_loss(model(x), target, config.loss, weights)
-                adam.param_groups[0]["lr"] = config.lr * one_cycle(training.progress)
-                adam.zero_grad()
+                adamw.param_groups[0]["lr"] = config.lr * one_cycle(training.progress)
+                adamw.zero_grad()
                 loss.backward()
-                adam.step()
+                adamw.step()
                 training.log(loss=loss)
             after_epoch(training, epoch)
     return training
@@ -278,27 +287,26 @@ def train(
 def predict(model: SegmentationUNet, images: torch.Tensor) -> torch.Tensor:
     """The class of every pixel, (N, H, W) uint8, for pictures (N, 3, H, W) uint8."""
     with in_eval_mode(model):
-        parts = [model(unit(part)).argmax(dim=1).to(torch.uint8)
-                 for part in progress(images.split(8), "predicting", "batch")]  # fmt: skip
-    return torch.cat(parts)
+        batches = progress(images.split(8), "predicting", "batch")
+        return torch.cat([model(unit(x)).argmax(dim=1).to(torch.uint8) for x in batches])
 
 
 @torch.no_grad()
 def predict_strips(
     model: SegmentationUNet, picture: np.ndarray, height: int, strip: int = 64
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Rows and their classes (rows, W) uint8, strip by strip, for one picture (H, W, 3) uint8.
+    """The classes of one picture (H, W, 3) uint8, as pairs of rows and their classes (rows, W) uint8.
 
-    The network sees the picture scaled to `height` pixels; its logits are then scaled to the picture's
-    own size, bilinearly as F.interpolate does. All logits at that size would take gigabytes; those of
-    `strip` rows do not.
+    The network sees the picture scaled to `height` pixels. Its logits are then scaled to the picture's
+    own size, bilinearly as F.interpolate does. For a large picture all logits would take gigabytes, so
+    that only those of `strip` rows are made at a time.
     """
     import cv2
 
     width = max(round(picture.shape[1] * height / picture.shape[0]), 1)
     method = cv2.INTER_AREA if height < picture.shape[0] else cv2.INTER_LINEAR
     small = cv2.resize(picture, (width, height), interpolation=method)
-    x = torch.from_numpy(small).permute(2, 0, 1)[None].to(model.last.weight.device)
+    x = torch.from_numpy(small).permute(2, 0, 1)[None].to(model.head.weight.device)
     logits = model(unit(x))  # (1, classes, height, width)
     for top in range(0, picture.shape[0], strip):
         rows = slice(top, min(top + strip, picture.shape[0]))
@@ -314,14 +322,14 @@ def predict_strips(
 def load_model(
     path: Path, device: torch.device | str = "cpu"
 ) -> tuple[SegmentationUNet, tuple[str, ...], int]:
-    """The U-Net of a checkpoint, the names of its classes, and the height of its pictures in pixels."""
+    """The U-Net of a checkpoint, the names of its classes, and the height of its training pictures."""
     saved = load_checkpoint(path, SCRIPT, device)
     with checkpoint_errors(path):
         classes, settings = tuple(saved["extra"]["classes"]), saved["config"]
-        patch_size = settings.get("patch_size") or settings["fold"]  # its name in older ones
+        patch_size = settings.get("patch_size") or settings["fold"]  # its name in older checkpoints
         model = SegmentationUNet(len(classes), tuple(settings["widths"]), patch_size)
-        height = saved["dataset"]["shape"][1]
-    load_weights(model, saved["model"].get("unet"), path)
+        height, weights = saved["dataset"]["shape"][1], unet_weights(saved)
+    load_weights(model, weights, path)
     return channels_last(model, device).eval(), classes, height
 
 
@@ -329,10 +337,10 @@ def load_model(
 
 TITLE = "Segmentation: what every pixel is"
 SUMMARY = (
-    "A U-Net gives every pixel of a picture its class. By default the picture is a street: sky, road, "
-    "markings, cars, people. The streets are drawn and their masks are exact, so that no photographs are "
-    "needed. The measure is the overlap (IoU) of prediction and truth, class by class, because most "
-    "pixels belong to few classes."
+    "A U-Net predicts the class of every pixel. By default the pictures are streets with sky, road, "
+    "cars and people. They are drawn, so that their masks are exact and no photographs are needed. "
+    "The measure is the overlap (IoU) of prediction and truth for each class. A share of right pixels "
+    "would say little, because most pixels belong to few classes."
 )
 COLOURS = {
     "sky": "#56B4E9", "road": "#999999", "marking": "#F0E442", "building": "#D55E00",
@@ -347,8 +355,8 @@ def scores(
 ) -> tuple[torch.Tensor, float]:
     """IoU of each class (classes,) and the share of pixels that are right.
 
-    Over the pixels of all pictures (N, H, W) together; pixels of no class are left out. The IoU of a
-    class that is neither predicted nor there is NaN.
+    Both are taken over the pixels of all pictures (N, H, W) together, without pixels of no class. The
+    IoU of a class that is neither predicted nor present is NaN.
     """
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
@@ -360,7 +368,7 @@ def scores(
 
 
 def evaluate(config: Config, data: MaskedPictures, training: Training, result: Result) -> None:
-    """Enter the loss, IoU and accuracy on held-out pictures, and some of these, into `result`."""
+    """Enter the loss, and IoU and accuracy on held-out pictures, into `result`; show four of them."""
     result.add_metric("seconds of training", training.seconds_used, training.steps_done, unit="s")
     result.add_figure("loss.png", samples.plot_loss(training, "loss"), f"The loss ({config.loss}).")
     images, masks, n = data.test_images, data.test_masks, len(data.test_images)
@@ -368,15 +376,17 @@ def evaluate(config: Config, data: MaskedPictures, training: Training, result: R
     iou, accuracy = scores(predicted, masks, len(data.classes))
     result.add_metric("mean IoU", iou[iou.isfinite()].mean(), n, better="higher")
     result.add_metric("pixel accuracy", accuracy, n, better="higher")
-    inside = masks[masks != IGNORE].long()
-    share = (torch.bincount(inside, minlength=len(data.classes)) / len(inside)).tolist()
-    rows = [[name, f"{part:.1%}", value.item() if value.isfinite() else "absent"]
-            for name, part, value in zip(data.classes, share, iou, strict=True)]  # fmt: skip
+    known = masks[masks != IGNORE].long()
+    share = (torch.bincount(known, minlength=len(data.classes)) / len(known)).tolist()
+    rows = [
+        [name, f"{part:.1%}", value.item() if value.isfinite() else "absent"]
+        for name, part, value in zip(data.classes, share, iou, strict=True)
+    ]
     result.add_table(f"{n} held-out pictures", ["class", "share of the pixels", "IoU"], rows)
     caption = "Overlap (IoU) of prediction and truth, by class."
     result.add_figure("iou.png", plot_iou(iou, data.classes, n), caption)
     figure = plot_overlays(images[:4], masks[:4], predicted[:4], data.classes)
-    caption = "Held-out pictures, not picked; the true classes; the predicted ones."
+    caption = "Held-out pictures, not picked, with their true and their predicted classes."
     result.add_figure("overlays.png", figure, caption)
 
 
@@ -388,38 +398,43 @@ def colours(classes: tuple[str, ...]) -> np.ndarray:
 
 
 def overlay(picture: np.ndarray, mask: np.ndarray, palette: np.ndarray, strength: float = 0.5):
-    """Picture (H, W, 3) uint8 with the colours of its classes (H, W) laid over it, but for IGNORE."""
-    known = (mask != IGNORE)[..., None]
-    covered = (1 - strength) * picture + strength * palette[np.where(known[..., 0], mask, 0)]
-    return np.where(known, covered, picture).round().astype(np.uint8)
+    """Picture (H, W, 3) uint8 under the colours of its classes (H, W). No class, no colour."""
+    known = mask != IGNORE
+    covered = (1 - strength) * picture + strength * palette[np.where(known, mask, 0)]
+    return np.where(known[..., None], covered, picture).round().astype(np.uint8)
 
 
 def plot_iou(iou: torch.Tensor, classes: tuple[str, ...], n: int) -> Figure:
     """The IoU (classes,) on `n` pictures, a bar per class."""
     figure, axes = figures.new_figure(6, 0.3 * len(classes) + 1)
-    axes[0, 0].barh(classes, iou.nan_to_num().cpu().numpy(), color=colours(classes) / 255,
-                    edgecolor="#444444")  # fmt: skip
+    bars, edge = iou.nan_to_num().cpu().numpy(), "#444444"
+    axes[0, 0].barh(classes, bars, color=colours(classes) / 255, edgecolor=edge)
     axes[0, 0].invert_yaxis()
     axes[0, 0].set_xlim(0, 1)
     axes[0, 0].set_xlabel(f"IoU on {n} held-out pictures")
     return figure
 
 
-def plot_overlays(images, masks, predicted, classes: tuple[str, ...]) -> Figure:
-    """Columns of picture (3, H, W), truth and prediction (H, W), all uint8, with a legend."""
+def add_legend(figure: Figure, classes: tuple[str, ...]) -> None:
+    """The colours of the classes, below the pictures."""
     from matplotlib.patches import Patch
 
+    named = zip(colours(classes) / 255, classes, strict=True)
+    patches = [Patch(facecolor=rgb, edgecolor="#444444", label=name) for rgb, name in named]
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(classes), 7))
+
+
+def plot_overlays(images, masks, predicted, classes: tuple[str, ...]) -> Figure:
+    """Pictures (N, 3, H, W) above their true and predicted classes (N, H, W), all uint8."""
     palette = colours(classes)
     figure, axes = figures.new_figure(3 * len(images), 6.8, 3, len(images))
-    for column, image, mask, seen in zip(axes.T, images, masks, predicted, strict=True):
+    for column, image, *masks_of_it in zip(axes.T, images, masks, predicted, strict=True):
         picture = image.permute(1, 2, 0).cpu().numpy()
         figures.show_image(column[0], picture)
-        figures.show_image(column[1], overlay(picture, mask.cpu().numpy(), palette, 0.6))
-        figures.show_image(column[2], overlay(picture, seen.cpu().numpy(), palette, 0.6))
-    figures.name_rows(axes, ("picture", "what is there", "what was seen"))
-    patches = [Patch(facecolor=c / 255, edgecolor="#444444", label=name)
-               for c, name in zip(palette, classes, strict=True)]  # fmt: skip
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(classes), 7))
+        for axis, mask in zip(column[1:], masks_of_it, strict=True):
+            figures.show_image(axis, overlay(picture, mask.cpu().numpy(), palette, 0.6))
+    figures.name_rows(axes, ("picture", "true classes", "predicted"))
+    add_legend(figure, classes)
     return figure
 
 
@@ -444,8 +459,8 @@ def lessons(result: Result) -> list[str]:
         return []
     accuracy, iou = measured
     return [
-        f"{accuracy:.0%} of the pixels get the right class. The mean IoU of the classes is {iou:.2f}: in "
-        "it a thin or rare thing counts as much as a large surface."
+        f"{accuracy:.0%} of the pixels get the right class. The mean IoU of the classes is {iou:.2f}. In "
+        "this mean a thin or rare thing counts as much as a large surface."
     ]
 
 
@@ -453,36 +468,43 @@ def run(config: Config) -> Result:
     """Train on pictures and masks, measure on those held out."""
     device = prepare(config.seed, config.device)
     config = config.if_quick(scenes=96, test_scenes=24, epochs=2, widths=(16, 32))
-    data = load_masked(config.dataset, config.data_dir, config.height, config.scenes,
-                       config.test_scenes, config.ignore_255).to(device)  # fmt: skip
+    data = load_masked(
+        config.dataset,
+        config.data_dir,
+        config.height,
+        config.scenes,
+        config.test_scenes,
+        config.ignore_255,
+    ).to(device)
     if config.epochs is None:
         steps = STEPS.get(data.name, STEPS["others"])
         config = replace(config, epochs=max(round(steps * config.batch_size / len(data.images)), 1))
     folder = PICTURES if data.name == "scenes" else f"{PICTURES}/{data.file_name}"
     result = start_result(SCRIPT, TITLE, SUMMARY, config, folder, device, data)
-    caption = "One training picture, changed six times; its mask is turned and shifted with it."
-    caption += " White: no class."
+    caption = "One training picture, changed six times, and its mask. White: no class."
     result.add_figure("augmented.png", plot_augmented(data, config.seed), caption)
     training = train(config, data)
     evaluate(config, data, training, result)
     model = training.model.eval()
-    export_network(config.export, model, {"pictures": torch.rand(2, *data.shape)}, "logits",
-                   any_size=True, classes=data.classes)  # fmt: skip
+    pictures = {"pictures": torch.rand(2, *data.shape)}
+    export_network(config.export, model, pictures, "logits", any_size=True, classes=data.classes)
     return result.save(*lessons(result))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictMasks(Common):
-    """Lay the predicted classes over a picture or a video of your own, each in its colour."""
+    """Lay the colours of the predicted classes over a picture or a video of your own."""
 
     output: Path
-    """Where to write: .png, .jpg, ... for a picture, .webm, .mp4 or .avi for a video."""
+    """The file to write: .png, .jpg, ... for a picture, .webm, .mp4 or .avi for a video."""
     image: Path | None = None
     """A picture of any size."""
     video: Path | None = None
     """A video file."""
-    model: Path = Path(MODELS) / "scenes.pth"
-    """The checkpoint of a training."""
+    output_dir: Path = Path(".")
+    """The --output-dir of the training."""
+    model: Path | None = None
+    """The checkpoint of a training. Default: study_models/segmentation/scenes.pth under --output-dir."""
     strength: Annotated[float, Limits(0, 1)] = 0.5
     """How strongly the colours cover the picture."""
 
@@ -493,15 +515,21 @@ def run_predict(config: PredictMasks) -> None:
     if source is None or (config.image and config.video):
         raise UserError("Give either --image or --video.")
     device = prepare(0, config.device)
-    model, classes, height = load_model(config.model, device)
+    path = config.model or config.output_dir / MODELS / "scenes.pth"
+    if not path.is_file():
+        raise UserError(
+            f"There is no checkpoint {path}. Train one (python -m studies.{SCRIPT}), or "
+            "say where it is with --model or --output-dir."
+        )
+    model, classes, height = load_model(path, device)
     palette, covered = colours(classes), np.zeros(len(classes))
 
     def coloured(picture: np.ndarray) -> np.ndarray:
-        seen = np.empty_like(picture)
+        result = np.empty_like(picture)
         for rows, mask in predict_strips(model, picture, height):
             covered[:] += np.bincount(mask.ravel(), minlength=len(classes))
-            seen[rows] = overlay(picture[rows], mask, palette, config.strength)
-        return seen
+            result[rows] = overlay(picture[rows], mask, palette, config.strength)
+        return result
 
     print(process_media(source, config.output, lambda: coloured))
     for k in np.argsort(-covered):

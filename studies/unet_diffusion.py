@@ -1,9 +1,9 @@
 """Class-conditional diffusion with a U-Net: guidance, and sampling in few steps.
 
-A U-Net (imagelab/techniques/unet.py) learns to remove noise from images whose class it knows (Ho et al.
-2020). One time in ten the class is left out, so that the same network also learns to draw without one.
-Guidance combines both estimates (Ho and Salimans 2022). DDPM, DDIM and DPM-Solver++ draw from the trained
-network in any number of steps (imagelab/techniques/diffusion.py).
+A U-Net (imagelab/techniques/unet.py) learns to remove noise from images (Ho et al. 2020). It is told the
+class of each image. In one of ten images the class is left out, so the same network also learns to draw
+without one. Guidance combines the two estimates (Ho and Salimans 2022). DDPM, DDIM and DPM-Solver++ draw
+from the trained network in any number of steps (imagelab/techniques/diffusion.py).
 
     python -m studies.unet_diffusion                               # the embedded digits: fourteen minutes
     python -m studies.unet_diffusion --dataset mnist
@@ -14,8 +14,8 @@ network in any number of steps (imagelab/techniques/diffusion.py).
     torchrun --nproc-per-node 2 -m studies.unet_diffusion          # two processes, one training
 
 What to look at: `samples.png`, a class per row; `guidance.png`, the same noise under growing guidance:
-the class becomes clearer and the images become alike; `reverse_process.gif`. diffusion_curves.py measures
-steps and guidance; inpainting.py, diffusion_restoration.py and text_diffusion.py build on this file.
+the class becomes clearer, and the images become alike; `reverse_process.gif`. diffusion_curves.py
+measures steps and guidance. inpainting.py, diffusion_restoration.py and text_diffusion.py build on this.
 """
 
 from __future__ import annotations
@@ -37,22 +37,10 @@ from imagelab.report.evaluator import Evaluator
 from imagelab.report.results import Result, start_result
 from imagelab.setup import settings
 from imagelab.setup.runtime import UserError, channels_last, prepare
-from imagelab.setup.settings import (
-    Count,
-    Fraction,
-    Limits,
-    Rate,
-)
+from imagelab.setup.settings import Count, Fraction, Limits, Rate
 from imagelab.techniques import diffusion
 from imagelab.techniques.classifier import accuracy
-from imagelab.techniques.diffusion import (
-    Estimate,
-    Prediction,
-    Sampler,
-    Schedule,
-    ScheduleName,
-    make_schedule,
-)
+from imagelab.techniques.diffusion import Estimate, Prediction, Sampler, Schedule, ScheduleName
 from imagelab.techniques.unet import UNet
 from imagelab.training import distributed
 from imagelab.training.checkpoints import checkpoint_errors, load_checkpoint, load_weights
@@ -66,81 +54,31 @@ PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
 PORTION = 250  # images that are drawn at a time
 Steps = Annotated[int, Limits(1, 10_000)]
 
-
-@dataclass(frozen=True)
-class NetworkSettings(settings.TrainingSettings):
-    """A U-Net, its diffusion process and its training."""
-
-    epochs: Count = 3
-    """Passes over the training images."""
-    batch_size: Count = 64
-    """Images per step, each at its own random t."""
-    lr: Rate = 2e-3
-    """Peak of Adam's learning rate: it climbs over the first quarter of the steps, then falls to 0."""
-    T: Annotated[int, Limits(2, 10_000)] = 1000
-    """Steps of the diffusion process."""
-    schedule: ScheduleName = "cosine"
-    """The noise schedule; zero-terminal-snr is the linear one, shifted so that x_T is pure noise."""
-    prediction: Prediction = "v"
-    """What the network estimates: the noise, the clean image, or v = √ᾱ·ε − √(1 − ᾱ)·x₀."""
-    ema_decay: Fraction = 0.999
-    """Decay of the moving average of the weights, which draws the samples; 0: none."""
-    widths: tuple[Count, ...] = (48, 96)
-    """Channels of the U-Net from the outside inwards; each next level has half the size."""
-    blocks: Count = 1
-    """Residual blocks per level on the way down."""
-    attention: tuple[int, ...] = ()
-    """Levels with attention among their pixels; the outermost is 0."""
-    patch_size: Annotated[int, Limits(1, 4)] = 2
-    """Side of the patches of pixels that become channels first; 2 does a quarter of the work of 1."""
-    dropout: Fraction = 0.0
-    """Share of activations dropped in training."""
-    flip: bool = False
-    """Mirror half of the training images: for photographs, not for digits."""
-
-
-@dataclass(frozen=True)
-class ClassSettings(NetworkSettings):
-    """A network that is conditioned on the class."""
-
-    drop_class: Fraction = 0.1
-    """How often the class is left out in training."""
-    image_size: Count = 32
-    """Side in pixels to which the pictures of folder:PATH are scaled."""
-
-
-@dataclass(frozen=True)
-class Config(ClassSettings, settings.SamplingSettings):
-    """Settings of the class-conditional U-Net."""
-
-    sampler: Sampler = "dpm-solver"
-    """ddpm, ddim or dpm-solver (DPM-Solver++, second order)."""
-    steps: Steps = 20
-    """Steps of sampling, each one call of the network (two with guidance)."""
-    eta: Fraction = 0.0
-    """Noise that DDIM adds in each step: 0 none, 1 as much as DDPM."""
-    guidance: Annotated[float, Limits(0, 100)] = 1.5
-    """Scale of the guidance: 0 ignores the class, 1 is the conditional model, more exaggerates."""
-    rescale: Fraction = 0.0
-    """How far the contrast of guided estimates is brought back to that of the conditional one."""
-    labels: tuple[int, ...] = ()
-    """The classes to draw, by number; default: all."""
-    num_samples: Annotated[int, Limits(1, 1_000_000)] = 4000
-    """How many samples to draw for --samples-file and to score; as many are scored as there are
-    held-out images to compare them with."""
-
-
 # --- the mathematics ------------------------------------------------------------------------------
+
+
+def noisy_pair(
+    model: Model, x0: torch.Tensor, rng: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One training step's x_t (B, ...), t (B,) and target (B, ...) for images x0 (B, ...).
+
+    Each image has its own random t. x_t = √ᾱ_t·x₀ + √(1 − ᾱ_t)·ε. The target is ε, x₀ or v, as
+    `model.prediction` says. `model.schedule.alpha_bar[t]` is ᾱ_t and `.snr[t]` is ᾱ_t/(1 − ᾱ_t), float64.
+    """
+    t = torch.randint(0, len(model.schedule), (len(x0),), generator=rng, device=x0.device)
+    eps = torch.randn(x0.shape, generator=rng, device=x0.device)
+    x_t = model.schedule.q_sample(x0, t, eps)
+    return x_t, t, diffusion.target(model.schedule, model.prediction, x0, eps, t)
 
 
 def guided(
     cond: torch.Tensor, uncond: torch.Tensor, scale: float, rescale: float = 0.0
 ) -> torch.Tensor:
-    """Classifier-free guidance (Ho and Salimans 2022), of ε̂, x̂₀ or v̂ alike, (B, ...).
+    """Classifier-free guidance (Ho and Salimans 2022) of estimates (B, ...) of ε, x₀ or v.
 
-    uncond + scale·(cond − uncond): 0 ignores the class, 1 is the conditional model, more exaggerates.
-    (Their w is scale − 1.) `rescale` from 0 to 1 brings the standard deviation of each image towards
-    that of the conditional one (Lin et al. 2023).
+    uncond + scale·(cond − uncond). A scale of 0 ignores the class, 1 is the conditional model, more
+    exaggerates the class. (Their w is scale − 1.) `rescale` from 0 to 1 brings the standard deviation of
+    each image towards that of the conditional estimate (Lin et al. 2023).
     """
     result = uncond + scale * (cond - uncond)
     if rescale == 0:
@@ -155,7 +93,7 @@ def guided(
 
 @dataclass(frozen=True)
 class Model:
-    """A network with all that sampling from it takes."""
+    """A network, and what is needed to sample from it."""
 
     network: UNet
     schedule: Schedule
@@ -173,12 +111,12 @@ class Model:
     def class_estimator(
         self, labels: torch.Tensor, guidance: float = 1, rescale: float = 0
     ) -> Estimate:
-        """A function of x_t and t that estimates x̂₀ of images of the classes `labels` (B,).
+        """The function that samplers call in each step: x_t and t to x̂₀, for the classes `labels` (B,).
 
-        Samplers call it once a step. `guidance` and `rescale` are those of `guided`.
+        `guidance` and `rescale` are the scale and the rescale of `guided`.
         """
         no_class = torch.full_like(labels, self.network.classes)
-        if guidance == 0:  # half the work of a doubled batch
+        if guidance == 0:  # one estimate is enough: half the work
             labels, guidance = no_class, 1
         return self.estimator({"label": labels}, {"label": no_class}, guidance, rescale)
 
@@ -189,11 +127,11 @@ class Model:
         guidance: float = 1,
         rescale: float = 0,
     ) -> Estimate:
-        """A function of x_t and t that estimates x̂₀, clipped to [-1, 1], under the condition `cond`.
+        """The same for any condition: a function of x_t and t that estimates x̂₀, clipped to [-1, 1].
 
-        `cond` holds the network's further arguments by name, as UNet.forward has them; `uncond` the same
-        with the condition left out. With it, and a `guidance` other than 1, the network estimates both in
-        one doubled batch, and they are `guided`.
+        `cond` holds further arguments of UNet.forward by name. `uncond` holds the same arguments with the
+        condition left out. Where it is given and `guidance` is not 1, the network makes both estimates in
+        one batch of twice the size, and `guided` combines them.
         """
         network, schedule = self.network, self.schedule
 
@@ -205,31 +143,83 @@ class Model:
             else:
                 both = {name: torch.cat([cond[name], uncond[name]]) for name in cond}
                 out = network(torch.cat([x, x]), torch.cat([times, times]) / len(schedule), **both)
-                with_it, without = out.chunk(2)
-                out = guided(with_it, without, guidance, rescale)
+                out = guided(*out.chunk(2), guidance, rescale)
             return diffusion.to_x0(schedule, self.prediction, out, x, times).clamp(-1, 1)
 
         return estimate
 
 
 def build(config: dict, shape: tuple[int, int, int], **condition: int) -> Model:
-    """The untrained model that `config` (its own or a checkpoint's) describes.
+    """An untrained model. `config` holds the settings, from the command line or from a checkpoint.
 
     `condition` is what the network is conditioned on: `classes`, `vocabulary` or `beside` of UNet.
     """
     if config["prediction"] == "eps" and config["schedule"] == "zero-terminal-snr":
         raise UserError("--prediction eps cannot start from a zero SNR: take v or x0.")
-    network = UNet(
-        shape[0],
-        widths=tuple(config["widths"]),
-        blocks=config["blocks"],
-        attention=tuple(config["attention"]),
-        patch_size=config["patch_size"],
-        dropout=config["dropout"],
-        **condition,
-    )
-    schedule = make_schedule(config["schedule"], config["T"])
+    names = ("widths", "blocks", "attention", "patch_size", "dropout")
+    network = UNet(shape[0], **{name: config[name] for name in names}, **condition)
+    schedule = diffusion.make_schedule(config["schedule"], config["T"])
     return Model(network, schedule, config["prediction"], (shape[0], shape[1], shape[2]))
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NetworkSettings(settings.TrainingSettings):
+    """A U-Net, its diffusion process and its training; text_diffusion.py has the same."""
+
+    epochs: Count = 3
+    """Passes over the training images."""
+    batch_size: Count = 64
+    """Images per step; each has its own random t."""
+    lr: Rate = 2e-3
+    """Peak of Adam's learning rate. It rises over the first quarter of the steps, then falls to 0."""
+    T: Annotated[int, Limits(2, 10_000)] = 1000
+    """Steps of the diffusion process."""
+    schedule: ScheduleName = "cosine"
+    """The noise schedule. zero-terminal-snr is the linear one, shifted until x_T is pure noise."""
+    prediction: Prediction = "v"
+    """What the network estimates: the noise, the clean image, or v = √ᾱ·ε − √(1 − ᾱ)·x₀."""
+    ema_decay: Fraction = 0.999
+    """Decay of the moving average of the weights. The averaged network draws the samples. 0: none."""
+    widths: tuple[Count, ...] = (48, 96)
+    """Channels of the levels of the U-Net, the outermost first; each level halves the size."""
+    blocks: Count = 1
+    """Residual blocks per level on the way down."""
+    attention: tuple[int, ...] = ()
+    """Levels whose pixels attend to each other; the outermost level is 0."""
+    patch_size: Annotated[int, Limits(1, 4)] = 2
+    """Side of the square of pixels that the network takes as one; 2 is a quarter of the work of 1."""
+    dropout: Fraction = 0.0
+    """Share of activations that are set to 0 in training."""
+    flip: bool = False
+    """Mirror half of the training images: for photographs, not for digits."""
+
+
+@dataclass(frozen=True)
+class Config(NetworkSettings, settings.SamplingSettings):
+    """Settings of the class-conditional U-Net."""
+
+    drop_class: Fraction = 0.1
+    """How often the class is left out in training."""
+    image_size: Count = 32
+    """Side in pixels to which the pictures of folder:PATH are scaled."""
+    sampler: Sampler = "dpm-solver"
+    """ddpm, ddim or dpm-solver (DPM-Solver++, second order)."""
+    steps: Steps = 20
+    """Steps of sampling. Each is one call of the network, or two with guidance."""
+    eta: Fraction = 0.0
+    """How much noise DDIM adds in each step: 0 none, 1 as much as DDPM."""
+    guidance: Annotated[float, Limits(0, 100)] = 1.5
+    """Scale of the guidance: 0 ignores the class, 1 is the conditional model, more exaggerates it."""
+    rescale: Fraction = 0.0
+    """How far to bring the contrast of guided estimates back to that of the conditional estimate."""
+    labels: tuple[int, ...] = ()
+    """The classes to draw, by number; default: all."""
+    num_samples: Annotated[int, Limits(1, 1_000_000)] = 4000
+    """How many samples to draw for --samples-file and to score. No more are scored than there are
+    held-out images to compare them with."""
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -238,39 +228,25 @@ def build(config: dict, shape: tuple[int, int, int], **condition: int) -> Model:
 def batch_images(
     config: NetworkSettings, data: Dataset, batch: torch.Tensor, rng: torch.Generator
 ) -> torch.Tensor:
-    """Training images (B, C, H, W) in [-1, 1], by their indices (B,); --flip mirrors half of them."""
+    """The training images (B, C, H, W) in [-1, 1] of a batch of indices (B,); --flip mirrors half."""
     x0 = signed(data.images[batch])
     return mirrored(x0, rng) if config.flip else x0
-
-
-def noisy_pair(
-    model: Model, x0: torch.Tensor, rng: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The x_t, t (B,) and target of one training step for images x0 (B, ...), each at its own random t.
-
-    x_t = √ᾱ_t·x₀ + √(1 − ᾱ_t)·ε; the target is ε, x₀ or v, as the model's `prediction` says.
-    `model.schedule.alpha_bar[t]` is ᾱ_t and `.snr[t]` is ᾱ_t/(1 − ᾱ_t), float64 on the CPU.
-    """
-    t = torch.randint(0, len(model.schedule), (len(x0),), generator=rng, device=x0.device)
-    eps = torch.randn(x0.shape, generator=rng, device=x0.device)
-    x_t = model.schedule.q_sample(x0, t, eps)
-    return x_t, t, diffusion.target(model.schedule, model.prediction, x0, eps, t)
 
 
 def averaged_model(training: Training[UNet]) -> Model:
     """The model with the averaged weights of a training, to sample from."""
     config, network = training.config, training.model.eval()
-    schedule = make_schedule(config.schedule, config.T)
+    schedule = diffusion.make_schedule(config.schedule, config.T)
     return Model(network, schedule, config.prediction, training.data.shape)
 
 
 def train(
     config: Config, data: Dataset, path: Path, after_epoch: Observer = no_observer
 ) -> tuple[Training, Model]:
-    """Train, or go on with --resume; `after_epoch` looks on.
+    """Train, or go on with --resume. Returns the training and the model with the averaged weights.
 
-    The model has the averaged weights. Under torchrun all processes draw the same batch and the same
-    random numbers, and each works on its `own` rows.
+    Under torchrun all processes draw the same batch and the same random numbers. Each process computes
+    the loss of some rows of the batch, and `ddp_network` averages the gradients of all processes.
     """
     device = data.images.device
     torch.manual_seed(config.seed)
@@ -278,25 +254,33 @@ def train(
     network = channels_last(model.network, device)
     adam = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)
     training = Training(
-        path, SCRIPT, config, data, networks={"unet": network}, optimizers={"adam": adam},
-        ema="unet", ema_decay=config.ema_decay, label="U-Net", shared=True,
+        path,
+        SCRIPT,
+        config,
+        data,
+        networks={"unet": network},
+        optimizers={"adam": adam},
+        ema="unet",
+        ema_decay=config.ema_decay,
+        label="U-Net",
+        shared=True,
         may_change_on_resume=("sampler", "steps", "eta", "guidance", "rescale", "labels"),
-    )  # fmt: skip
+    )
     if config.resume:
         training.load()
     rng = training.rng
-    no_class = network.classes  # the classes are 0 … classes − 1; the embedding has one row more
-    own = distributed.own_rows(min(config.batch_size, len(data.images)))
-    replica = distributed.replicated(network)
+    no_class = network.classes  # the classes are 0 … classes − 1, and "no class" is one more
+    rows = distributed.own_rows(min(config.batch_size, len(data.images)))  # all, without torchrun
+    ddp_network = distributed.replicated(network)  # the network itself, without torchrun
     with training:
         for epoch in training.epochs():
-            for batch in training.batches():  # after each step it updates the averaged weights
+            for batch in training.batches():  # it also updates the averaged weights after each step
                 x0 = batch_images(config, data, batch, rng)  # (B, C, H, W)
                 dropped = torch.rand(len(batch), generator=rng, device=device) < config.drop_class
                 label = torch.where(dropped, no_class, data.labels[batch])  # (B,)
                 x_t, t, target = noisy_pair(model, x0, rng)
-                predicted = replica(x_t[own], t[own] / config.T, label=label[own])
-                loss = F.mse_loss(predicted, target[own])
+                predicted = ddp_network(x_t[rows], t[rows] / config.T, label=label[rows])
+                loss = F.mse_loss(predicted, target[rows])
                 adam.param_groups[0]["lr"] = config.lr * one_cycle(training.progress)
                 adam.zero_grad()
                 loss.backward()
@@ -320,9 +304,10 @@ def sample_images(
     eta: float = 0.0,
     portion: int = PORTION,
 ) -> torch.Tensor:
-    """`n` images (n, C, H, W) in [-1, 1], drawn in portions; `estimate` gives x̂₀ for their rows.
+    """`n` images (n, C, H, W) in [-1, 1], drawn `portion` at a time.
 
-    The noise of image k comes from (seed, k) alone: portions of any size give the same images.
+    `estimate` takes the numbers of the images, a slice, and gives the function that samplers call. The
+    noise of image k comes from (seed, k) alone: portions of any size give the same images.
     """
     images = []
     for first in range(0, n, portion):
@@ -336,9 +321,8 @@ def sample_images(
 
 
 def classes_to_draw(config: Config, classes: int, n: int) -> torch.Tensor:
-    """The class of each of `n` images: ten of one, ten of the next, so that a grid has a row each."""
-    wrong = [label for label in config.labels if not 0 <= label < classes]
-    if wrong:
+    """The class of each of `n` images (n,): ten of one class, ten of the next, a row each of the grid."""
+    if wrong := [label for label in config.labels if not 0 <= label < classes]:
         raise UserError(f"--labels must lie between 0 and {classes - 1}, not {wrong[0]}.")
     chosen = torch.tensor(config.labels or tuple(range(classes)))
     return chosen[torch.arange(n) // 10 % len(chosen)]
@@ -347,7 +331,7 @@ def classes_to_draw(config: Config, classes: int, n: int) -> torch.Tensor:
 def sample(
     model: Model, config: Config, n: int, portion: int = PORTION
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`n` images (n, C, H, W) uint8 and the classes (n,) that they were to show, as `config` says."""
+    """`n` images (n, C, H, W) uint8, and the classes (n,) that were asked for."""
     labels = classes_to_draw(config, model.network.classes, n).to(model.device)
 
     def estimate(rows: slice) -> Estimate:
@@ -360,12 +344,12 @@ def sample(
 
 
 def checkpoint_path(config) -> Path:
-    """Where the network lies under --output-dir, of these or of another study's settings."""
+    """The file of the network under --output-dir; `config` may be another study's."""
     return config.output_dir / MODELS / "unet.pth"
 
 
 def load_model(path: Path, device: torch.device, script: str = SCRIPT, **condition: int) -> Model:
-    """The averaged network of a checkpoint, whatever settings it was trained with."""
+    """The model with the averaged weights of a checkpoint; the checkpoint holds its settings."""
     saved = load_checkpoint(path, script, device)
     config = saved["config"]
     config.setdefault("patch_size", config.get("fold"))  # its name in older checkpoints
@@ -379,7 +363,7 @@ def load_model(path: Path, device: torch.device, script: str = SCRIPT, **conditi
 
 
 def load_with_data(config, device: torch.device) -> tuple[Model, Dataset]:
-    """The network under --output-dir, for other studies, and the data that it was trained for."""
+    """For other studies: the model under --output-dir, and the data that it was trained on."""
     model = load_model(checkpoint_path(config), device)
     data = load_for(config, device, image_size=model.shape[-1])
     known = (model.trained_on, model.shape, model.network.classes)
@@ -396,55 +380,53 @@ def load_with_data(config, device: torch.device) -> tuple[Model, Dataset]:
 TRACKED = 300  # samples that are scored after each epoch
 TITLE = "U-Net diffusion: the class that is asked for"
 SUMMARY = (
-    "A convolutional network with skip connections learns to remove noise from digits whose class it "
-    "knows, and draws the class that is asked for. Guidance trades variety for a clearer class. A "
-    "second-order solver draws in twenty steps what took a thousand."
+    "A convolutional network with skip connections learns to remove noise from images. It is told "
+    "their class, so it draws the class that is asked for. Guidance trades variety for a clearer class. "
+    "A second-order solver draws in twenty steps what took a thousand."
 )
 
 
 def observer(config: Config, evaluator: Evaluator | None) -> Observer:
-    """After each epoch: the score of a few samples, drawn in ten steps."""
+    """After each epoch it scores a few samples, drawn in ten steps."""
     if evaluator is None:
         return no_observer
-    quick = replace(config, labels=(), steps=min(10, config.T))
+    ten_steps = replace(config, labels=(), steps=min(10, config.T))
 
     def after_epoch(training: Training, _epoch: int) -> None:
-        images, _ = sample(averaged_model(training), quick, TRACKED)
+        images, _ = sample(averaged_model(training), ten_steps, TRACKED)
         samples.track(training, evaluator, images)
 
     return after_epoch
 
 
-def plot_guidance(model: Model, config: Config, scales: tuple[float, ...]) -> Figure:
-    """The same noise under growing guidance: a row per scale, a column per class."""
-    rows = {}
-    labels = torch.arange(min(model.network.classes, 10), device=model.device)
-    for scale in scales:
-        noise = diffusion.image_noise(config.seed, 1_000, len(labels), model.shape, model.device)
-        estimate = model.class_estimator(labels, scale, config.rescale)
-        states = diffusion.reverse_process(
-            config.sampler, model.schedule, estimate, config.steps, config.eta, noise
-        )
-        rows[f"scale {scale:g}"] = to_uint8(diffusion.last(states))
-    return figures.plot_rows(rows)
-
-
-def sampling_states(model: Model, config: Config) -> samples.States:
-    """Eight images at every step of their sampling, from pure noise on."""
-    labels = torch.arange(8, device=model.device) % model.network.classes
-    noise = diffusion.image_noise(config.seed, 2_000, 8, model.shape, model.device)
-    estimate = model.class_estimator(labels, config.guidance, config.rescale)
+def states_of(
+    model: Model, config: Config, labels: torch.Tensor, guidance: float, first: int
+) -> samples.States:
+    """The states of the reverse process from pure noise on; the first image has the number `first`."""
+    noise = diffusion.image_noise(config.seed, first, len(labels), model.shape, model.device)
+    estimate = model.class_estimator(labels, guidance, config.rescale)
     states = diffusion.reverse_process(
         config.sampler, model.schedule, estimate, config.steps, config.eta, noise
     )
     return [(t, to_uint8(x)) for t, x in states]
 
 
+def plot_guidance(model: Model, config: Config, scales: tuple[float, ...]) -> Figure:
+    """The same noise under growing guidance: a row per scale, a column per class."""
+    labels = torch.arange(min(model.network.classes, 10), device=model.device)
+    drawn = {scale: states_of(model, config, labels, scale, 1_000)[-1][1] for scale in scales}
+    return figures.plot_rows({f"scale {scale:g}": images for scale, images in drawn.items()})
+
+
 def evaluate(
-    config: Config, data: Dataset, training: Training, model: Model, evaluator: Evaluator | None,
+    config: Config,
+    data: Dataset,
+    training: Training,
+    model: Model,
+    evaluator: Evaluator | None,
     result: Result,
-) -> torch.Tensor:  # fmt: skip
-    """Sample and score, draw the figures; returns the samples."""
+) -> torch.Tensor:
+    """Sample, score and draw the figures. Returns the samples (n, C, H, W) uint8."""
     n = samples.samples_to_draw(config, data)
     with samples.timed_samples(result, n):
         images, labels = sample(model, config, n)
@@ -455,32 +437,34 @@ def evaluate(
         result.add_metric("read as the class asked for", read, min(n, 1000), better="higher")
     result.add_metric("seconds of training", training.seconds_used, training.steps_done, unit="s")
     samples.add_quality(result, training, evaluator)
-    result.add_figure(
-        "guidance.png", plot_guidance(model, config, (0, 1, 2, 4, 8)),
+    caption = (
         "A class per column, the same noise in each row. A scale of 0 ignores the class, 1 is the "
-        "conditional model; more makes the class clearer and the images plainer.",
-    )  # fmt: skip
-    samples.add_trajectory(result, sampling_states(model, config))
-    result.add_figure(
-        "loss.png", samples.plot_loss(training, "MSE"), "The loss along the training."
+        "conditional model. More makes the class clearer and the images plainer."
     )
+    result.add_figure("guidance.png", plot_guidance(model, config, (0, 1, 2, 4, 8)), caption)
+    labels = torch.arange(8, device=model.device) % model.network.classes
+    samples.add_trajectory(result, states_of(model, config, labels, config.guidance, 2_000))
+    caption = "The loss along the training."
+    result.add_figure("loss.png", samples.plot_loss(training, "MSE"), caption)
     return images
 
 
 def lessons(result: Result) -> list[str]:
-    """What the figures teach, as far as they were measured."""
+    """What the figures teach, where they were measured."""
     measured = result.measured("read as the class asked for", "Fréchet distance", "coverage")
     if measured is None:
         return []
     read, distance, coverage = measured
-    return [f"{read:.1%} of the samples are read as the class that was asked for, at a distance of "
-            f"{distance:.0f} from the data and with {coverage:.0%} of it covered."]  # fmt: skip
+    return [
+        f"{read:.1%} of the samples are read as the class that was asked for. Their distance from the "
+        f"data is {distance:.0f}; they cover {coverage:.0%} of it."
+    ]
 
 
 def run(config: Config) -> Result | None:
-    """Train (or load), sample, measure; what the driver and the tests call.
+    """Train or load, sample, measure. The driver and the tests call it.
 
-    None in the processes of torchrun that write nothing.
+    Under torchrun one process returns the result, the others None.
     """
     device = distributed.join(prepare(config.seed, config.device))
     config = config.if_quick(widths=(16, 32), epochs=1, num_samples=300, steps=5)
@@ -489,9 +473,7 @@ def run(config: Config) -> Result | None:
         images, _ = sample(load_model(path, device), config, config.num_samples)
         return samples.sampled_only(SCRIPT, TITLE, PICTURES, config, device, images)
     if config.labels:
-        raise UserError(
-            "--labels chooses what --sample-only draws; a training is scored on all classes."
-        )
+        raise UserError("--labels is for --sample-only: a training is scored on all classes.")
     diffusion.trailing_steps(config.T, config.steps)  # refused now, not after the training
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)

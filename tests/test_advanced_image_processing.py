@@ -15,7 +15,7 @@ from conftest import ROOT, complaint, run_here
 from filelock import FileLock
 
 import advanced_image_processing as driver
-from imagelab.report.results import Metric
+from imagelab.report.numbers import Metric
 
 SCRIPTS = ["advanced_image_processing", "fgsm", "diffusion_demo", "gan_mnist", "mlp_diffusion"]
 

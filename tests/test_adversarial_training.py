@@ -16,7 +16,7 @@ from PIL import Image
 
 from imagelab.data.datasets import Dataset, batch_indices, unit
 from imagelab.report.figures import new_figure, save_figure
-from imagelab.report.results import wilson
+from imagelab.report.numbers import wilson
 from imagelab.setup.runtime import Interrupted
 from imagelab.techniques.attacks import pgd
 from imagelab.techniques.classifier import new_classifier

@@ -362,7 +362,7 @@ def test_no_checkpoint_holds_what_is_not_finite(stripes, tmp_path_factory, lr, b
         if bad is not None:
             next(iter(weights.values())).flatten()[0] = float(bad)
             torch.save(saved, path)
-            with pytest.raises(UserError, match="no numbers"):
+            with pytest.raises(UserError, match="not finite"):
                 load_checkpoint(path, classifier.SCRIPT)
 
 

@@ -65,7 +65,7 @@ def test_what_is_not_the_files_fault_is_not_called_damage(tmp_path, monkeypatch,
 def test_weights_that_are_no_numbers_are_told(tmp_path, place, bad):
     weights = {"network": {"w": torch.tensor([1.0, bad]), "steps": torch.tensor(3)}}
     save_checkpoint(tmp_path / "a.pth", contents() | {place: weights})
-    with pytest.raises(UserError, match=r"weights in .*a\.pth are no numbers"):
+    with pytest.raises(UserError, match=r"weights in .*a\.pth are not finite"):
         load_checkpoint(tmp_path / "a.pth", "a")
 
 
@@ -77,7 +77,7 @@ def test_weights_from_elsewhere(tmp_path):
         with pytest.raises(UserError, match="There is no weights file"):
             trained(network, "a network", source, path)
     torch.save({"weight": torch.full((2, 2), float("nan")), "bias": torch.zeros(2)}, tmp_path / "w")
-    with pytest.raises(UserError, match="are no numbers"):
+    with pytest.raises(UserError, match="are not finite"):
         trained(network, "a network", source, tmp_path / "w")
 
 

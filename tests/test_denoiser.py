@@ -103,7 +103,7 @@ def test_weights_of_another_script_are_refused(tmp_path):
     with pytest.raises(UserError, match="do not fit"):
         trained_denoiser(path=tmp_path / "width.pth")
     torch.save({**saved, "config": {"sigma": 0.5}}, tmp_path / "width.pth")  # the autoencoder's
-    with pytest.raises(UserError, match="not that of the network for photographs"):
+    with pytest.raises(UserError, match="not a checkpoint of the network for photographs"):
         trained_denoiser(path=tmp_path / "width.pth")
 
 

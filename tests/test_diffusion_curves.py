@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,22 +32,30 @@ def test_distances_that_differ_by_less_than_two_spreads_are_not_told_apart():
     assert point(50, 4).differs(point(41, 4.4)) and point(41, 4.4).differs(point(50, 4))
     assert not point(50, 4).differs(point(41, 4.6))
 
-    found = {("ddpm", 10): point(60, 5), ("ddpm", 1000): point(31, 6), ("ddim", 20): point(99, 1),
-             ("dpm-solver", 20): point(40, 6.5), ("dpm-solver", 50): point(20, 1)}  # fmt: skip
-    lesson = lesson_of_steps(found, 300)
+    found = {
+        "ddpm": {10: point(60, 5), 1000: point(31, 6)},
+        "ddim": {20: point(99, 1)},
+        "dpm-solver": {20: point(40, 6.5), 50: point(20, 1)},
+    }
+    result = SimpleNamespace(add_metric=lambda *_: None)
+    lesson = lesson_of_steps(found, 300, result)
     assert "in 20 steps has a distance of 40, DDPM in 1000 of 31" in lesson
-    assert "differs by 6.5, so that this n does not tell the two apart" in lesson
-    found["dpm-solver", 20] = point(45, 6.5)
-    assert "this n tells the two apart" in lesson_of_steps(found, 300)
-    assert lesson_of_steps({("ddpm", 10): point(60, 5)}, 300) == ""
+    assert "varies by 6.5, so the two cannot be told apart" in lesson
+    found["dpm-solver"][20] = point(45, 6.5)
+    assert "so the two differ" in lesson_of_steps(found, 300, result)
+    del found["dpm-solver"][20]  # no few steps were measured: the fewest there are
+    assert "in 50 steps has a distance of 20" in lesson_of_steps(found, 300, result)
 
 
 def test_the_best_scale_is_named_with_those_that_may_be_as_good():
     scales = {0.0: point(80, 5), 1.0: point(31, 5), 1.5: point(30, 5), 3.0: point(39, 5)}
-    lesson = lesson_of_guidance(scales, 300)
-    assert "1.5 has the smallest distance, from which n = 300 does not tell 1 and 3 apart" in lesson
+    found = {}
+    result = SimpleNamespace(add_metric=lambda name, value, n: found.update({name: value}))
+    lesson = lesson_of_guidance(scales, 300, result)
+    assert "1.5 has the smallest distance; n = 300 does not tell it from 1 and 3" in lesson
+    assert found == {"scale of the smallest distance": 1.5}
     del scales[1.0], scales[3.0]
-    assert "1.5 has the smallest distance; what" in lesson_of_guidance(scales, 300)
+    assert lesson_of_guidance(scales, 300, result).endswith("1.5 has the smallest distance.")
 
 
 def test_curves_come_from_the_checkpoint(unet_run):
@@ -59,7 +68,7 @@ def test_curves_come_from_the_checkpoint(unet_run):
     assert has_headline("diffusion_curves", result)
     assert result["learned"] == ""  # a quick run
     guidance, steps, lengths = result["tables"]
-    assert [row[0] for row in guidance["rows"]] == [0, 1, 3]
+    assert [row[1] for row in guidance["rows"]] == [0, 1, 3]
     assert {row[0] for row in steps["rows"]} == {"ddpm", "ddim", "dpm-solver"}
     for table in (guidance, steps, lengths):
         rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]

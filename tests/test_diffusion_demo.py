@@ -45,9 +45,10 @@ def test_what_fades_is_not_compared():
 def test_errors_are_measured_against_the_clean_picture():
     clean = np.zeros((32, 32))
     row = demo.measure(clean, clean + 0.1, clean, 0.1)
-    assert row.mse == pytest.approx(0.01) and row.psnr == pytest.approx(20) and row.ssim < 0.1
-    blurred = (row.mse_blurred, row.psnr_blurred, row.ssim_blurred)
-    assert blurred == (0, float("inf"), pytest.approx(1))
+    assert row["MSE"] == pytest.approx(0.01) and row["PSNR (dB)"] == pytest.approx(20)
+    assert row["SSIM"] < 0.1 and row["σ added"] == 0.1
+    blurred = [row[f"{name}, blurred"] for name in ("MSE", "PSNR (dB)", "SSIM")]
+    assert blurred == [0, float("inf"), pytest.approx(1)]
 
 
 def test_blur_keeps_a_flat_picture_and_calms_noise():

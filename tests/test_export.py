@@ -84,7 +84,7 @@ def test_refused_before_the_training(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "imagelab.setup.settings.find_spec", lambda name: name not in missing or None
     )
-    sentence = "--export g.onnx needs what is not installed: pip install onnx onnxruntime"
+    sentence = "--export g.onnx needs more packages: pip install onnx onnxruntime"
     assert complaint(*shared, "g.onnx").endswith(sentence)
     assert complaint(*shared, "g.safetensors").endswith(": pip install safetensors")
     with pytest.raises(UserError, match="pip install safetensors"):

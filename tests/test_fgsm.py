@@ -10,6 +10,7 @@ from PIL import Image
 
 import fgsm
 from imagelab.data.datasets import load_dataset
+from imagelab.data.pictures import write_png
 from imagelab.techniques.classifier import new_classifier, predict
 
 # For runs of which the attack on one's own picture is looked at.
@@ -118,8 +119,11 @@ def test_a_target_that_there_is_not(tmp_path):
                                      "--output-dir", tmp_path)  # fmt: skip
 
 
-def test_a_picture_that_is_read_as_the_target_needs_no_attack(capsys):
-    model, image = new_classifier(load_dataset("mnist-5k", "data"), 0).eval(), torch.rand(1, 28, 28)
-    read = int(predict(model, image[None]).argmax())
-    fgsm.attack_own(model, image, tuple("0123456789"), read, [0.1], "mine.png", None)
-    assert f"mine.png: it is read as {read} as it is" in capsys.readouterr().out
+def test_a_picture_that_is_read_as_the_target_needs_no_attack(capsys, tmp_path, monkeypatch):
+    data = load_dataset("mnist-5k", "data")
+    model, path = new_classifier(data, 0).eval(), tmp_path / "mine.png"
+    monkeypatch.setattr(fgsm, "trained_classifier", lambda *_: model)
+    write_png(path, 1 - data.test_images[0, 0].numpy() / 255)
+    read = int(predict(model, fgsm.read_like(path, data.shape)[None]).argmax())
+    fgsm.report_own_picture(fgsm.Config(targeted=read), data, path, None)
+    assert f"mine.png, read as {read}, which is the target already" in capsys.readouterr().out

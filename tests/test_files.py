@@ -44,7 +44,7 @@ def test_a_folder_is_claimed_by_one_run_at_a_time(tmp_path):
     with pytest.raises(TimeoutError):
         other.acquire()
     give_back()
-    with other, pytest.raises(UserError, match="Another run writes into"):
+    with other, pytest.raises(UserError, match="Another run is writing into"):
         claim(folder)
     claim(folder)
     give_back()

@@ -18,9 +18,10 @@ def modules(*folders: str) -> dict[Path, ast.Module]:
 
 
 def imported(tree: ast.Module) -> set[str]:
-    """The modules that a file imports, also inside its functions."""
+    """The modules that a file imports, also inside its functions, but not for types alone."""
     names = set()
-    for node in ast.walk(tree):
+    body = [node for node in tree.body if not ast.unparse(node).startswith("if TYPE_CHECKING")]
+    for node in ast.walk(ast.Module(body, [])):
         if isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):

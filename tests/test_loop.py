@@ -109,7 +109,9 @@ def test_with_other_threads_it_goes_on_and_says_so_once(stripes, tmp_path, monke
 def test_a_loss_that_is_not_finite_ends_the_training(stripes, tmp_path):
     """The checkpoint of the last good epoch stays; where there is none, nothing is written."""
     path = tmp_path / "a.pth"
-    with pytest.raises(UserError, match=r"not finite .* epoch 1; nothing was saved.*--lr 1000"):
+    with pytest.raises(
+        UserError, match=r"no longer finite .* epoch 1; nothing was saved.*--lr 1000"
+    ):
         fit(Config(lr=1000.0), stripes, path, spoil_from=2)
     assert not path.exists()
     with pytest.raises(UserError, match=r"epoch 2; .*a\.pth is as it was"):

@@ -321,9 +321,9 @@ def test_the_only_original_is_not_written_over(tmp_path):
     for name in ("a.png", "link.png", "../" + tmp_path.name + "/a.png"):
         with pytest.raises(UserError, match="choose another --output"):
             picture_format(tmp_path / name, path)
-    with pytest.raises(UserError, match=r"a link to .*b.png, which is not there"):
+    with pytest.raises(UserError, match=r"a link to .*b.png, which does not exist"):
         picture_format(tmp_path / "lost.png", path)
-    with pytest.raises(UserError, match="which is not there"):
+    with pytest.raises(UserError, match="which does not exist"):
         write_png(tmp_path / "lost.png", noise(16, 16))
     assert (tmp_path / "lost.png").is_symlink()
     assert picture_format(tmp_path / "other.png", path) == "PNG"

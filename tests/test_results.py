@@ -10,16 +10,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from imagelab.report.results import (
-    Result,
-    metric_text,
-    number,
-    share_cell,
-    start_result,
-    text_table,
-    wilson,
-    write_json,
-)
+from imagelab.report.numbers import metric_text, number, share_cell, text_table, wilson
+from imagelab.report.results import Result, start_result, write_json
 from imagelab.setup.runtime import UserError
 from imagelab.setup.settings import Settings
 
@@ -225,7 +217,7 @@ def test_a_table_fits_into_the_terminal(monkeypatch):
     rows = [["1 + 2: the noise passes beside, min-SNR weights", 212.4, 0.37], ["", 9999.0, 0.0]]
     whole = text_table(columns, rows)  # stdout is no terminal here
     assert len(whole.splitlines()) == 3
-    monkeypatch.setattr("imagelab.report.results.is_terminal", lambda _stream: True)
+    monkeypatch.setattr("imagelab.report.numbers.is_terminal", lambda _stream: True)
     monkeypatch.setenv("COLUMNS", "40")
     lines = text_table(columns, rows).splitlines()
     assert max(map(len, lines)) <= 40 and len(lines) > 3

@@ -206,10 +206,15 @@ def test_the_network_predicts_the_same_elsewhere_at_any_size(quick):
 
 
 def test_an_older_checkpoint_is_still_read(quick, tmp_path):
-    """It calls the patch size "fold"."""
+    """It calls the patch size "fold", and two parts of the network by other names."""
     path = quick / "study_models/segmentation/scenes.pth"
     saved = torch.load(path, weights_only=True)
     saved["config"]["fold"] = saved["config"].pop("patch_size")
+    saved["model"]["unet"] = {
+        name.replace("upsample.", "grow.").replace("head.", "last."): value
+        for name, value in saved["model"]["unet"].items()
+    }
+    assert {"grow.0.weight", "last.weight"} <= saved["model"]["unet"].keys()
     torch.save(saved, tmp_path / "old.pth")
     (old, classes, height), (new, *_) = map(segmentation.load_model, (tmp_path / "old.pth", path))
     assert old.patch_size == 2 and height == 128 and "pedestrian" in classes
@@ -246,6 +251,13 @@ def test_pretraining_and_resuming_and_predicting_on_real_folders(quick, tmp_path
     assert abs(np.median(left, axis=0) - np.median(right, axis=0)).sum() > 100
 
 
+def test_predict_finds_the_network_under_the_output_dir(quick, tmp_path):
+    Image.new("RGB", (48, 32)).save(tmp_path / "street.png")
+    shown, _ = run_here("studies.segmentation", "predict", "--image", tmp_path / "street.png",
+                        "--output", tmp_path / "seen.png", "--output-dir", quick)  # fmt: skip
+    assert "pedestrian" in shown and (tmp_path / "seen.png").is_file()
+
+
 def test_a_large_picture_is_predicted_in_strips():
     """As of the whole picture at once, which for 12,000×12,000 pixels took 12 GB."""
     torch.manual_seed(0)
@@ -267,7 +279,10 @@ def test_wrong_input(quick, tmp_path):
     assert "either --image or --video" in complaint(*shared, "--model", model)
     sentence = complaint(*shared, "--image", "none.png", "--model", model)
     assert "no picture none.png" in sentence
-    assert "no checkpoint" in complaint(*shared, "--image", "none.png", "--model", "none.pth")
+    assert "no checkpoint none.pth" in complaint(*shared, "--image", "a.png", "--model", "none.pth")
+    sentence = complaint(*shared, "--image", "a.png", "--output-dir", tmp_path)
+    assert f"no checkpoint {tmp_path}/study_models/segmentation/scenes.pth" in sentence
+    assert "--resume" not in sentence  # which predict does not have
     (tmp_path / "bad.pth").write_bytes(b"no checkpoint")
     assert "checkpoint" in complaint(*shared, "--image", "a.png", "--model", tmp_path / "bad.pth")
     run = ("studies.segmentation", "--quick", "--output-dir", tmp_path)

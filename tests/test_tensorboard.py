@@ -95,5 +95,5 @@ def test_numbers_wait_for_some_steps_but_not_for_the_end(tmp_path):
 def test_one_sentence_where_it_is_missing(script, tmp_path, monkeypatch):
     monkeypatch.setattr("imagelab.setup.settings.find_spec", lambda name: None)
     sentence = complaint(script, "--quick", "--tensorboard", "--output-dir", tmp_path)
-    assert sentence.endswith("--tensorboard needs what is not installed: pip install tensorboard")
+    assert sentence.endswith("--tensorboard needs more packages: pip install tensorboard")
     assert list(tmp_path.iterdir()) == []

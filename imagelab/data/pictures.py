@@ -177,7 +177,7 @@ def _deep_colours(path: Path) -> np.ndarray:
 def _to_8_bit(values: np.ndarray, path: Path, file) -> np.ndarray:
     """Values (H, W) or (H, W, 3 or 4, the last one opacity of 16 bits) to uint8, clipped, rounded."""
     if not np.isfinite(values).all():
-        raise UserError(f"{readable(path)} holds values that are no numbers (NaN or infinity).")
+        raise UserError(f"{readable(path)} holds values that are not finite (NaN or infinity).")
     colours = values[..., :3] if values.ndim == 3 else values
     black, white, why = value_range(colours, file)
     tell_once(f"{black:,.6g} is read as black and {white:,.6g} as white, {why}.", path)

@@ -1,19 +1,22 @@
-"""Road scenes rendered in perspective, with the class of every pixel: seeded, as many as one likes.
+"""Road scenes rendered in perspective, with the class of every pixel and the box of every object.
 
-A camera above a road looks towards a horizon. Everything stands on the ground plane: a thing of height
-h metres at distance z is f·h/z pixels high, and its foot lies f·c/z below the horizon, c the camera's
-height. Surfaces take their grain from scikit-image's photographs.
+A random generator decides what a scene holds: the same seed gives the same scene.
+
+A camera above a road looks towards a horizon. Everything stands on the ground. With the focal length f
+in pixels, a thing of height h at distance z is f·h/z pixels high. Its foot lies f·c/z pixels below the
+horizon, where c is the height of the camera. The grain of surfaces comes from scikit-image's photographs.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
 CLASSES = ("sky", "road", "marking", "building", "vegetation", "car", "pedestrian")
 SKY, ROAD, MARKING, BUILDING, VEGETATION, CAR, PEDESTRIAN = range(7)
-# The grain of each surface: a photograph inside scikit-image, how finely and how strongly it shows.
+# Each surface's photograph inside scikit-image, and how fine and how strong its grain is.
 GRAINS = {
     "road": ("gravel", 4, 0.4),
     "building": ("brick", 1, 1),
@@ -22,18 +25,43 @@ GRAINS = {
 }
 
 
+class Scene(NamedTuple):
+    """A picture with all that is known about it."""
+
+    picture: np.ndarray
+    """(H, W, 3) uint8."""
+    classes: np.ndarray
+    """(H, W) uint8, the class of each pixel."""
+    instances: np.ndarray
+    """(H, W) uint8: k where the pixel belongs to the object of row k − 1 in `boxes`, else 0."""
+    boxes: np.ndarray
+    """(n, 5) int64: x0, y0, x1, y1 and the class of each car and pedestrian of which a pixel is visible.
+    The box just holds the visible pixels. They lie in columns x0 to x1 − 1 and rows y0 to y1 − 1."""
+
+
 def render_scene(rng: np.random.Generator, height: int = 128, width: int = 192):
     """A picture (H, W, 3) of 0 to 255 and the class of each pixel (H, W), both uint8."""
-    return _Scene(rng, height, width).render()
+    return _Renderer(rng, height, width).render()[:2]
 
 
-class _Scene:
-    """The camera, and what is painted: far things first, near ones over them."""
+def render_objects(rng: np.random.Generator, height: int = 128, width: int = 192) -> Scene:
+    """The scene that `render_scene` draws, with its cars and pedestrians one by one, far ones first.
+
+    What stands behind something else has the box of what is still visible. Nothing is left out: an object
+    of which one pixel is visible has a box of one pixel.
+    """
+    return _Renderer(rng, height, width).render()
+
+
+class _Renderer:
+    """The camera, and the picture that it paints: far things first, near ones over them."""
 
     def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
         self.rng, self.height, self.width = rng, height, width
         self.picture = np.zeros((height, width, 3), np.float32)
         self.classes = np.zeros((height, width), np.uint8)
+        self.instances = np.zeros((height, width), np.uint8)
+        self.instance = 0  # the number of the object that is being painted
         self.horizon = height * rng.uniform(0.38, 0.52)
         self.focal = width * rng.uniform(0.8, 1.1)  # pixels
         self.camera = rng.uniform(1.4, 2.2)  # metres above the road
@@ -47,12 +75,11 @@ class _Scene:
     def point(self, x: float, z: float, up: float = 0.0) -> tuple[float, float]:
         """Metres to the side, ahead and above the ground to pixels (column, row)."""
         x = x - self.shift + self.bend * z * z
-        return self.width / 2 + self.focal * x / z, self.horizon + self.focal * (
-            self.camera - up
-        ) / z
+        below = self.camera - up  # metres under the camera
+        return self.width / 2 + self.focal * x / z, self.horizon + self.focal * below / z
 
     def paint(self, outline, colour, label: int | None, distance: float, grain: str = "") -> None:
-        """Fill a polygon (N, 2) of pixels; far things fade into the sky's colour."""
+        """Fill a polygon (N, 2) of pixels. Far things fade into the sky's colour."""
         import cv2
 
         outline = np.clip(np.asarray(outline, np.float64), -9_999, 9_999)
@@ -70,12 +97,14 @@ class _Scene:
         clear = np.exp(-self.haze * distance)
         self.picture[box][inside] = clear * values + (1 - clear) * self.sky
         if label is not None:
-            self.classes[box][inside] = label
+            self.classes[box][inside], self.instances[box][inside] = label, self.instance
 
     def grain(self, kind: str, distance: float, shape: tuple[int, int]) -> np.ndarray:
-        """A random piece of a photograph, around 1, finer far away, (H, W)."""
+        """A random piece of a photograph (H, W) with mean 1. Its grain is finer far away."""
         name, finer, strength = GRAINS[kind]
-        size = np.clip(60 * distance * finer, 400, 2000)  # its pixels across the picture
+        size = np.clip(
+            60 * distance * finer, 400, 2000
+        )  # pixels of the photograph across the picture
         source = _photograph(name, float(2 ** np.round(np.log2(size / self.width))))
         rows, columns = (
             (self.rng.integers(n) + np.arange(side)) % n
@@ -83,7 +112,7 @@ class _Scene:
         )
         return 1 + strength * (source[np.ix_(rows, columns)] - 1)
 
-    def render(self) -> tuple[np.ndarray, np.ndarray]:
+    def render(self) -> Scene:
         rng = self.rng
         rows = np.linspace(0, 1, self.height, dtype=np.float32)[:, None, None]
         self.picture[:] = self.sky * (0.75 + 0.35 * rows)
@@ -100,11 +129,17 @@ class _Scene:
                 z += depth
         things += [(z, "car", None, z, 0) for z in rng.uniform(7, 45, rng.integers(0, 5))]
         things += [(z, "pedestrian", None, z, 0) for z in rng.uniform(5, 25, rng.integers(0, 5))]
+        labels = [0]  # of instance 0, which is no object
         for _, kind, side, z, depth in sorted(things, key=lambda thing: -thing[0]):
+            is_object = kind in ("car", "pedestrian")
+            self.instance = len(labels) if is_object else 0
+            if is_object:
+                labels.append(CLASSES.index(kind))
             getattr(self, kind)(side, z, depth)
         noise = rng.normal(0, rng.uniform(0.005, 0.03), self.picture.shape)
         picture = (self.picture + noise).clip(0, 1) * 255
-        return picture.round().astype(np.uint8), self.classes
+        instances, boxes = _visible(self.instances, labels)
+        return Scene(picture.round().astype(np.uint8), self.classes, instances, boxes)
 
     def clouds(self) -> None:
         import cv2
@@ -119,12 +154,13 @@ class _Scene:
         far, near = 300.0, self.focal * self.camera / (self.height - self.horizon) * 0.9
         zs = np.geomspace(near, far, 24)
         grey = rng.uniform(0.28, 0.5)
-        corners = [(0, self.horizon), (self.width, self.horizon), (self.width, self.height),
-                   (0, self.height)]  # fmt: skip
+        top, bottom, right = self.horizon, self.height, self.width
+        corners = [(0, top), (right, top), (right, bottom), (0, bottom)]
         green = rng.uniform(0.4, 0.6) * np.array([0.75, 0.95, 0.55])
         self.paint(corners, green, VEGETATION, 12, "ground")
 
         def strip(left: float, right: float, zs: np.ndarray) -> list[tuple[float, float]]:
+            """The outline of a part of the ground between two lines along the road."""
             return [self.point(left, z) for z in zs] + [self.point(right, z) for z in zs[::-1]]
 
         half = self.half_road
@@ -141,27 +177,15 @@ class _Scene:
         x = side * (self.half_road + rng.uniform(1.5, 4))
         high, deep = rng.uniform(5, 18), z + depth * 0.95
         colour = rng.uniform(0.35, 0.8) * np.array([1, rng.uniform(0.75, 1), rng.uniform(0.6, 1)])
-        wall = [
-            self.point(x, z),
-            self.point(x, deep),
-            self.point(x, deep, high),
-            self.point(x, z, high),
-        ]
-        self.paint(wall, colour * 0.8, BUILDING, z, "building")
         end = x + side * 12
-        front = [
-            self.point(x, z),
-            self.point(end, z),
-            self.point(end, z, high),
-            self.point(x, z, high),
-        ]
-        self.paint(front, colour, BUILDING, z, "building")
+        wall, front = ((x, z), (x, deep)), ((x, z), (end, z))
+        self.paint(self.upright(*wall, 0, high), colour * 0.8, BUILDING, z, "building")
+        self.paint(self.upright(*front, 0, high), colour, BUILDING, z, "building")
         dark = rng.uniform(0.15, 0.35) * np.ones(3)
         for up in np.arange(1.2, high - 1.5, 3.0):
             for at in np.arange(z + 1, deep - 1.2, 2.6):
-                self.paint([self.point(x, at, up), self.point(x, at + 1.2, up),
-                            self.point(x, at + 1.2, up + 1.5), self.point(x, at, up + 1.5)],
-                           dark, None, z)  # fmt: skip
+                window = self.upright((x, at), (x, at + 1.2), up, up + 1.5)
+                self.paint(window, dark, None, z)
 
     def tree(self, side: int, z: float, _depth: float) -> None:
         rng = self.rng
@@ -176,8 +200,8 @@ class _Scene:
             cx, up = x + rng.uniform(-0.7, 0.7) * radius, high + rng.uniform(-0.5, 0.7) * radius
             angle = np.linspace(0, 2 * np.pi, 20, endpoint=False)
             r = radius * rng.uniform(0.5, 0.9) * rng.uniform(0.85, 1.15, 20)
-            blob = [self.point(cx + a, z, up + b) for a, b in zip(r * np.cos(angle), r * np.sin(angle),
-                    strict=True)]  # fmt: skip
+            across, upwards = r * np.cos(angle), r * np.sin(angle)
+            blob = [self.point(cx + a, z, up + b) for a, b in zip(across, upwards, strict=True)]
             self.paint(blob, green * rng.uniform(0.8, 1.15), VEGETATION, z, "tree")
 
     def car(self, _side, z: float, _depth: float) -> None:
@@ -186,12 +210,8 @@ class _Scene:
         half, colour = rng.uniform(0.8, 0.95), rng.uniform(0.1, 0.9, 3)
         self.box(x, z, half * 1.02, 0, 0.35, (0.06,) * 3, CAR)
         self.box(x, z, half, 0.25, 0.95, colour, CAR)
-        roof = [self.point(x - half * 0.9, z, 0.95), self.point(x + half * 0.9, z, 0.95),
-                self.point(x + half * 0.7, z, 1.45), self.point(x - half * 0.7, z, 1.45)]  # fmt: skip
-        self.paint(roof, colour * 0.9, CAR, z)
-        pane = [self.point(x - half * 0.75, z, 1.0), self.point(x + half * 0.75, z, 1.0),
-                self.point(x + half * 0.6, z, 1.35), self.point(x - half * 0.6, z, 1.35)]  # fmt: skip
-        self.paint(pane, (0.2, 0.24, 0.28), CAR, z)
+        self.tapered(x, z, half * 0.9, half * 0.7, 0.95, 1.45, colour * 0.9, CAR)
+        self.tapered(x, z, half * 0.75, half * 0.6, 1.0, 1.35, (0.2, 0.24, 0.28), CAR)
         for lamp in (-0.75, 0.75):
             self.box(x + lamp * half, z, 0.12, 0.6, 0.75, (0.9, 0.15, 0.1), CAR)
 
@@ -206,8 +226,10 @@ class _Scene:
             self.box(x + leg * step, z, 0.09, 0, high * 0.5, trousers, PEDESTRIAN)
         self.box(x, z, 0.22, high * 0.45, high * 0.84, coat, PEDESTRIAN)
         angle = np.linspace(0, 2 * np.pi, 12, endpoint=False)
-        head = [self.point(x + 0.11 * a, z, high * 0.92 + 0.13 * b)
-                for a, b in zip(np.cos(angle), np.sin(angle), strict=True)]  # fmt: skip
+        head = [
+            self.point(x + 0.11 * a, z, high * 0.92 + 0.13 * b)
+            for a, b in zip(np.cos(angle), np.sin(angle), strict=True)
+        ]
         self.paint(head, skin, PEDESTRIAN, z)
 
     def gap(self, *_) -> None:
@@ -215,14 +237,43 @@ class _Scene:
 
     def box(self, x: float, z: float, half: float, low: float, high: float, colour, label) -> None:
         """A rectangle that faces the camera."""
-        self.paint([self.point(x - half, z, low), self.point(x + half, z, low),
-                    self.point(x + half, z, high), self.point(x - half, z, high)],
-                   colour, label, z)  # fmt: skip
+        self.tapered(x, z, half, half, low, high, colour, label)
+
+    def tapered(
+        self, x: float, z: float, half: float, top: float, low: float, high: float, colour, label
+    ) -> None:
+        """As `box`, with another half width at the top."""
+        outline = [
+            self.point(x - half, z, low),
+            self.point(x + half, z, low),
+            self.point(x + top, z, high),
+            self.point(x - top, z, high),
+        ]
+        self.paint(outline, colour, label, z)
+
+    def upright(
+        self, here: tuple[float, float], there: tuple[float, float], low: float, high: float
+    ) -> list[tuple[float, float]]:
+        """The outline of an upright rectangle between two places (x, z) on the ground."""
+        lower = [self.point(*here, low), self.point(*there, low)]
+        return [*lower, self.point(*there, high), self.point(*here, high)]
+
+
+def _visible(instances: np.ndarray, labels: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Instances (H, W), numbered anew without those that nothing is seen of, and their boxes (n, 5)."""
+    numbers, boxes = np.zeros(len(labels), np.uint8), []
+    for k in range(1, len(labels)):
+        rows, columns = np.nonzero(instances == k)
+        if len(rows):
+            start = columns.min(), rows.min()
+            boxes.append((*start, columns.max() + 1, rows.max() + 1, labels[k]))
+            numbers[k] = len(boxes)
+    return numbers[instances], np.array(boxes, np.int64).reshape(-1, 5)
 
 
 @functools.cache
 def _photograph(name: str, shrunk: float) -> np.ndarray:
-    """A texture of scikit-image as grain: its greys over their mean, `shrunk` so many times."""
+    """The grain of a photograph of scikit-image: its greys over their mean, `shrunk` by a factor."""
     import cv2
     import skimage.data
 

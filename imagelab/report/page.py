@@ -6,14 +6,17 @@ import functools
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from imagelab.data.pictures import data_url, webp
 from imagelab.report import playground
-from imagelab.report.results import Result, metric_text, number
+from imagelab.report.numbers import metric_text, number
 from imagelab.setup.files import atomic_path
+
+if TYPE_CHECKING:
+    from imagelab.report.results import Result
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 MAX_BYTES = 8_600_000  # of pictures and playground, as base64, for every four demos

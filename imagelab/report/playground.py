@@ -234,8 +234,8 @@ def gan(play: Playground, root: Path, results: dict) -> Panel:
         "gan",
         "Walk the GAN's latents",
         f"Each picture is drawn from {size} random numbers, its latent, by the generator that this run "
-        "trained; under it stands what the classifier reads. Latents between two latents give pictures "
-        "between two pictures.",
+        "trained. Under it stands what the classifier reads. A latent between two latents gives a "
+        "picture between their two pictures.",
         "choose two samples that differ and drag the blend from A to B.",
         "gan_mnist",
         {
@@ -261,8 +261,8 @@ def diffusion(play: Playground, root: Path, results: dict) -> Panel:
     return Panel(
         "diffusion",
         "Watch diffusion",
-        f"The network starts from noise and takes a little of it away in each of {steps} steps. Beside "
-        "the picture on its way, xₜ, stands x̂₀, the clean picture that it expects at that moment."
+        f"The network starts from noise and removes a little of it in each of {steps} steps. Beside the "
+        "current picture, xₜ, stands x̂₀: the clean picture that the network expects at that moment."
         + beside,
         "press play, then drag the slider back to the step at which the picture was decided.",
         "mlp_diffusion",
@@ -328,9 +328,9 @@ def ask(play: Playground, root: Path, results: dict) -> Panel:
     return Panel(
         "ask",
         f"Ask for a {what}",
-        f"The U-Net of {millions:.1f} million weights that this run trained draws the class that is "
-        f"asked for, from noise, in {len(times)} steps. Guidance exaggerates what the class changes in "
-        "its answer; what you brush over in the picture, it draws again.",
+        f"The U-Net that this run trained ({millions:.1f} million weights) draws the class that you "
+        f"choose, from noise, in {len(times)} steps. Guidance strengthens the effect of the class. "
+        "Brush over a part of the picture, and the U-Net draws that part again.",
         "draw a class with a guidance of 0, which ignores the class, and again with 1.5 from the same "
         "noise.",
         "unet_diffusion",
@@ -365,9 +365,9 @@ def vae(play: Playground, root: Path, results: dict) -> Panel:
     return Panel(
         "vae",
         "The VAE's plane",
-        "Every point of this plane is two numbers, from which the decoder that this run trained draws "
-        f"a picture. The small marks are held-out {noun(data)}s, where the encoder puts them.",
-        "move slowly from one class to another and watch the one become the other.",
+        "Every point of this plane is a pair of numbers. The decoder that this run trained draws a "
+        f"picture from it. The small marks show where the encoder puts held-out {noun(data)}s.",
+        "move slowly from one class to another and watch one become the other.",
         "vae",
         {
             "network": play.add_network("decoder", decoder, DRAWING),
@@ -399,8 +399,8 @@ def noise(play: Playground, root: Path, results: dict) -> Panel:
     return Panel(
         "noise",
         "A noisy picture",
-        "Step by step the picture drowns in Gaussian noise of σ, left; right is what a filter brings "
-        "back. PSNR, in decibels, says how near each is to the clean picture: higher is nearer.",
+        "Left: the picture with more and more Gaussian noise of σ. Right: the same after a filter. "
+        "PSNR, in decibels, says how close each is to the clean picture: higher is closer.",
         f"go to the last step and find the width at which {filters} helps most; then go back to the "
         "first step, where as much blur does harm.",
         "diffusion_demo",

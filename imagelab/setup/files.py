@@ -32,7 +32,7 @@ def claim(folder: Path) -> None:
         lock.acquire()
     except Timeout as error:
         raise UserError(
-            f"Another run writes into {folder}: wait for its end, or choose another --output-dir."
+            f"Another run is writing into {folder}: wait until it ends, or choose another --output-dir."
         ) from error
     except NotImplementedError:
         return
@@ -55,13 +55,11 @@ def keep_apart(output: Path, *sources: Path | str) -> None:
     """Raises UserError where `output` is one of `sources`, or a link to what is not there."""
     if output.is_symlink() and not output.exists():
         raise UserError(
-            f"{readable(output)} is a link to {readable(os.readlink(output))}, which is not there."
+            f"{readable(output)} is a link to {readable(os.readlink(output))}, which does not exist."
         )
     for source in map(Path, sources):
         if output.exists() and source.exists() and output.samefile(source):
-            raise UserError(
-                f"{readable(output)} is what is to be looked at: choose another --output."
-            )
+            raise UserError(f"{readable(output)} is also the input: choose another --output.")
 
 
 @contextlib.contextmanager

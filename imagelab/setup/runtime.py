@@ -14,7 +14,20 @@ from typing import TypeVar
 
 import torch
 
+from imagelab.setup.terminal import tell_once
+
 Network = TypeVar("Network", bound=torch.nn.Module)
+_in_use = torch.device("cpu")
+# How accelerators and allocators say that there is no memory left, where they raise no class of its own.
+OUT_OF_MEMORY = ("allocate memory", "out of memory", "ALLOC_FAILED")
+ACCELERATOR = (
+    "CUDA error",
+    "CUDA driver",
+    "CUDNN_STATUS",
+    "CUBLAS_STATUS",
+    "HIP error",
+    "XPU error",
+)
 
 
 class UserError(Exception):
@@ -31,22 +44,39 @@ class Interrupted(KeyboardInterrupt):
 
 
 def pick_device(name: str) -> torch.device:
-    """The device for `--device`: 'auto' is the accelerator if there is one, else the CPU.
+    """The device for `--device`: 'auto' is the accelerator if there is one that works, else the CPU.
 
-    Raises UserError for a device that torch does not know, that is not in this machine, or that has
-    no float64 (Apple's mps), in which noise schedules and distances are computed.
+    Works means: it computes in float64, as noise schedules and distances do. Raises UserError for a
+    device that torch does not know, that is not in this machine, or that does not work.
     """
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
-        return found if found is not None and found.type != "mps" else torch.device("cpu")
+        if found is None or found.type == "mps":  # has no float64
+            return torch.device("cpu")
+        if fault := _fault_of(found):
+            tell_once(f"The device {found.type} cannot be used ({fault}). Computing on the CPU.")
+            return torch.device("cpu")
+        return found
     if name.startswith("mps"):
         raise UserError("--device mps has no float64, which is needed here: use --device cpu.")
+    if fault := _fault_of(name):
+        raise UserError(f"--device {name} cannot be used here ({fault}).")
+    return torch.device(name)
+
+
+def _fault_of(device: torch.device | str) -> str:
+    """Why the device cannot compute; '' if it can. An old card is found, but the wheel has no kernel."""
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise UserError(f"--device {name} cannot be used here ({reason}).") from error
+        two = torch.ones(2, dtype=torch.float64, device=device).add(1).sum().item() / 2
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return "" if two == 2 else f"it says that 1 + 1 is {two:g}"
+
+
+def use(device: torch.device) -> torch.device:
+    """Make `device` the one that a Stopwatch waits for; returns it."""
+    global _in_use
+    _in_use = device
     return device
 
 
@@ -61,7 +91,7 @@ def prepare(seed: int, device: str) -> torch.device:
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     torch.set_flush_denormal(True)
     torch.manual_seed(seed)
-    return pick_device(device)
+    return use(pick_device(device))
 
 
 def generator(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -83,8 +113,8 @@ class Stopwatch:
 
     @staticmethod
     def _now() -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if _in_use.type != "cpu":
+            torch.get_device_module(_in_use).synchronize(_in_use)
         return time.perf_counter()
 
 
@@ -162,6 +192,25 @@ def machine(device: torch.device) -> str:
     return ", ".join(words + ["bfloat16"] * has_fast_bfloat16(device))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of the machine or of the accelerator did not suffice."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in OUT_OF_MEMORY)
+
+
+def is_of_accelerator(error: BaseException) -> bool:
+    """Whether the accelerator failed, so that the error says nothing of what was computed or read."""
+    if isinstance(error, getattr(torch, "AcceleratorError", ())):
+        return True
+    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in ACCELERATOR)
+
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether memory or accelerator failed: then no file is damaged and no setting is wrong."""
+    return is_out_of_memory(error) or is_of_accelerator(error)
+
+
 def explain(error: BaseException) -> tuple[str, int]:
     """One sentence and the exit status for an exception: 2 where the user can mend it, else 1."""
     if isinstance(error, UserError):
@@ -169,9 +218,10 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror or error}{where}.", 2
-    # On the CPU torch says it in words only.
-    no_memory = isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    if no_memory or isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if is_out_of_memory(error):
         return "Out of memory: try a smaller --batch-size, or --device cpu.", 2
+    if is_of_accelerator(error):
+        first = str(error).strip().splitlines()[0].rstrip(".")
+        return f"The device {_in_use} failed ({first}): run it again, or use --device cpu.", 2
     text = str(error).strip().splitlines() or [""]
     return f"Unexpected {type(error).__name__}: {text[0]} (--debug shows where)", 1

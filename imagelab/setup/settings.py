@@ -76,7 +76,7 @@ class Common(Checked):
     """What every command understands, also those for one picture."""
 
     device: str = "auto"
-    """auto (the accelerator if there is one, else the CPU), cpu, cuda, cuda:1, ..."""
+    """auto (the GPU if there is one, else the CPU), cpu, cuda, cuda:1, ..."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -88,11 +88,11 @@ class RunSettings(Common):
     output_dir: Path = Path(".")
     """The folder under which the fixed folders for pictures and checkpoints are made."""
     seed: Annotated[int, Limits(0, 2**31 - 1)] = 0
-    """Seed of every random draw: the same seed gives the same pictures on one processor with as many
-    threads (GPUs add up in an order of their own)."""
+    """Seed of every random draw. The same seed gives the same pictures on one processor with the same
+    number of threads. On a GPU small differences remain."""
     quick: bool = False
-    """A run of seconds that still does every step, with smaller numbers in place of the defaults; its
-    pictures are no measure of the method."""
+    """A run of seconds that does every step, with small numbers in place of the defaults. It is too short
+    to judge the method."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,7 +112,7 @@ class Settings(RunSettings):
     """What every script understands."""
 
     show: bool = False
-    """Open the pictures in windows at the end, where there is a display."""
+    """Open the pictures in windows at the end, if there is a display."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,10 @@ class DataSettings(Settings):
     """What every script that takes a data set understands besides."""
 
     dataset: str = "auto"
-    """auto (MNIST if it is under --data-dir, else the embedded part of it), mnist-5k, textures, mnist,
-    fashion-mnist, cifar10, or folder:PATH for your own pictures."""
+    """auto (MNIST if it is under --data-dir, else mnist-5k), mnist-5k (5,000 digits inside a package),
+    textures, mnist, fashion-mnist, cifar10, or folder:PATH for your own pictures."""
     data_dir: Path = Path("data")
-    """Where downloaded data sets lie."""
+    """The folder of downloaded data sets."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,8 +148,8 @@ class ExportSettings(Checked):
     """What every script understands whose network is of use elsewhere."""
 
     export: Path | None = None
-    """Also write the trained network into this file: .onnx, which onnxruntime and others run, or
-    .safetensors, its weights alone."""
+    """Also write the trained network into this file: .onnx for onnxruntime and others, or .safetensors
+    for the weights alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -165,9 +165,9 @@ class ResumableSettings(BoardSettings, Settings):
     """What every training understands besides."""
 
     resume: bool = False
-    """Go on from the checkpoint of a run that was stopped."""
+    """Continue the training from its checkpoint."""
     time_limit: Annotated[float, Limits(1e-3)] | None = None
-    """End the training after so many seconds, and go on with what was learnt by then."""
+    """End the training after this many seconds; then measure the network as it is."""
 
 
 @dataclass(frozen=True)
@@ -175,14 +175,14 @@ class TrainingSettings(ResumableSettings, DataSettings):
     """What every script that trains on a data set and makes images understands besides."""
 
     sample_only: bool = False
-    """Load the checkpoint and make the images; train nothing."""
+    """Load the checkpoint and make images; train nothing."""
     samples_file: Path | None = None
     """Also write the images into this .npz file (array 'images', uint8, N×H×W or N×H×W×3)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.resume and self.sample_only:
-            raise UserError("--resume trains and --sample-only does not: choose one of them.")
+            raise UserError("--resume trains, --sample-only does not: choose one of them.")
         if self.samples_file is not None and self.samples_file.suffix != ".npz":
             raise UserError(f"--samples-file must end in .npz, not {self.samples_file.name!r}.")
         if self.samples_file is not None:
@@ -194,8 +194,8 @@ class SamplingSettings(TrainingSettings):
     """What every script that draws as many images as one likes understands besides."""
 
     num_samples: Annotated[int, Limits(1, 1_000_000)] = 10_000
-    """How many samples to draw for --samples-file and to score; as many are scored as there are
-    held-out images to compare them with."""
+    """Samples to draw and to score. At most as many are scored as there are held-out images to compare
+    them with; --samples-file gets all of them."""
 
 
 def _marks(hint) -> list[Limits | There]:
@@ -244,7 +244,7 @@ def need(what: str, packages: Iterable[str]) -> None:
     """Raise UserError unless the packages are installed that `what` the user asked for takes."""
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
-        raise UserError(f"{what} needs what is not installed: pip install {' '.join(missing)}")
+        raise UserError(f"{what} needs more packages: pip install {' '.join(missing)}")
 
 
 def option(name: str) -> str:

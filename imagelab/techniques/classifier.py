@@ -17,7 +17,7 @@ from torch import nn
 from imagelab.data.embedded import EMBEDDED
 from imagelab.data.tensors import Dataset, unit
 from imagelab.setup.runtime import autocast, channels_last
-from imagelab.training.checkpoints import load_checkpoint, load_weights
+from imagelab.training.checkpoints import load_checkpoint, load_weights, resumes_on
 from imagelab.training.loop import Observer, Training, no_observer, one_cycle
 
 SCRIPT = "classifier"
@@ -92,9 +92,10 @@ def trained_classifier(
 ) -> DigitCNN:
     """The classifier for `data`, in eval mode on their device: from its checkpoint, or trained now.
 
-    `change` is applied to each batch of training images; then the classifier needs a `name` of its own. A
-    training that was stopped continues. A checkpoint of other data or of another seed is replaced. Raises
-    UserError where the data have one class only, or where the checkpoint is damaged.
+    `change` is applied to each batch of training images; then the classifier needs a `name` of its own.
+    A training that was stopped continues, or starts anew on another kind of device. A checkpoint of
+    other data or of another seed is replaced. Raises UserError where the data have one class only, or
+    where the checkpoint is damaged.
     """
     data.needs_two_classes()
     path = checkpoint_path(output_dir, data, quick, name)
@@ -103,7 +104,8 @@ def trained_classifier(
     model = new_classifier(data, seed)
     state = _matching_checkpoint(path, config, data)
     if state is None or state["epoch"] < config.epochs:
-        train_classifier(model, data, replace(config, resume=state is not None), path, change)
+        resume = state is not None and resumes_on(state, data.images.device)
+        train_classifier(model, data, replace(config, resume=resume), path, change)
     else:
         load_weights(model, state["model"]["classifier"], path)
     return model.eval().requires_grad_(False)

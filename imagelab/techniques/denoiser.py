@@ -1,4 +1,4 @@
-"""A small residual network that takes Gaussian noise of any σ out of pictures of any size.
+"""A small residual network that removes Gaussian noise of any σ from pictures of any size.
 
 studies/denoising_autoencoder.py trains it. Trained weights lie beside this file: `denoiser.pth`.
 """
@@ -23,7 +23,7 @@ TILE = 256  # pixels: the side of the squares that are restored one by one, divi
 
 
 class Block(nn.Module):
-    """x (B, width, H, W) + two 3×3 convolutions of it (He et al. 2016), which give 0 at first."""
+    """x (B, width, H, W) plus two 3×3 convolutions of it (He et al. 2016), which start at 0."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -41,10 +41,10 @@ class ResidualDenoiser(nn.Module):
     """x̂ = x − σ·f(x, σ), where f is a small U-Net of residual blocks (after DRUNet, Zhang et al. 2021).
 
     Each square of 2×2 pixels becomes one place with four times the channels (FFDNet, Zhang et al. 2018):
-    a quarter of the work. The middle works at half of that size, where flat parts are averaged widely.
-    Because of the factor σ, a picture without noise (σ = 0) stays as it is. Grey pictures are three equal
-    channels. A plain chain of ten convolutions was 0.8 dB worse after twice the training: most of its
-    units were never switched off, so that it was little more than a linear filter.
+    this is a quarter of the work. The middle part works at half of that size and averages flat areas
+    widely. Because of the factor σ, a picture without noise (σ = 0) stays as it is. Grey pictures are
+    three equal channels. A plain chain of ten convolutions was 0.8 dB worse after twice the training:
+    most of its units were always switched on, so it was little more than a linear filter.
     """
 
     def __init__(self, width: int = 48, blocks: int = 2) -> None:
@@ -68,7 +68,7 @@ class ResidualDenoiser(nn.Module):
 
     @property
     def reach(self) -> int:
-        """How many pixels to each side an output depends on, at most; divisible by 4."""
+        """How many pixels to each side an output can depend on; divisible by 4."""
         return 16 * self.blocks + 8
 
     def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -86,13 +86,13 @@ class ResidualDenoiser(nn.Module):
 
 
 def trained_denoiser(device: torch.device | str = "cpu", path: Path = WEIGHTS) -> ResidualDenoiser:
-    """The network in eval mode with the weights that come with the project, or of another checkpoint.
+    """The network in eval mode, with the project's own weights or those of another checkpoint.
 
     Raises UserError where `path` is not a checkpoint of this network.
     """
     saved = load_checkpoint(path, SCRIPT, device)
     if not saved["ema"] or not saved["config"].keys() >= {"width", "blocks"}:
-        raise UserError(f"{path} is not that of the network for photographs.")
+        raise UserError(f"{path} is not a checkpoint of the network for photographs.")
     model = ResidualDenoiser(saved["config"]["width"], saved["config"]["blocks"])
     load_weights(model, saved["ema"], path)
     return channels_last(model, device).eval().requires_grad_(False)
@@ -103,8 +103,8 @@ def restore(
 ) -> np.ndarray:
     """A picture (H, W) or (H, W, 3), uint8 or float in [0, 1], without its noise of `sigma`.
 
-    `sigma` is in units of [0, 1] for both types. The result has the picture's shape and type. It is made
-    from overlapping tiles, so that a large picture takes little memory besides its own.
+    `sigma` is in units of [0, 1] for both types. The result has the picture's shape and type. The work
+    is done in overlapping tiles, so a large picture needs little extra memory.
     """
     restored = np.empty_like(picture)
     parts = list(tiles(*picture.shape[:2], margin=model.reach))
@@ -121,8 +121,8 @@ def tiles(
 ) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
     """Squares that cover a picture, each as (rows, columns), and the same square with a `margin`.
 
-    The margin is divisible by 4 and at least the network's reach. Then each tile's result is that of the
-    whole picture, and there are no seams.
+    The margin must be divisible by 4 and at least the network's reach. Then each tile's result equals
+    that of the whole picture, and there are no seams.
     """
     for top in range(0, height, size):
         for left in range(0, width, size):

@@ -1,7 +1,7 @@
-"""Methods that take Gaussian noise of a known σ out of a picture, and their comparison.
+"""Methods that remove Gaussian noise of known σ from a picture, and their comparison.
 
 Pictures are (H, W) or (H, W, 3), float in [0, 1]; σ is in the same units. OpenCV and scikit-image do
-the work. The functions here choose their parameters from σ.
+the work. The functions here choose the parameters from σ.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Restore = Callable[[np.ndarray, float], np.ndarray]
 def estimated_sigma(picture: np.ndarray) -> float:
     """σ of the noise, from the finest wavelet coefficients (Donoho and Johnstone 1994).
 
-    The picture may also be uint8; σ is in units of [0, 1] all the same. It is too low where the noise
-    was clipped to [0, 1], and 0 in a flat picture. A large picture is measured in nine places, and the
-    median counts.
+    The picture may also be uint8; σ is in units of [0, 1] all the same. It comes out too low where the
+    noise was clipped to [0, 1], and as 0 in a flat picture. In a large picture it is measured in nine
+    places, and the median is returned.
     """
     from skimage.restoration import estimate_sigma
 
@@ -94,8 +94,8 @@ def total_variation(picture: np.ndarray, sigma: float) -> np.ndarray:
 def wavelet_shrinkage(picture: np.ndarray, sigma: float) -> np.ndarray:
     """BayesShrink (Chang et al. 2000): small wavelet coefficients, mostly noise, become smaller or 0.
 
-    The mean over nine shifts of the picture hides the blocks that one alone shows (Coifman and Donoho
-    1995).
+    The result is the mean over nine shifts of the picture (Coifman and Donoho 1995). One shift alone
+    shows blocks.
     """
     from skimage.restoration import cycle_spin, denoise_wavelet
 
@@ -121,7 +121,7 @@ CLASSICAL: dict[str, Restore] = {
 
 @dataclass
 class Restored:
-    """What one method made of a noisy picture; PSNR (dB) and SSIM are against the clean one."""
+    """A picture restored by one method; PSNR (dB) and SSIM compare it with the clean picture."""
 
     picture: np.ndarray
     psnr: float
@@ -135,14 +135,14 @@ def methods(device: torch.device | str = "cpu") -> dict[str, Restore]:
 
 
 def compare(
-    clean: np.ndarray, noisy: np.ndarray, sigma: float, by: Mapping[str, Restore]
+    clean: np.ndarray, noisy: np.ndarray, sigma: float, methods: Mapping[str, Restore]
 ) -> dict[str, Restored]:
-    """What each method in `by` makes of `noisy`, by name; the first entry is `noisy` itself.
+    """The result of each of the `methods` on `noisy`, by name; the first entry is `noisy` itself.
 
-    `clean` and `noisy` are pictures of one shape; each method is told `sigma`.
+    `clean` and `noisy` are pictures of one shape. Each method is told `sigma`.
     """
     restored = {"noisy": Restored(noisy, psnr(clean, noisy), ssim(clean, noisy), 0.0)}
-    for name, method in by.items():
+    for name, method in methods.items():
         started = time.perf_counter()
         picture = method(noisy, sigma).clip(0, 1)
         seconds = time.perf_counter() - started
@@ -156,7 +156,7 @@ def compare(
 def add_noise(
     images: torch.Tensor, sigma: float, rng: torch.Generator, low: float = 0.0
 ) -> torch.Tensor:
-    """Images in [low, 1] with Gaussian noise of `sigma`, clipped to [low, 1] as in a file."""
+    """Images in [low, 1] with Gaussian noise of `sigma`, clipped to [low, 1] like in a file."""
     noise = torch.randn(images.shape, generator=rng, device=images.device)
     return (images + sigma * noise).clamp_(low, 1)
 
@@ -164,9 +164,9 @@ def add_noise(
 def by_filters(
     noisy: torch.Tensor, sigma: float, training: torch.Tensor, rng: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    """Noisy images (N, C, H, W) in [0, 1] by name: as they are, blurred, and by non-local means.
+    """Noisy images (N, C, H, W) in [0, 1] by name: unchanged, blurred, and by non-local means.
 
-    The width of the blur is the best one for images of the `training` part with noise of the same σ.
+    The blur's width is the best one for images of the `training` part with noise of the same σ.
     """
     width = best_blur(add_noise(training, sigma, rng), training)
     return {
@@ -177,7 +177,7 @@ def by_filters(
 
 
 def restore_images(method: Restore, images: torch.Tensor, sigma: float) -> torch.Tensor:
-    """A `method` for pictures on each of many small images (N, C, H, W) in [0, 1]."""
+    """Many small images (N, C, H, W) in [0, 1], each restored by a `method` for pictures."""
     pictures = images.permute(0, 2, 3, 1).cpu().double().numpy()
     pictures = pictures[..., 0] if images.shape[1] == 1 else pictures
     restored = np.stack([method(picture, sigma) for picture in pictures])

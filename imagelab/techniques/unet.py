@@ -3,9 +3,9 @@
 It follows Ho et al. (2020). What differs:
 - the embedding scales and shifts the activations of every block (Dhariwal and Nichol 2021);
 - "no class" is one more class (Ho and Salimans 2022);
-- the norm is taken over the channels of each pixel: where channels lie last in memory, that is several
-  times as fast as a group norm;
-- patches of 2×2 pixels become channels first (Luhman and Luhman 2022): a quarter of the work.
+- the norm is over the channels of each pixel: with channels last in memory it is several times as fast
+  as a group norm;
+- squares of 2×2 pixels become the channels of one pixel (Luhman and Luhman 2022): a quarter of the work.
 """
 
 from __future__ import annotations
@@ -103,14 +103,14 @@ class Stage(nn.Module):
 class UNet(nn.Module):
     """Images (B, C, H, W), t and a condition to (B, C, H, W).
 
-    `widths` are the channels per level, from the outside inwards; each level has half the size of the
-    one before, `blocks` residual blocks on the way down and one more on the way up. `attention` names
-    the levels with attention (0 is the outermost). Patches of `patch_size`×`patch_size` pixels become
-    the channels of one pixel at level 0.
+    `widths` are the channels per level, the outermost first. Each level has half the size of the one
+    before, `blocks` residual blocks on the way down, and one more on the way up. `attention` lists the
+    levels with attention (0 is the outermost). Squares of `patch_size`×`patch_size` pixels become the
+    channels of one pixel at level 0.
 
-    The condition is a class out of `classes` (the number `classes` itself stands for no class), words
+    The condition is a class out of `classes` (the number `classes` itself stands for no class), or words
     out of a `vocabulary`, to which the levels with attention attend, or a picture of `beside` channels,
-    which is seen beside the image. Each is absent at 0. UserError where the numbers do not fit.
+    which is put beside the image's channels. 0 means: not used. UserError where the numbers do not fit.
     """
 
     def __init__(
@@ -143,8 +143,8 @@ class UNet(nn.Module):
 
         def stage(channels: int, level: int) -> Stage:
             attend = level in attention
-            read = attend and vocabulary > 0
-            return Stage(channels, widths[level], embedding, dropout, attend, read)
+            to_words = attend and vocabulary > 0
+            return Stage(channels, widths[level], embedding, dropout, attend, to_words)
 
         self.first = nn.Conv2d((channels + beside) * patch_size**2, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -186,7 +186,7 @@ class UNet(nn.Module):
     ) -> torch.Tensor:
         """x (B, C, H, W), t (B,) from 0 to 1, label (B,), words (B, L), beside (B, C', H, W).
 
-        Raises UserError where the images cannot be halved as often as there are levels.
+        UserError where the images cannot be halved as often as there are levels.
         """
         if x.shape[2] % self.divisor or x.shape[3] % self.divisor:
             raise UserError(
@@ -215,6 +215,6 @@ class UNet(nn.Module):
 
 
 def _zero_init(layer: nn.Module) -> None:
-    """Weights and biases of 0: the layer adds nothing until it has learnt to."""
+    """Weights and biases of 0: the layer adds nothing before it has learnt something."""
     for values in layer.parameters():
         nn.init.zeros_(values)

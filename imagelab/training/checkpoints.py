@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from imagelab.setup.files import atomic_path
-from imagelab.setup.runtime import UserError
+from imagelab.setup.runtime import UserError, is_of_the_machine
 from imagelab.setup.settings import option, settings_dict
 
 FORMAT = 1
@@ -51,8 +51,8 @@ def load_checkpoint(
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"There is no checkpoint {path}: let {script} train first, without --resume and "
-            "--sample-only, or name the place where an earlier run left it."
+            f"There is no checkpoint {path}: train first ({script}, without --resume and --sample-only), "
+            "or choose the --output-dir of an earlier run."
         )
     raw = io.BytesIO(path.read_bytes())  # an error here is the disk's, not a damaged checkpoint
     try:
@@ -60,11 +60,11 @@ def load_checkpoint(
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is not a checkpoint of this project, or it holds more than tensors "
-            "and plain values; it was not loaded."
+            "and plain values. It was not loaded."
         ) from error
-    except (MemoryError, torch.OutOfMemoryError):  # no damage either
-        raise
     except Exception as error:  # torch raises many kinds for bytes that are no checkpoint
+        if is_of_the_machine(error):  # no damage either
+            raise
         raise UserError(
             f"{path} is damaged or cut short and cannot be read as a checkpoint; "
             "move it away and train again."
@@ -85,13 +85,18 @@ def load_checkpoint(
     return contents
 
 
+def resumes_on(saved: dict[str, Any], device: torch.device) -> bool:
+    """Whether a training can continue on `device`: the random states of CPU and GPU differ in kind."""
+    return len(saved["rng"]["training"]) == len(torch.Generator(device).get_state())
+
+
 def check_finite(weights: Any, path: Path | str) -> None:
     """Raises UserError where a tensor in these nested dicts and lists holds NaN or infinity."""
     if isinstance(weights, dict | list | tuple):
         for part in weights.values() if isinstance(weights, dict) else weights:
             check_finite(part, path)
     elif isinstance(weights, torch.Tensor) and not weights.isfinite().all():
-        raise UserError(f"The weights in {path} are no numbers (NaN or infinity): train again.")
+        raise UserError(f"The weights in {path} are not finite (NaN or infinity): train again.")
 
 
 @contextlib.contextmanager
@@ -103,6 +108,8 @@ def checkpoint_errors(path: Path | str) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if is_of_the_machine(error):
+            raise
         raise UserError(f"{path} does not say how its network was built.") from error
 
 
@@ -128,6 +135,8 @@ def load_weights(module: torch.nn.Module, weights: dict, path: Path | str) -> No
     try:
         module.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
+        if is_of_the_machine(error):
+            raise
         raise UserError(
             f"The weights in {path} do not fit the network "
             f"{type(module).__name__} with these settings."

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from imagelab.setup.runtime import UserError
+from imagelab.setup.runtime import UserError, use
 
 
 def join(device: torch.device) -> torch.device:
@@ -21,7 +21,13 @@ def join(device: torch.device) -> torch.device:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return device
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if rank >= gpus:
+            raise UserError(
+                f"torchrun started more processes than this machine has GPUs, {gpus}: use "
+                f"--nproc-per-node {gpus}, or --device cpu."
+            )
+        device = use(torch.device("cuda", rank))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device

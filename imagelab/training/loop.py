@@ -21,7 +21,7 @@ import copy
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic
 
@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from imagelab.data.tensors import Described, batch_indices
-from imagelab.setup.runtime import Interrupted, Network, UserError, generator
+from imagelab.setup.runtime import Interrupted, Network, UserError, generator, is_of_the_machine
 from imagelab.setup.settings import settings_dict
 from imagelab.setup.terminal import bar, tell, tell_once
 from imagelab.training import distributed
@@ -37,6 +37,7 @@ from imagelab.training.checkpoints import (
     check_settings,
     load_checkpoint,
     load_weights,
+    resumes_on,
     save_checkpoint,
 )
 from imagelab.training.tensorboard import Board
@@ -78,15 +79,17 @@ def one_cycle(progress: float) -> float:
 def global_states(device: torch.device) -> dict[str, torch.Tensor]:
     """Of torch's own generators, which dropout draws from."""
     states = {"cpu": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state(device)
+    return states
 
 
 def set_global_states(device: torch.device, states: dict[str, torch.Tensor]) -> None:
     """Put them back, as far as a checkpoint has them."""
     if "cpu" in states:
         torch.set_rng_state(states["cpu"].cpu())
-    if "cuda" in states and device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"].cpu(), device)
+    if device.type != "cpu" and device.type in states:
+        torch.get_device_module(device).set_rng_state(states[device.type].cpu(), device)
 
 
 def can_resume(config, path: Path, first: bool = False) -> bool:
@@ -128,7 +131,7 @@ class Training(Generic[Network]):
         data: Described,
         *,
         networks: dict[str, Network],
-        optimizers: dict[str, torch.optim.Optimizer],
+        optimizers: Mapping[str, torch.optim.Optimizer],
         ema: str | None = None,
         ema_decay: float = 0.999,
         may_change_on_resume: tuple[str, ...] = (),
@@ -190,7 +193,7 @@ class Training(Generic[Network]):
             if self.averaged is not None:
                 load_weights(self.averaged, saved["ema"], self.path)
             state = saved["rng"]["training"].cpu()
-            if len(state) != len(self.rng.get_state()):
+            if not resumes_on(saved, self.rng.device):
                 raise UserError(
                     f"--resume: {self.path} was trained on another kind of device than "
                     f"{self.data.images.device}; --device chooses it."
@@ -201,6 +204,8 @@ class Training(Generic[Network]):
             self.extra = saved["extra"]
             self._seconds_before = float(saved.get("seconds", 0.0))
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            if is_of_the_machine(error):
+                raise
             raise UserError(f"{self.path} cannot be continued with these settings.") from error
 
     @property
@@ -290,9 +295,11 @@ class Training(Generic[Network]):
         """Index tensors of the batches still to do in this epoch."""
         seed, n = self.config.seed, len(self.data.images)
         order = batch_indices(n, self.config.batch_size, seed, self.epoch + 1)
-        for indices in order[self.step :]:
+        sizes = [len(indices) for indices in order]
+        on_device = torch.cat(order).to(self.data.images.device).split(sizes)  # one copy an epoch
+        for indices in on_device[self.step :]:
             self.step += 1
-            yield indices.to(self.data.images.device)
+            yield indices
             self._update_average()
             self._show_progress()
             if self.log_every and self.steps_done % self.log_every == 0:
@@ -310,7 +317,10 @@ class Training(Generic[Network]):
     def log(self, **values: torch.Tensor) -> None:
         """Note 0-dimensional tensors of this step; they become Python numbers only when shown."""
         for name, value in values.items():
-            self.history.setdefault(name, []).append(value.detach().reshape(1))
+            parts = self.history.setdefault(name, [])
+            if self.shared and not distributed.writes():
+                parts.clear()  # a process that writes nothing needs the last value only
+            parts.append(value.detach().reshape(1))
         if self._board is not None:
             self._board.add_numbers(values, self.steps_done)
 
@@ -321,8 +331,14 @@ class Training(Generic[Network]):
 
     def curve(self, name: str) -> torch.Tensor:
         """Everything logged under `name`, one value per step, (steps,) float32 on the CPU."""
-        parts = [part.to("cpu", torch.float32) for part in self.history.get(name, [])]
-        return torch.cat(parts) if parts else torch.zeros(0)
+        parts = self.history.get(name)
+        if not parts:
+            return torch.zeros(0)
+        on_cpu = [
+            part for part in parts if part.device.type == "cpu"
+        ]  # those of a loaded checkpoint
+        new = parts[len(on_cpu) :]  # one copy for all of them
+        return torch.cat([*on_cpu, *([torch.cat(new).cpu()] if new else [])]).float()
 
     def smoothed(self, name: str, window: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Epochs and means of `window` steps each of what was logged under `name`, for a figure."""
@@ -429,7 +445,7 @@ class Training(Generic[Network]):
         lr = getattr(self.config, "lr", None)
         kept = f"{self.path} is as it was" if self.path.is_file() else "nothing was saved"
         raise UserError(
-            f"The loss or the weights are not finite any more after {self.steps_done:,} steps, in epoch "
+            f"The loss or the weights are no longer finite after {self.steps_done:,} steps, in epoch "
             f"{self.last_epoch}; {kept}. Try a lower learning rate"
             + (f" than --lr {lr:g}." if lr is not None else ".")
         )
@@ -440,7 +456,7 @@ class Training(Generic[Network]):
             return
         if not load_checkpoint(self.path, self.script)["config"].get("quick", True):
             raise UserError(
-                f"{self.path} is that of a whole training, which --quick would overwrite: choose "
+                f"{self.path} is from a whole training, which --quick would overwrite: choose "
                 "another --output-dir, or move it away."
             )
 

@@ -1,0 +1,229 @@
+"""The GPU path without a GPU: every script on the stand-in device (tests/standin.py).
+
+python -m pytest -m devices tests/test_devices.py    # every script and command
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils import backend_registration
+
+from imagelab.setup import runtime
+from imagelab.setup.runtime import UserError, explain, pick_device
+from imagelab.training.checkpoints import load_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+needs_backend = pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this torch cannot set up a backend in Python",
+)
+PROBE = """
+import standin, torch
+standin.install()
+at = torch.device("standin", 0)
+x = torch.arange(6.0, device=at)
+refused = {
+    "mixed devices": lambda: x + torch.ones(6),
+    "generator of the CPU": lambda: torch.randn(3, device=at, generator=torch.Generator()),
+    "generator of the device": lambda: torch.randn(3, generator=torch.Generator(at)),
+    "numpy": lambda: x.numpy(),
+    "random state": lambda: torch.Generator(at).set_state(x.to(torch.uint8)),
+}
+for name, wrong in refused.items():
+    try:
+        wrong()
+    except (RuntimeError, TypeError):
+        print(name)
+assert (x * torch.tensor(2.0)).device == at and x[torch.tensor([1, 2])].tolist() == [1, 2]
+before = sum(standin.synchronisations.values())
+x.sum().item(), x.cpu(), x[x > 2], x.nonzero()
+print(sum(standin.synchronisations.values()) - before)
+"""
+
+
+def on_standin(script: str, *arguments: object, counts: Path | None = None) -> str:
+    """What a script prints on the stand-in device, which --device auto finds."""
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    if counts is not None:
+        environment["SYNCHRONISATIONS"] = str(counts)
+    done = subprocess.run(
+        [sys.executable, "tests/standin.py", script, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@needs_backend
+def test_the_stand_in_is_as_strict_as_a_gpu():
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], cwd=ROOT / "tests", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    *refused, synchronisations = done.stdout.splitlines()
+    assert refused == [
+        "mixed devices", "generator of the CPU", "generator of the device", "numpy", "random state",
+    ]  # fmt: skip
+    assert int(synchronisations) == 4
+
+
+DIGITS = ("--dataset", "mnist-5k")
+RUNS = {
+    "fgsm": DIGITS,
+    "diffusion_demo": (),
+    "gan_mnist": DIGITS,
+    "mlp_diffusion": DIGITS,
+    "studies.adversarial_training": DIGITS,
+    "studies.cnn_classifier": DIGITS,
+    "studies.dcgan": DIGITS,
+    "studies.denoising_autoencoder": DIGITS,
+    "studies.denoising_gan": DIGITS,
+    "studies.detection": (),
+    "studies.image_translation": (),
+    "studies.model_comparison": DIGITS,
+    "studies.segmentation": (),
+    "studies.text_diffusion": DIGITS,
+    "studies.unet_diffusion": DIGITS,
+    "studies.vae": DIGITS,
+}
+# Further commands, and the studies that start from the U-Net's checkpoint.
+AFTERWARDS = {
+    "gan_mnist": [("--sample-only",), ("--resume", "--epochs", "3")],
+    "mlp_diffusion": [("--sample-only",), ("--resume", "--epochs", "3")],
+    "studies.vae": [("--sample-only",), ("--resume", "--epochs", "3")],
+    "studies.dcgan": [("--sample-only",)],
+    "studies.unet_diffusion": [("--sample-only", "--labels", "7")],
+}
+FROM_THE_UNET = ("diffusion_curves", "inpainting", "diffusion_restoration")
+IN_EVERY_SUITE = ("mlp_diffusion", "studies.detection", "studies.segmentation")
+STEPS = 20  # fewer than any quick training has
+
+
+def per_step(counts: dict[str, int]) -> dict[str, int]:
+    """Functions of trainings that made the program wait at every step."""
+    return {
+        place: n
+        for place, n in counts.items()
+        if n >= STEPS and (" train" in place or "training/loop.py" in place or "_loss" in place)
+    }
+
+
+@needs_backend
+@pytest.mark.parametrize(
+    "script",
+    [s if s in IN_EVERY_SUITE else pytest.param(s, marks=pytest.mark.devices) for s in RUNS],
+)
+def test_a_quick_run_with_its_further_commands(script, tmp_path):
+    """A tensor left on the CPU is an error; no step of a training waits for the device."""
+    shared = ("--quick", *RUNS[script], "--output-dir", tmp_path / "out")
+    printed = on_standin(script, *shared, counts=tmp_path / "counts.json")
+    assert "standin" in printed
+    assert per_step(json.loads((tmp_path / "counts.json").read_text())) == {}
+    for more in AFTERWARDS.get(script, []):
+        on_standin(script, *shared, *more)
+    if script == "studies.unet_diffusion":
+        for study in FROM_THE_UNET:
+            on_standin(f"studies.{study}", *shared)
+
+
+@needs_backend
+@pytest.mark.devices
+@pytest.mark.parametrize(
+    ("script", "command", "inputs"),
+    [
+        ("studies.segmentation", "predict", ("--image", "{photo}", "--output", "{out}.png")),
+        ("studies.detection", "predict", ("--source", "{photo}", "--output", "{out}.png")),
+        (
+            "studies.denoising_autoencoder",
+            "denoise",
+            ("--image", "{photo}", "--output", "{out}.png"),
+        ),
+        ("studies.inpainting", "inpaint", ("--image", "{digit}", "--output", "{out}.png")),
+    ],
+)
+def test_commands_for_a_picture_of_ones_own(script, command, inputs, tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    places = {name: str(tmp_path / f"{name}.png") for name in ("photo", "digit")}
+    Image.fromarray(rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)).save(places["photo"])
+    digit = np.zeros((28, 28), np.uint8)
+    digit[4:24, 12:15] = 255
+    Image.fromarray(digit).save(places["digit"])
+    if command in ("predict", "inpaint"):
+        trained = "studies.unet_diffusion" if command == "inpaint" else script
+        on_standin(trained, "--quick", *RUNS[trained], "--output-dir", tmp_path)
+        where = ("--output-dir", tmp_path, *(("--quick",) if command == "inpaint" else ()))
+    else:
+        where = ()
+    told = [text.format(out=tmp_path / "out", **places) for text in inputs]
+    on_standin(script, command, *told, *where)
+    assert (tmp_path / "out.png").is_file()
+
+
+# --- which device -------------------------------------------------------------------------------
+
+
+def test_auto_falls_back_where_the_device_has_no_kernel(monkeypatch, capsys):
+    """As with a card that is too old for the wheel: it is found, and cannot compute."""
+    found = torch.device("meta")  # a device whose values cannot be read
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: found)
+    assert pick_device("auto") == torch.device("cpu")
+    assert "The device meta cannot be used" in capsys.readouterr().err
+
+
+def test_a_device_that_is_named_and_cannot_compute_is_refused():
+    with pytest.raises(UserError, match=r"--device meta cannot be used here \(.+\)\."):
+        pick_device("meta")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError(),
+    ],
+)
+def test_no_memory_is_never_a_damaged_checkpoint(error, tmp_path, monkeypatch):
+    sentence, status = explain(error)
+    assert sentence.startswith("Out of memory") and status == 2
+    path = tmp_path / "a.pth"
+    path.write_bytes(b"whatever")
+
+    def fails(*_arguments, **_more):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises(type(error)):
+        load_checkpoint(path, "gan_mnist")
+
+
+def test_an_error_of_the_accelerator_is_named():
+    error = RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+    sentence, status = explain(error)
+    assert "(CUDA error: an illegal memory access was encountered)" in sentence and status == 2
+    assert explain(RuntimeError("shapes differ"))[1] == 1
+
+
+def test_a_stopwatch_on_the_cpu_leaves_other_devices_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: pytest.fail("waited for a GPU"))
+    runtime.use(torch.device("cpu"))
+    with runtime.Stopwatch() as watch:
+        pass
+    assert watch.seconds >= 0
