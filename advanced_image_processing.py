@@ -6,6 +6,7 @@
     python advanced_image_processing.py --all      # the studies as well
     python advanced_image_processing.py --list
     python advanced_image_processing.py --dataset mnist --data-dir data
+    python advanced_image_processing.py --image photo.jpg    # in the demos that take a picture
 
 Pictures and checkpoints go into fixed folders under --output-dir; open report.html to see them. A
 demo that fails does not stop the others. Ctrl-C ends the demo that runs, and the report shows what is
@@ -30,12 +31,13 @@ from typing import Any, Literal
 import torch
 
 from imagelab.data.datasets import load_dataset
+from imagelab.data.pictures import open_picture
 from imagelab.report.numbers import metric_text, text_table
 from imagelab.report.page import write_report
 from imagelab.report.results import write_json
 from imagelab.setup.files import give_back
 from imagelab.setup.runtime import UserError, explain, machine, prepare
-from imagelab.setup.settings import DataSettings, option
+from imagelab.setup.settings import DataSettings, InputFile, option
 from imagelab.setup.terminal import duration, wrapped
 
 Name = Literal[
@@ -80,7 +82,7 @@ STUDIES: dict[str, Demo] = {
     "denoising_gan": Demo("study_images/denoising_gan", 200, 30, "GAN: PSNR"),
     "cnn_classifier": Demo("study_images/cnn_classifier", 25, 10, "accuracy"),
     "segmentation": Demo("study_images/segmentation", 300, 15, "mean IoU", {"dataset": "scenes"}),
-    "detection": Demo("study_images/detection", 540, 15, "mAP at 0.5", {"dataset": "digit-scenes"}),
+    "detection": Demo("study_images/detection", 540, 15, "mAP at 0.5", {"dataset": "scenes"}),
     "unet_diffusion": Demo("study_images/unet_diffusion", 830, 20, "read as the class asked for"),
     "diffusion_curves": Demo("study_images/diffusion_curves", 1600, 20, "dpm-solver in"),
     "inpainting": Demo("study_images/inpainting", 600, 10, "half: class kept by diffusion"),
@@ -112,6 +114,9 @@ class Config(DataSettings):
     """Leave these out."""
     all: bool = False
     """Run the studies as well: just under two hours more on two CPU cores."""
+    image: InputFile | None = None
+    """Your own picture, for fgsm and diffusion_demo. Both add noise to it; fgsm also attacks it as a
+    digit."""
     list: bool = False
     """List demos and studies with their times, and do nothing."""
 
@@ -146,10 +151,10 @@ def chosen(config: Config) -> list[str]:
     return names
 
 
-def takes_the_dataset(name: str) -> bool:
-    """Whether --dataset reaches the demo, and not data of its own."""
-    taken = "dataset" in module_of(name).Config.__dataclass_fields__
-    return taken and "dataset" not in EVERYTHING[name].extra
+def takes(name: str, setting: str) -> bool:
+    """Whether this setting of ours reaches the demo: it has one of that name, without a fixed value."""
+    taken = setting in module_of(name).Config.__dataclass_fields__
+    return taken and setting not in EVERYTHING[name].extra
 
 
 def with_command(stop: KeyboardInterrupt, name: str, config: Config) -> KeyboardInterrupt:
@@ -170,7 +175,7 @@ def with_command(stop: KeyboardInterrupt, name: str, config: Config) -> Keyboard
 def demo_config(module, config: Config, demo: Demo):
     """The demo's own Config with what the driver passes on."""
     fields = module.Config.__dataclass_fields__
-    shared = ("output_dir", "seed", "device", "quick", "dataset", "data_dir", "debug")
+    shared = ("output_dir", "seed", "device", "quick", "dataset", "data_dir", "image", "debug")
     passed = {name: getattr(config, name) for name in shared if name in fields}
     return module.Config(**{**passed, **demo.extra})
 
@@ -188,7 +193,13 @@ def run(config: Config) -> JobSummary:
         return JobSummary([], 0)
     device = prepare(config.seed, config.device)
     dataset = config.dataset
-    if any(takes_the_dataset(name) for name in names):  # what is wrong with it is wrong for all
+    if config.image is not None:  # what is wrong with it is wrong for all
+        if not any(takes(name, "image") for name in names):
+            raise UserError(
+                f"--image: {', '.join(names)} take no picture; fgsm and diffusion_demo do."
+            )
+        open_picture(config.image)
+    if any(takes(name, "dataset") for name in names):
         dataset = load_dataset(config.dataset, config.data_dir).name
     config.output_dir.mkdir(parents=True, exist_ok=True)
     whole = duration(sum(costs[name] for name in names))

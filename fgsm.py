@@ -31,7 +31,7 @@ from torch import nn
 
 from imagelab.data.datasets import Dataset, load_for, random_subset, unit
 from imagelab.data.own_digit import fit_to_frame
-from imagelab.data.pictures import open_picture, read_grey, write_png
+from imagelab.data.pictures import as_uint8, open_picture, read_grey, write_png
 from imagelab.data.quality import psnr, ssim
 from imagelab.report import figures
 from imagelab.report.numbers import share_cell
@@ -64,9 +64,15 @@ def add_noise(picture: np.ndarray, sigma: float, weight: float, rng: np.random.G
 
 
 def add_noise_in_bytes(picture: np.ndarray, noise: np.ndarray, weight: float) -> np.ndarray:
-    """As it is often written: the noise as unsigned bytes, where −3 becomes 253; (H, W) in [0, 1]."""
-    wrapped = (noise * 255).astype(np.int64).astype(np.uint8) / 255
-    return np.clip(picture + weight * wrapped, 0, 1)
+    """As it is often written: noise as unsigned bytes, where −3 becomes 253; (H, W) in [0, 1].
+
+    `addWeighted` rounds the sum and cuts it off at 255. Half of the noise is now nearly white, so even a
+    small weight makes the picture brighter.
+    """
+    import cv2
+
+    wrapped = (noise * 255).astype(np.int64).astype(np.uint8)
+    return cv2.addWeighted(as_uint8(picture), 1, wrapped, weight, 0) / 255
 
 
 # --- the attack -----------------------------------------------------------------------------------
@@ -157,14 +163,14 @@ def fooled_examples(
     target: int | None,
     attack: Callable[..., torch.Tensor],
 ) -> list[Fooled]:
-    """For each of up to six classes, the first image that is read correctly and can be fooled."""
+    """For each of up to ten classes, the first image that is read correctly and can be fooled."""
     read, fooled = predict(model, images).argmax(dim=1), []
     for label in labels.unique().tolist():
         correct = ((labels == label) & (read == label)).nonzero().flatten().tolist()
         tries = (
             smallest_fooling(model, images[i], label, target, EPSILONS[1:], attack)
-            for i in correct[:10]
-            if label != target and len(fooled) < 6
+            for i in correct
+            if label != target and len(fooled) < 10
         )
         fooled += [first] if (first := next(filter(None, tries), None)) else []
     return fooled
@@ -249,27 +255,32 @@ def report_noise(config: Config, result: Result) -> None:
     )
     caption = "Random noise leaves the picture what it is."
     result.add_figure("noise_side_by_side.png", figure, caption)
-    pair = {
-        "as often written, noise in unsigned bytes": add_noise_in_bytes(picture, noise, 1.0),
-        "corrected, noise in floating point": np.clip(picture + noise, 0, 1),
-    }
-    pair = {f"{name}\nPSNR {psnr(picture, x):.1f} dB": x for name, x in pair.items()}
+    pairs, weights = {"original": picture}, tuple(dict.fromkeys((weight, 1.0)))
+    for w in weights:
+        for name, x in (
+            (f"as often written: bytes, weight {w:g}", add_noise_in_bytes(picture, noise, w)),
+            (f"corrected: floats, weight {w:g}", np.clip(picture + w * noise, 0, 1)),
+        ):
+            brighter = 255 * (x - picture).mean()
+            pairs[f"{name}\nPSNR {psnr(picture, x):.1f} dB, mean grey {brighter:+.1f}"] = x
+    figure = figures.plot_side_by_side(pairs, height=3.4)
     caption = (
-        "The same noise at full weight. As unsigned bytes, negative values become nearly white."
+        "The same noise as unsigned bytes and as floats. In bytes every negative value wraps around and "
+        "becomes nearly white, so the picture grows brighter (mean grey, of 255)."
     )
-    result.add_figure("bytes_and_floats.png", figures.plot_side_by_side(pair, height=3.8), caption)
+    result.add_figure("bytes_and_floats.png", figure, caption)
 
 
 def plot_gallery(fooled: list[Fooled], classes: tuple[str, ...]) -> Figure:
     """A column per image: original, perturbation, adversarial image."""
-    figure, axes = figures.new_figure(1.75 * len(fooled) + 0.6, 6.0, 3, len(fooled))
+    figure, axes = figures.new_figure(1.3 * len(fooled) + 1.2, 5.6, 3, len(fooled))
     for column, (x, changed, epsilon, *read) in zip(axes.T, fooled, strict=True):
-        before, after = (f"read as {classes[p.argmax()]} ({p.max():.0%})" for p in read)
+        before, after = (f"read as {classes[p.argmax()]}\n({p.max():.0%} sure)" for p in read)
         stretched = (changed - x) / (2 * epsilon) + 0.5
         titles = (before, f"ε = {epsilon:.3g}", after)
         for axis, image, title in zip(column, (x, stretched, changed), titles, strict=True):
             figures.show_image(axis, figures.as_picture(image), title)
-    figures.name_rows(axes, ("original", "perturbation\n(stretched)", "adversarial"))
+    figures.name_rows(axes, ("original", "perturbation (grey: none)", "adversarial"))
     return figure
 
 
@@ -304,14 +315,9 @@ def report_attacks(config: Config, data: Dataset, target: int | None, result: Re
         for i, epsilon in enumerate(EPSILONS)
     ]
     result.add_table("Accuracy against ε on held-out images", ["ε", *columns], table)
-    last = {name: curve[-1] for name, curve in curves.items()}
-    for name, share in last.items():
-        result.add_share(f"accuracy, {name}, ε = 0.3", share, n[name])
-    caption = (
-        f"Accuracy at ε = 0.3: {last['random sign noise']:.0%} under random noise, {last['FGSM']:.1%} "
-        f"after one gradient step, {last['PGD-40']:.1%} after forty (n = {n['FGSM']:,}, PGD "
-        f"{n['PGD-40']:,})."
-    )
+    for name, curve in curves.items():
+        result.add_share(f"accuracy, {name}, ε = 0.3", curve[-1], n[name])
+    caption = f"Accuracy under noise and attacks, n = {n['FGSM']:,} (PGD {n['PGD-40']:,})."
     result.add_figure("accuracy.png", plot_accuracies(curves, len(data.classes)), caption)
 
     pgd = partial(attacks.pgd, rng=generator(config.seed, "starts of the gallery"))
@@ -320,7 +326,10 @@ def report_attacks(config: Config, data: Dataset, target: int | None, result: Re
         ("gallery_pgd.png", "PGD-40: forty smaller steps", pgd),
     ):
         if fooled := fooled_examples(model, images[:500], labels[:500], target, attack):
-            caption = f"{what}, at the smallest ε that fools the network."
+            caption = (
+                f"{what}, at the smallest ε that fools the network. The perturbation is −ε where it is "
+                "black, +ε where it is white, and 0 where it is grey: a black pixel cannot become darker."
+            )
             result.add_figure(name, plot_gallery(fooled, data.classes), caption)
 
 

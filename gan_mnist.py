@@ -7,6 +7,7 @@ ones. Each is trained against the other.
     python gan_mnist.py --compare                          # beside it, the recipe as often written
     python gan_mnist.py --dataset mnist --epochs 60        # the full MNIST
     python gan_mnist.py --resume                           # go on after Ctrl-C
+    python gan_mnist.py --keep-every 7                     # --checkpoint FILE samples from any kept one
     python gan_mnist.py --sample-only --num-samples 2000 --samples-file samples.npz
 
 What to look at: the grids of the epochs, all drawn from the same latents; D(x) and D(G(z)), which show
@@ -176,7 +177,7 @@ class GANSettings(ExportSettings, SamplingSettings):
     """Real images per step; the discriminator sees as many generated ones."""
     lr: Rate = 1.2e-3
     """Adam's learning rate, of both networks."""
-    fall: Fraction = 0.5
+    decay_from: Fraction = 0.5
     """The share of the training after which the learning rate falls to 0; 1: it stays."""
     beta1: Annotated[float, Limits(0, 0.999)] = 0.0
     """Adam's first-moment decay (momentum). The opponent changes at every step, so that old gradients
@@ -184,7 +185,7 @@ class GANSettings(ExportSettings, SamplingSettings):
     label_smoothing: Annotated[float, Limits(0, 0.5)] = 0.1
     """Real images are labelled 1 minus this (Salimans et al. 2016). A discriminator that is never certain
     leaves the generator a gradient. 0: as Goodfellow et al. wrote it."""
-    moved: Annotated[int, Limits(0, 8)] = 2
+    max_shift: Annotated[int, Limits(0, 8)] = 2
     """The discriminator sees each image shifted at random by up to this many pixels; 0: as it is."""
     latent_size: Count = 100
     """Random numbers that the generator starts from."""
@@ -192,8 +193,8 @@ class GANSettings(ExportSettings, SamplingSettings):
     """Decay of the generator's averaged weights, which draw the samples (Yazıcı et al. 2019); 0: none."""
     log_every: Count = 500
     """Batches between two lines of losses."""
-    grid_every: Annotated[int, Limits(0)] = 5
-    """Epochs between two sample grids; 0: none."""
+    grid_every: Annotated[float, Limits(0)] = 1.0
+    """Epochs between two sample grids (0.1: ten grids in each epoch); 0: none."""
 
 
 @dataclass(frozen=True)
@@ -209,9 +210,9 @@ class Config(GANSettings):
 AS_OFTEN_WRITTEN = {
     "batch_size": 64,
     "lr": 2e-4,
-    "fall": 1.0,
+    "decay_from": 1.0,
     "beta1": 0.5,
-    "moved": 0,
+    "max_shift": 0,
     "ema_decay": 0.0,
 }
 
@@ -243,6 +244,7 @@ def train(
         may_change_on_resume=("log_every", "grid_every", "compare", "compare_epochs"),
         label=label,
         log_every=config.log_every,
+        parts=round(1 / config.grid_every) if 0 < config.grid_every < 1 else 1,
     )
     if config.resume:
         training.load()
@@ -250,11 +252,11 @@ def train(
     with training:
         for epoch in training.epochs():
             for batch in training.batches():
-                lr = config.lr * warmup_and_decay(training.progress, 0, config.fall)
+                lr = config.lr * warmup_and_decay(training.progress, 0, config.decay_from)
                 adam_g.param_groups[0]["lr"] = adam_d.param_groups[0]["lr"] = lr
                 x = signed(data.images[batch])  # (B, C, H, W) in [-1, 1]
                 z = torch.randn(len(x), config.latent_size, generator=rng, device=device)
-                x, fake = (random_shift(images, config.moved, rng) for images in (x, G(z)))
+                x, fake = (random_shift(images, config.max_shift, rng) for images in (x, G(z)))
 
                 # The discriminator learns to tell the two apart; no gradient reaches the generator.
                 real_logits, fake_logits = D.compare(x, fake.detach())
@@ -333,7 +335,7 @@ def sampling_network(training: Training) -> BaseGenerator:
 def observer(config: GANSettings, result: Result, evaluator: Evaluator | None) -> Observer:
     """After each epoch: its mean losses, the score of its samples, a grid from fixed latents."""
     rng = generator(config.seed, "fixed latents")
-    fixed = torch.randn(samples.GRID, config.latent_size, generator=rng)
+    fixed = torch.randn(50, config.latent_size, generator=rng)
 
     def after_epoch(training: Training, epoch: int) -> None:
         training.announce_means(training.step)
@@ -341,9 +343,11 @@ def observer(config: GANSettings, result: Result, evaluator: Evaluator | None) -
         if evaluator is not None:
             samples.track(training, evaluator, sample(G, evaluator.n, config.seed))
         every = config.grid_every
-        if every and (epoch % every == 0 or training.is_last(epoch)):
-            z = fixed.to(next(G.parameters()).device)
-            samples.write_grid(epoch_grid(result, epoch), generate(G, z), training)
+        if every and (epoch % max(round(every), 1) == 0 or training.is_last(epoch)):
+            z, done = fixed.to(next(G.parameters()).device), training.epochs_done
+            training.log(grid_epoch=torch.tensor(done))
+            path = result.folder / grid_name(done)
+            samples.write_grid(path, generate(G, z), training, f"epoch {round(done, 2):g}")
 
     return after_epoch
 
@@ -387,12 +391,12 @@ def evaluate(
     result.add_metric("D(x), last epoch", training.recent("d_real", steps), shown)
     result.add_metric("D(G(z)), last epoch", training.recent("d_fake", steps), shown)
     undecided = (1 - config.label_smoothing) / 2  # D's best answer where it cannot tell them apart
-    caption = "Left, the losses. Right, the mean output of D for real and for generated images; "
-    caption += (
-        f"the dashed line is {undecided:g}, the best answer of a D that cannot tell them apart."
+    caption = (
+        "Left, the losses. Right, the mean output of D for real and for generated images. A D that "
     )
+    caption += f"cannot tell them apart does best with {undecided:g} for all."
     result.add_figure("curves.png", plot_curves(training, undecided), caption)
-    frames = [read_png(path) for path in epoch_grids(config, training, result)]
+    frames = [read_png(path) for path in epoch_grids(training, result)]
     if frames:
         write_gif(
             result.add_file("training.gif", "Images from the same latents, epoch after epoch."),
@@ -432,21 +436,25 @@ def plot_curves(training: Training, undecided: float) -> Figure:
         lines = {label: training.smoothed(name, window)[1] for label, name in names.items()}
         epochs, _ = training.smoothed("d_loss", window)
         figures.plot_lines(axis, epochs, lines, "epoch", ylabel, markers=False)
+    style = {"color": "#888888", "linewidth": 1, "linestyle": "--"}
+    axes[0, 1].axhline(undecided, label=f"a D that cannot tell: {undecided:g}", **style)
     axes[0, 1].set_ylim(0, 1)
-    axes[0, 1].axhline(undecided, color="#888888", linewidth=1, linestyle="--")
+    axes[0, 1].legend()
     return figure
 
 
-def epoch_grid(result: Result, epoch: int) -> Path:
-    return result.folder / f"epoch_{epoch:03d}.png"
+def grid_name(epochs: float) -> str:
+    """The name of the grid after so many epochs: epoch_005.png, or epoch_005.25.png within one."""
+    whole = abs(epochs - round(epochs)) < 0.005
+    return f"epoch_{epochs:03.0f}.png" if whole else f"epoch_{epochs:06.2f}.png"
 
 
-def epoch_grids(config: GANSettings, training: Training, result: Result) -> list[Path]:
+def epoch_grids(training: Training, result: Result) -> list[Path]:
     """The grids that this training left on disk, also those from before a --resume."""
-    last, every = training.last_epoch, config.grid_every
-    epochs = sorted({*range(every, last, every), last}) if every else []
-    names = {epoch: epoch_grid(result, epoch).name for epoch in epochs}
-    paths = [result.note_file(name, f"Fixed latents after epoch {k}.") for k, name in names.items()]
+    epochs = training.curve("grid_epoch").tolist()
+    paths = [
+        result.note_file(grid_name(k), f"Fixed latents, epoch {round(k, 2):g}.") for k in epochs
+    ]
     return [path for path in paths if path is not None]
 
 
@@ -469,7 +477,7 @@ def lessons(result: Result) -> list[str]:
 
 
 def checkpoint_path(config: Config) -> Path:
-    return config.output_dir / MODELS / "mlp_gan.pth"
+    return config.checkpoint or config.output_dir / MODELS / "mlp_gan.pth"
 
 
 def run(config: Config) -> Result:

@@ -9,15 +9,13 @@ betas (1e-4 to 0.02), and an MLP 784 → 512 → 256 → 784 predicts the noise.
 2. **Let the noise pass.** Noise has 784 independent directions. 256 units can express 256 of them, so at
    least 67 % of the noise cannot be predicted. A digit needs far fewer directions. So the network
    predicts the clean image x̂₀, and the noise follows from it: ε̂ = (x_t − √ᾱ_t·x̂₀)/√(1 − ᾱ_t).
-3. **Train where the digit is decided.** An even loss on ε̂ is a loss on x̂₀ with the weight SNR_t. Nearly
-   all of it falls on nearly clean images. The weight 1 − ᾱ_t falls on noisy ones.
+3. **Train where the digit is decided.** An even loss on ε̂ is a loss on x̂₀ with the weight SNR_t, nearly
+   all of it on nearly clean images. The weight 1 − ᾱ_t falls on noisy ones.
 
-What to look at: `recipes.png` (with --compare) and `errors.png`. The README states the figures.
+Look at `recipes.png` and `subtraction.png` (with --compare), `errors.png`, `bound.png`.
 
     python mlp_diffusion.py                       # 24 epochs, a minute on two cores
     python mlp_diffusion.py --compare             # also the recipes with fewer corrections
-    python mlp_diffusion.py --dataset mnist       # the full MNIST
-    python mlp_diffusion.py --resume              # go on after Ctrl-C
     python mlp_diffusion.py --sample-only --num-samples 2000 --samples-file samples.npz
 """
 
@@ -25,6 +23,7 @@ from __future__ import annotations
 
 from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -36,13 +35,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from imagelab.data.datasets import Dataset, load_for, random_subset, signed, to_uint8
+from imagelab.data.pictures import read_png, write_gif
 from imagelab.report import figures, samples
 from imagelab.report.evaluator import Evaluator
 from imagelab.report.results import Result, start_result
-from imagelab.setup.runtime import UserError, autocast, generator, prepare
+from imagelab.setup.runtime import UserError, autocast, channels_last, generator, prepare
 from imagelab.setup.settings import Count, Fraction, Limits, Rate, SamplingSettings, settings_dict
 from imagelab.setup.terminal import progress
 from imagelab.techniques.diffusion import Schedule, last, linear_schedule
+from imagelab.techniques.likelihood import Bound, variational_bound
 from imagelab.training.checkpoints import checkpoint_errors, load_checkpoint, load_weights
 from imagelab.training.loop import Observer, Training, can_resume, no_observer, warmup_and_decay
 
@@ -84,6 +85,10 @@ class Recipe:
     """Whether the betas are multiplied by 1000/T, so that the forward process ends in noise."""
     predicts_x0: bool = True
     """Whether the network predicts x̂₀; if not, it predicts ε̂."""
+    convolutions: bool = False
+    """Whether the network is three convolutions that are not told t; if not, it is the MLP."""
+    subtracts: bool = False
+    """Whether each step of sampling is x − ε̂, which is a mistake; if not, it is DDPM's step."""
     weight: Literal["snr", "min-snr", "noise-variance"] = "noise-variance"
     """The weight of the squared error of x̂₀ in the loss, see `weight_on_x0`."""
 
@@ -91,6 +96,14 @@ class Recipe:
 # The corrections are added in turn. With the first one the learning rate also rises and falls. With the
 # second one come min-SNR weights, a tanh and dimmer images. Only the third one is alone.
 RECIPES: dict[str, Recipe] = {
+    "subtract": Recipe(
+        "as often written:\n3 convolutions, x − ε̂",
+        rescaled=False,
+        predicts_x0=False,
+        weight="snr",
+        convolutions=True,
+        subtracts=True,
+    ),
     "literal": Recipe("to the letter", rescaled=False, predicts_x0=False, weight="snr"),
     "rescaled": Recipe("1: ends in noise", predicts_x0=False, weight="snr"),
     "skip": Recipe("1 + 2: noise passes,\nmin-SNR weights", weight="min-snr"),
@@ -109,42 +122,21 @@ def time_embedding(T: int, size: int = 64) -> torch.Tensor:
 
 
 class Denoiser(nn.Module):
-    """MLP (x_t, embedding of t) → 512 → 256 → D, which predicts x̂₀ or ε̂, as its recipe says.
+    """A network that predicts x̂₀ or ε̂, with the schedule and the recipe that sampling from it takes."""
 
-    The last layer is linear in 256 units: its outputs span at most 256 of the D directions. The recipe
-    and the schedule are kept with the network, because sampling takes both.
-    """
-
-    embedding: torch.Tensor  # (T, 64)
     sqrt_alpha_bar: torch.Tensor  # √ᾱ_t, (T,)
     sqrt_one_minus_alpha_bar: torch.Tensor  # √(1 − ᾱ_t), (T,)
 
-    def __init__(
-        self, dimensions: int, schedule: Schedule, recipe: Recipe, bound: str = "tanh"
-    ) -> None:
+    def __init__(self, schedule: Schedule, recipe: Recipe, bound: str) -> None:
         super().__init__()
         self.schedule, self.recipe, self.bound = schedule, recipe, bound
-        tables = {
-            "embedding": time_embedding(len(schedule)),
-            "sqrt_alpha_bar": schedule.alpha_bar.sqrt().float(),
-            "sqrt_one_minus_alpha_bar": (1 - schedule.alpha_bar).sqrt().float(),
-        }
-        for name, table in tables.items():
-            self.register_buffer(name, table, persistent=False)
-        first = nn.Linear(dimensions + self.embedding.shape[1], 512)
-        second = nn.Linear(512, 256)
-        for layer in (first, second):
-            nn.init.kaiming_normal_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        self.mlp = nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), nn.Linear(256, dimensions))
+        signal, noise = schedule.alpha_bar.sqrt(), (1 - schedule.alpha_bar).sqrt()
+        self.register_buffer("sqrt_alpha_bar", signal.float(), persistent=False)
+        self.register_buffer("sqrt_one_minus_alpha_bar", noise.float(), persistent=False)
 
     def forward(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """x̂₀ or ε̂, (B, D), for x_t (B, D) and t (B,)."""
-        # A black background (−1) is −√ᾱ_t in x_t. Adding √ᾱ_t makes it 0 at every t.
-        inputs = torch.cat([x_t + self.sqrt_alpha_bar[t, None], self.embedding[t]], dim=1)
-        with autocast(x_t.device):
-            output = self.mlp(inputs).float()  # (B, D + 64) → (B, D)
-        return output.tanh() if self.recipe.predicts_x0 and self.bound == "tanh" else output
+        """x̂₀ or ε̂, as the recipe says, (B, D), for x_t (B, D) and t (B,)."""
+        raise NotImplementedError
 
     def x0_and_eps(self, x_t: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x̂₀ and ε̂, (B, D) each. The network predicts one of them. The other one follows from
@@ -155,6 +147,61 @@ class Denoiser(nn.Module):
             return output, (x_t - signal * output) / noise
         return (x_t - noise * output) / signal, output
 
+    def in_range(self, x0: torch.Tensor) -> torch.Tensor:
+        """x̂₀ as sampling uses it: clipped to [-1, 1] with --bound clip."""
+        return x0.clamp(-1, 1) if self.recipe.predicts_x0 and self.bound == "clip" else x0
+
+
+class MLPDenoiser(Denoiser):
+    """MLP (x_t, embedding of t) → 512 → 256 → D.
+
+    The last layer is linear in 256 units: its outputs span at most 256 of the D directions.
+    """
+
+    embedding: torch.Tensor  # (T, 64)
+
+    def __init__(
+        self, dimensions: int, schedule: Schedule, recipe: Recipe, bound: str = "tanh"
+    ) -> None:
+        super().__init__(schedule, recipe, bound)
+        self.register_buffer("embedding", time_embedding(len(schedule)), persistent=False)
+        first = nn.Linear(dimensions + self.embedding.shape[1], 512)
+        second = nn.Linear(512, 256)
+        for layer in (first, second):
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.mlp = nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), nn.Linear(256, dimensions))
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        # A black background (−1) is −√ᾱ_t in x_t. Adding √ᾱ_t makes it 0 at every t.
+        inputs = torch.cat([x_t + self.sqrt_alpha_bar[t, None], self.embedding[t]], dim=1)
+        with autocast(x_t.device):
+            output = self.mlp(inputs).float()  # (B, D + 64) → (B, D)
+        return output.tanh() if self.recipe.predicts_x0 and self.bound == "tanh" else output
+
+
+class ConvDenoiser(Denoiser):
+    """Three convolutions that predict ε̂, as often written: they see 7×7 pixels, and they ignore t."""
+
+    def __init__(
+        self, shape: tuple[int, int, int], schedule: Schedule, recipe: Recipe, width: int
+    ) -> None:
+        super().__init__(schedule, recipe, "none")
+        self.convolutions = nn.Sequential(
+            nn.Unflatten(1, shape),  # (B, D) → (B, C, H, W)
+            nn.Conv2d(shape[0], width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, shape[0], 3, padding=1),
+            nn.Flatten(),  # → (B, D)
+        )
+        channels_last(self.convolutions, "cpu")
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        with autocast(x_t.device):
+            return self.convolutions(x_t).float()
+
 
 def build(config: dict[str, Any], shape: tuple[int, int, int]) -> Denoiser:
     """The untrained network for these settings: a Config's, or those in a checkpoint."""
@@ -162,7 +209,9 @@ def build(config: dict[str, Any], shape: tuple[int, int, int]) -> Denoiser:
     schedule = noise_schedule(
         config["T"], config["beta_start"], config["beta_end"], recipe.rescaled
     )
-    return Denoiser(math.prod(shape), schedule, recipe, config["bound"])
+    if recipe.convolutions:
+        return ConvDenoiser(shape, schedule, recipe, config["conv_width"])
+    return MLPDenoiser(math.prod(shape), schedule, recipe, config["bound"])
 
 
 # --- the loss -------------------------------------------------------------------------------------
@@ -212,7 +261,7 @@ def denoising_loss(
 
 def learning_rate(config: Config, progress: float) -> float:
     """Adam's learning rate at `progress` (0 to 1) through the training."""
-    if config.recipe == "literal":
+    if config.recipe in ("subtract", "literal"):
         return config.lr
     return 2 * config.lr * warmup_and_decay(progress, 0.05, 1 / 3)
 
@@ -224,9 +273,10 @@ def learning_rate(config: Config, progress: float) -> float:
 class Config(SamplingSettings):
     """Settings of the MLP diffusion model."""
 
-    recipe: Literal["corrected", "literal", "rescaled", "skip"] = "corrected"
+    recipe: Literal["corrected", "literal", "rescaled", "skip", "subtract"] = "corrected"
     """corrected: all three corrections; literal: none; rescaled: the first; skip: the first two, with
-    min-SNR weights on the loss (the noise skips the 256 units)."""
+    min-SNR weights on the loss (the noise skips the 256 units); subtract: as often written, with three
+    convolutions that ignore t, and x − ε̂ as the step of sampling."""
     compare: bool = False
     """Also train every recipe for --compare-epochs and show their samples side by side."""
     compare_epochs: Count = 4
@@ -236,7 +286,7 @@ class Config(SamplingSettings):
     batch_size: Annotated[int, Limits(2)] = 512
     """Images per step, each at its own random t."""
     lr: Rate = 2e-3
-    """Adam's learning rate. The literal recipe keeps it. In the others it rises to twice as much over the
+    """Adam's learning rate. Uncorrected recipes keep it. In the others it rises to twice as much over the
     first twentieth of the training, and falls to 0 over the last two thirds."""
     T: Annotated[int, Limits(21, 10_000)] = 50
     """Steps of the diffusion process."""
@@ -249,6 +299,8 @@ class Config(SamplingSettings):
     fainter), or nothing."""
     dimmed: Fraction = 0.1
     """The share of training images that are shown to the network with less contrast (0.4 to 1 of it)."""
+    conv_width: Count = 8
+    """Channels of the convolutions of the recipe subtract."""
     ema_decay: Fraction = 0.999
     """Decay of the moving average of the weights, which draws the samples; 0: no average."""
 
@@ -319,21 +371,25 @@ def reverse_process(
 
     Each step draws x_{t−1} from the posterior for the estimated x̂₀. It adds noise of variance β̃: with
     few steps β would be too much. The last step adds none.
+
+    The recipe subtract takes x − ε̂ instead, as often written. But the noise in x_t is √(1 − ᾱ_t)·ε, and a
+    step may take only a part of it: x − ε̂ takes more than there is.
     """
     yield len(model.schedule), x
     for t in reversed(range(len(model.schedule))):
-        x0, _ = model.x0_and_eps(x, torch.full((len(x),), t, device=x.device))
-        if model.recipe.predicts_x0 and model.bound == "clip":
-            x0 = x0.clamp(-1, 1)
-        x, variance = model.schedule.posterior(x0, x, t)
-        if t > 0:
-            x = x + math.sqrt(variance) * torch.randn(x.shape, generator=rng).to(x.device)
+        x0, eps = model.x0_and_eps(x, torch.full((len(x),), t, device=x.device))
+        if model.recipe.subtracts:
+            x = x - eps
+        else:
+            x, variance = model.schedule.posterior(model.in_range(x0), x, t)
+            if t > 0:
+                x = x + math.sqrt(variance) * torch.randn(x.shape, generator=rng).to(x.device)
         yield t, x
 
 
 def sample(model: Denoiser, n: int, shape: tuple[int, int, int], seed: int) -> torch.Tensor:
     """`n` images (n, C, H, W) uint8 from x_T ~ N(0, I), drawn in portions of 1,000."""
-    rng, device = generator(seed, "samples"), model.embedding.device
+    rng, device = generator(seed, "samples"), model.sqrt_alpha_bar.device
     parts = []
     sizes = [1000] * (n // 1000) + [n % 1000] * (n % 1000 > 0)
     for size in progress(sizes, "sampling", "portion"):
@@ -342,8 +398,25 @@ def sample(model: Denoiser, n: int, shape: tuple[int, int, int], seed: int) -> t
     return torch.cat(parts)
 
 
+# --- the likelihood -------------------------------------------------------------------------------
+
+
+def bound_of(model: Denoiser, images: torch.Tensor, seed: int) -> Bound:
+    """The variational bound on −log p of images (N, C, H, W) uint8, for DDPM's step (Ho et al. eq. 5).
+
+    It is a sum over the steps. The term of step t is the squared error of x̂₀ times
+    ½·(SNR_{t−1} − SNR_t): a weight on x̂₀ again, and nearly all of it falls on nearly clean images.
+    """
+
+    def predict_x0(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return model.in_range(model.x0_and_eps(x_t, t)[0])
+
+    x0 = signed(images).flatten(1)
+    return variational_bound(predict_x0, model.schedule, x0, generator(seed, "bound"))
+
+
 def checkpoint_path(config: Config) -> Path:
-    return config.output_dir / MODELS / "fast_mlp_diffusion.pth"
+    return config.checkpoint or config.output_dir / MODELS / "fast_mlp_diffusion.pth"
 
 
 def load_denoiser(
@@ -381,7 +454,7 @@ def observer(
 
     def after_epoch(training: Training[Denoiser], epoch: int) -> None:
         images = sample(training.model, samples.GRID, data.shape, config.seed)
-        samples.write_grid(result.folder / f"epoch_{epoch:03d}.png", images, training)
+        samples.write_grid(epoch_grid(result, epoch), images, training, f"epoch {epoch}")
         if evaluator is not None and (epoch % SCORE_EVERY == 0 or training.is_last(epoch)):
             images = sample(training.model, evaluator.n, data.shape, config.seed)
             samples.track(training, evaluator, images)
@@ -404,83 +477,143 @@ def train_others(config: Config, data: Dataset) -> dict[str, Training[Denoiser]]
     return others
 
 
-@torch.no_grad()
-def x0_errors(model: Denoiser, images: torch.Tensor, seed: int) -> torch.Tensor:
-    """The mean squared error of x̂₀ at every t, (T,), for images (N, C, H, W) uint8."""
-    rng = generator(seed, "errors of x0")
-    x0 = signed(images).flatten(1)
-    errors = []
-    for t in progress(range(len(model.schedule)), "errors", "step"):
-        eps = torch.randn(x0.shape, generator=rng).to(x0.device)
-        times = torch.full((len(x0),), t, device=x0.device)
-        x0_hat, _ = model.x0_and_eps(model.schedule.q_sample(x0, times, eps), times)
-        errors.append((x0_hat - x0).square().mean())
-    return torch.stack(errors).cpu()
+def epoch_grid(result: Result, epoch: int) -> Path:
+    return result.folder / f"epoch_{epoch:03d}.png"
 
 
-def plot_errors(models: dict[str, Denoiser], data: Dataset, seed: int) -> Figure:
-    """The error of x̂₀ on held-out images and its share of the loss's weight over t, a line per recipe."""
-    images = data.test_images[:1000]
-    figure, axes = figures.new_figure(9, 4.2, columns=2)
-    errors, weights = {}, {}
-    for model in models.values():
-        title = model.recipe.title.replace("\n", " ")
-        errors[title] = x0_errors(model, images, seed)
-        weight = weight_on_x0(model.schedule, model.recipe.weight)
-        weights[title] = weight / weight.sum()
-    t = range(1, len(weight) + 1)
-    figures.plot_lines(axes[0, 0], t, errors, "t", f"error of x̂₀ (n = {len(images):,})", False)
+def name_of(training: Training[Denoiser]) -> str:
+    """The recipe's title in one line, and the epochs."""
+    title = training.model.recipe.title.replace("\n", " ")
+    return f"{title}, epochs: {training.steps_done / training.steps_per_epoch:.3g}"
+
+
+def plot_errors(trainings: list[Training[Denoiser]], bounds: dict[str, Bound]) -> Figure:
+    """The error of x̂₀ over t, as it is in the bound, and its share of the loss's weight."""
+    data, errors, weights = trainings[0].data, {}, {}
+    for training, (name, bound) in zip(trainings, bounds.items(), strict=True):
+        schedule = training.model.schedule
+        errors[name] = 2 * bound.terms[1:] / -schedule.snr.diff() / bound.dimensions
+        weight = weight_on_x0(schedule, training.model.recipe.weight)[1:]
+        weights[name] = weight / weight.sum()
+    n, t = len(bound.per_image), range(1, len(bound.terms))
+    figure, axes = figures.new_figure(9, 4.4, columns=2)
+    figures.plot_lines(axes[0, 0], t, errors, "t", f"squared error of x̂₀ (n = {n:,})", False)
     figures.plot_lines(axes[0, 1], t, weights, "t", "share of the loss's weight on it", False)
     some = data.images[random_subset(len(data.images), 5000, "mean image").to(data.images.device)]
-    guess = (signed(images) - signed(some).mean(dim=0)).square().mean().item()
+    guess = (signed(data.test_images[:n]) - signed(some).mean(dim=0)).square().mean().item()
     axes[0, 0].axhline(guess, color="#888888", linewidth=1, linestyle="--", label="the mean image")
-    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     for axis, top in zip(axes[0], (3, 1), strict=True):  # ε̂ divided by √ᾱ_t → 0 leaves every scale
-        axis.set_yscale("log")
+        figures.log_scale(axis)
         axis.set_ylim(top=top)
         if axis.get_legend() is not None:
             axis.get_legend().remove()
-    figure.legend(*handles, loc="outside upper center", ncols=2)
     return figure
+
+
+def plot_bound(bounds: dict[str, Bound]) -> Figure:
+    """The steps of the bounds as lines; the reconstruction at t = 0 and the prior at t = T as dots."""
+    figure, axes = figures.new_figure(8.5, 4.6)
+    axis, T = axes[0, 0], len(next(iter(bounds.values())).terms)
+    xlabel = f"t (dots at 0: reconstruction; lines: steps; dots at {T}: prior)"
+    steps = {name: bound.terms[1:] for name, bound in bounds.items()}
+    figures.plot_lines(axis, range(1, T), steps, xlabel, "Lₜ, nats per image", False)
+    for k, bound in enumerate(bounds.values()):
+        axis.plot([0, T], [bound.reconstruction, bound.prior], "o", color=figures.PALETTE[k])
+    figures.log_scale(axis)
+    return figure
+
+
+def report_likelihood(trainings: list[Training[Denoiser]], result: Result) -> None:
+    """Errors and bounds of all trainings on held-out images; metrics of the last one."""
+    images, seed = trainings[-1].data.test_images[:500], trainings[-1].config.seed
+    bounds = {name_of(training): bound_of(training.model, images, seed) for training in trainings}
+    caption = (
+        "Left: the error of x̂₀ at every t. The recipe to the letter never sees more noise than its x_T "
+        "has. Right: what that error weighs in the loss. The corrected recipe hardly trains the smallest "
+        "t, so its error rises there again."
+    )
+    result.add_figure("errors.png", plot_errors(trainings, bounds), caption)
+    n, rows = len(images), [[name, *bound.parts().values()] for name, bound in bounds.items()]
+    caption = f"The variational bound on −log p of held-out images, n = {n:,}"
+    parts = bounds[name_of(trainings[-1])].parts()
+    result.add_table(caption, ["recipe", *parts], rows)
+    for part, value in parts.items():
+        result.add_metric(f"bound: {part}", value, n, better="lower")
+    caption += ", term by term: which steps matter. Small t are the last steps of sampling."
+    result.add_figure("bound.png", plot_bound(bounds), caption)
+
+
+def with_step(model: Denoiser, subtracts: bool) -> Denoiser:
+    """The same network, with x − ε̂ or with DDPM's step as the step of sampling."""
+    other = copy.copy(model)
+    other.recipe = replace(model.recipe, subtracts=subtracts)
+    return other
 
 
 def report_recipes(
     trained: dict[str, Training[Denoiser]], n: int, evaluator: Evaluator | None, result: Result
 ) -> None:
-    """Samples of each recipe side by side with their distances, and a table."""
-    epochs = {name: f"{t.steps_done / t.steps_per_epoch:.3g}" for name, t in trained.items()}
-    images, scores = {}, {}
-    for name, training in trained.items():
-        title = f"{RECIPES[name].title}\nepochs: {epochs[name]}"
-        images[title] = sample(training.model, n, training.data.shape, training.config.seed)
-        if evaluator is not None:
-            scores[title] = evaluator.scores(images[title])
-    caption = "The same network and noise to the letter, and with the corrections added in turn"
-    caption += f"; Fréchet distances of {evaluator.n:,} samples." if evaluator else "."
-    result.add_figure("recipes.png", samples.plot_comparison(images, scores), caption)
+    """Samples of the recipes side by side, and of two networks with both steps; distances, a table."""
+    some = trained["corrected"]
+    models = {name: training.model for name, training in trained.items()}
+    models |= {
+        "subtract, DDPM's step": with_step(models["subtract"], subtracts=False),
+        "corrected, x − ε̂": with_step(models["corrected"], subtracts=True),
+    }
+    drawn = {k: sample(m, n, some.data.shape, some.config.seed) for k, m in models.items()}
+    scores = {k: evaluator.scores(images) for k, images in drawn.items()} if evaluator else {}
+    epochs = f"{some.steps_done / some.steps_per_epoch:.3g}"
+    steps = {
+        "subtract": "3 convolutions,\nx − ε̂",
+        "subtract, DDPM's step": "3 convolutions,\nDDPM's step",
+        "corrected, x − ε̂": "corrected network,\nx − ε̂",
+        "corrected": "corrected network,\nDDPM's step",
+    }
+    distances = f" Fréchet distances of {evaluator.n:,} samples." if evaluator else ""
+    for file, titles, caption in (
+        ("recipes.png", {name: RECIPES[name].title for name in trained},
+         "As often written, to the letter, and with the corrections added in turn."),
+        ("subtraction.png", steps,
+         "Two networks, each with x − ε̂ and with DDPM's step. x − ε̂ takes away all noise in the first "
+         "step and adds none again: the corrected network then draws the same picture each time."),
+    ):  # fmt: skip
+        titles = {name: f"{title}\nepochs: {epochs}" for name, title in titles.items()}
+        pictures = {title: drawn[name] for name, title in titles.items()}
+        scored = {title: scores[name] for name, title in titles.items() if name in scores}
+        figure = samples.plot_comparison(pictures, scored)
+        result.add_figure(file, figure, caption + distances)
     if evaluator is None:
         return
-    scored = dict(zip(trained, scores.values(), strict=True))
-    rows = {name: (epochs[name], score) for name, score in scored.items()}
+    rows = {name: (epochs, score) for name, score in scores.items()}
     evaluator.add_table(result, "The recipes", rows)
     more = {"better": "lower", "floor": evaluator.floor.frechet}
-    for name, score in scored.items():
+    for name, score in scores.items():
         result.add_metric(f"{name}: Fréchet distance", score.frechet, evaluator.n, **more)
-    share = scored["corrected"].frechet / scored["literal"].frechet
+    share = scores["corrected"].frechet / scores["literal"].frechet
     result.add_metric("corrected: share of literal's distance", share, evaluator.n, better="lower")
 
 
 def add_processes(model: Denoiser, data: Dataset, seed: int, result: Result) -> None:
-    """Enter the reverse process of four samples, and the forward process of the same images."""
-    rng = generator(seed, "reverse process")
-    x_T = torch.randn(4, math.prod(data.shape), generator=rng).to(data.images.device)
-    reverse = list(reverse_process(model, x_T, rng))
-    forward = list(forward_process(model.schedule, reverse[-1][1], rng))
-    reverse, forward = (
-        [(t, to_uint8(x.reshape(-1, *data.shape))) for t, x in states]
-        for states in (reverse, forward)
-    )
-    samples.add_trajectory(result, reverse, forward)
+    """Enter the forward process of four held-out images and the reverse process of four samples."""
+    rng, device = generator(seed, "reverse process"), data.images.device
+    x_T = torch.randn(4, math.prod(data.shape), generator=rng).to(device)
+    reverse = reverse_process(model, x_T, rng)
+    chosen = random_subset(len(data.test_images), 4, "forward process").to(device)
+    forward = forward_process(model.schedule, signed(data.test_images[chosen]).flatten(1), rng)
+    both = [[(t, to_uint8(x.reshape(-1, *data.shape))) for t, x in states]
+            for states in (reverse, forward)]  # fmt: skip
+    samples.add_trajectory(result, both[0], both[1])
+
+
+def add_epochs(main: Training[Denoiser], result: Result) -> None:
+    """Enter the grids after each epoch, and all of them as an animation."""
+    paths = [result.note_file(epoch_grid(result, epoch).name, f"Samples after epoch {epoch}.")
+             for epoch in range(1, main.last_epoch + 1)]  # fmt: skip
+    frames = [read_png(path) for path in paths if path is not None]
+    if len(frames) > 1:
+        caption = "Samples after each epoch, always from the same noise."
+        write_gif(result.add_file("training.gif", caption), frames)
 
 
 def evaluate(
@@ -499,21 +632,15 @@ def evaluate(
     samples.report_samples(result, images, scorer, data, main)
     samples.add_quality(result, main, evaluator)
     every = {config.recipe: main, **compared}
-    trained = {name: every[name] for name in RECIPES if name in every}
     if compared:
-        report_recipes(trained, n, scorer, result)
-    errors = plot_errors({name: t.model for name, t in trained.items()}, data, config.seed)
-    result.add_figure(
-        "errors.png",
-        errors,
-        "Left: the error of x̂₀ at every t. The recipe to the letter never sees more noise than its x_T "
-        "has. Right: the weight of that error in the loss. Much noise is where a digit is decided.",
-    )
+        report_recipes({name: every[name] for name in RECIPES}, n, scorer, result)
+    if not main.model.recipe.subtracts:
+        ddpms = [t for t in compared.values() if not t.model.recipe.subtracts]
+        report_likelihood([*ddpms, main], result)
     loss = samples.plot_loss(main, "weighted loss")
     result.add_figure("loss.png", loss, "The loss while training.")
     add_processes(main.model, data, config.seed, result)
-    for epoch in range(1, main.last_epoch + 1):
-        result.note_file(f"epoch_{epoch:03d}.png", f"Samples after epoch {epoch}.")
+    add_epochs(main, result)
     remains = main.model.schedule.alpha_bar[-1].sqrt()
     result.add_metric("weight of the image in the last x_t", remains, config.T)
     return images
@@ -523,14 +650,32 @@ def lessons(result: Result) -> list[str]:
     """What the figures teach, as far as they were measured."""
     told = []
     if distances := result.measured(*(f"{name}: Fréchet distance" for name in RECIPES)):
-        literal, rescaled, skip, corrected = distances
+        subtract, literal, rescaled, skip, corrected = distances
         told.append(
             f"After as many epochs as the picture names, the recipe to the letter stands at a distance "
             f"of {literal:,.0f}. Ending in noise brings it to {rescaled:,.0f}, letting the noise pass to "
-            f"{skip:,.0f}, and the loss weighted by 1 − ᾱ_t to {corrected:,.0f}."
+            f"{skip:,.0f}, and the loss weighted by 1 − ᾱ_t to {corrected:,.0f}. As often written, with "
+            f"three convolutions and x − ε̂, it stands at {subtract:,.0f}."
+        )
+    if subtracted := result.measured("corrected, x − ε̂: Fréchet distance"):
+        told.append(
+            f"With x − ε̂ as the step, the corrected network stands at {subtracted[0]:,.0f}. The noise in "
+            "x_t is √(1 − ᾱ_t)·ε, so that step takes more noise than there is."
         )
     if distance := result.measured("Fréchet distance"):
         told.append(f"The whole training ends at {distance[0]:,.0f}, from pure noise.")
+    if bound := result.measured(
+        "bound: bits per dimension", "bound: nats per image", "bound: reconstruction"
+    ):
+        per_dimension, total, reconstruction = bound
+        told.append(
+            f"Its variational bound is {per_dimension:.3g} bits per dimension. The reconstruction in the "
+            f"last step is {reconstruction / total:.0%} of that. To guess evenly among 256 grey levels "
+            "costs 8 bits: samples can look right where the likelihood is poor. (This bounds the "
+            "likelihood of images of 256 grey levels. The VAE's ELBO, with its binary cross-entropy, "
+            "bounds that of black-and-white images, drawn with the grey values as probabilities. So the "
+            "two numbers cannot be compared.)"
+        )
     return told
 
 

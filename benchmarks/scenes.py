@@ -25,7 +25,7 @@ BUILDS_ON = {
     name: "unet_diffusion" for name in ("diffusion_curves", "inpainting", "diffusion_restoration")
 }
 # Scripts that don't take the embedded digits, and the data set that they take.
-OF_ITS_OWN = {"segmentation": "scenes", "detection": "digit-scenes", "diffusion_demo": None}
+OF_ITS_OWN = {"segmentation": "scenes", "detection": "scenes", "diffusion_demo": None}
 PATIENCE = 120.0  # seconds that a process may take to end after a signal
 
 

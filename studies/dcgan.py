@@ -6,7 +6,8 @@ convolutions. Batch normalisation keeps each layer's values in range. All weight
 
     python -m studies.dcgan                                   # the embedded digits
     python -m studies.dcgan --dataset mnist --epochs 9 --ema-decay 0.999     # 75 minutes on one core
-    python -m studies.dcgan --dataset folder:faces            # your pictures, 64×64 in colour
+    python -m studies.dcgan --dataset folder:pictures         # your pictures, 64×64 in colour
+    python -m studies.dcgan --dataset celeba                  # faces that you have placed by hand
     python -m studies.dcgan --time-limit 90                   # what 90 seconds of training give
     python -m studies.dcgan --sample-only --samples-file samples.npz
 
@@ -134,16 +135,16 @@ class Config(gan_mnist.GANSettings):
     """Real images per step; the discriminator sees as many generated ones."""
     lr: Rate = 4e-4
     """Adam's learning rate, of both networks: twice the paper's, because the training is short."""
-    fall: Fraction = 1.0
+    decay_from: Fraction = 1.0
     """The share of the training after which the learning rate falls to 0; 1: it stays."""
     beta1: Annotated[float, Limits(0, 0.999)] = 0.5
     """Adam's first-moment decay: 0.5 instead of 0.9 makes training steadier (Radford et al. 2015)."""
-    moved: Annotated[int, Limits(0, 8)] = 0
+    max_shift: Annotated[int, Limits(0, 8)] = 0
     """The discriminator sees each image shifted at random by up to this many pixels; 0: as it is."""
     ema_decay: Fraction = 0.0
     """Decay of the generator's averaged weights, which then draw the samples; 0: none."""
-    grid_every: Annotated[int, Limits(0)] = 1
-    """Epochs between two sample grids; 0: none."""
+    grid_every: Annotated[float, Limits(0)] = 0.1
+    """Epochs between two sample grids (0.1: ten grids in each epoch); 0: none."""
     log_every: Count = 100
     """Batches between two lines of losses."""
     image_size: Count = 64
@@ -151,11 +152,11 @@ class Config(gan_mnist.GANSettings):
 
 
 def checkpoint_path(config: Config) -> Path:
-    return config.output_dir / MODELS / "dcgan.pth"
+    return config.checkpoint or config.output_dir / MODELS / "dcgan.pth"
 
 
 def load_generator(config: Config, device: torch.device) -> gan_mnist.BaseGenerator:
-    """The generator of the checkpoint under --output-dir."""
+    """The generator of --checkpoint, or of the latest one under --output-dir."""
     G = gan_mnist.load_generator(checkpoint_path(config), device, SCRIPT, ConvGenerator)
     return channels_last(G, device)
 

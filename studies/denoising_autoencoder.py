@@ -9,13 +9,14 @@ understand stays as it was. This suits photographs of any content, size and stre
     python -m studies.denoising_autoencoder --dataset mnist
     python -m studies.denoising_autoencoder denoise --image noisy.jpg --output clean.png
     python -m studies.denoising_autoencoder denoise --export denoiser.onnx
+    python -m studies.denoising_autoencoder compare           # six photographs, three σ, no training
     python -m studies.denoising_autoencoder photographs       # trains the residual network: an hour
 
-`denoise` needs no training: the weights of `photographs` come with the project. The residual network is
-in imagelab/techniques/denoiser.py, the classical methods are in restoration.py beside it.
+`denoise` and `compare` need no training: the weights of `photographs` come with the project. The residual
+network is in imagelab/techniques/denoiser.py, the classical methods are in restoration.py beside it.
 
-What to look at: `digits.png`, strokes that are drawn anew; `photographs.png`, edges that stay while flat
-parts become smooth; the table, which says how far learning is ahead of the best classical method.
+What to look at: `digits.png`, strokes that are drawn anew; `photographs_25.png`, edges that stay while
+flat parts become smooth; `noises.png`, which method suits which noise.
 """
 
 from __future__ import annotations
@@ -25,31 +26,30 @@ from imagelab.setup.command import command_line  # first: it hears a Ctrl-C whil
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from diffusion_demo import NOISES
 from imagelab.data.datasets import EMBEDDED, Dataset, load_for, random_subset, unit
 from imagelab.data.photographs import HELD_OUT, photograph, random_patches
 from imagelab.data.pictures import open_picture, picture_format, write_picture
 from imagelab.data.quality import mean_psnr, mean_ssim
 from imagelab.report import figures, samples
+from imagelab.report.restored import middle, plot_restored
 from imagelab.report.results import Result, start_result
 from imagelab.setup import runtime, settings
 from imagelab.setup.runtime import UserError, autocast, channels_last, generator, in_eval_mode
-from imagelab.setup.settings import Count, ExportSettings, Fraction, Rate
+from imagelab.setup.settings import Count, ExportSettings, Fraction, Limits, Rate
 from imagelab.techniques import denoiser, restoration
 from imagelab.techniques.denoiser import ResidualDenoiser, restore, trained_denoiser
 from imagelab.techniques.export import export_network
-from imagelab.techniques.restoration import Restore, Restored, add_noise
+from imagelab.techniques.restoration import Comparison, Restore, Restored, add_noise
 from imagelab.training import checkpoints
 from imagelab.training.loop import Observer, Training, no_observer, one_cycle
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SCRIPT = denoiser.SCRIPT
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
@@ -146,7 +146,7 @@ def denoised(model: nn.Module, noisy: torch.Tensor) -> torch.Tensor:
 
 
 def checkpoint_path(config: Config) -> Path:
-    return config.output_dir / MODELS / "autoencoder.pth"
+    return config.checkpoint or config.output_dir / MODELS / "autoencoder.pth"
 
 
 def load_autoencoder(config: Config, data: Dataset) -> Autoencoder:
@@ -259,6 +259,22 @@ def export_denoiser(path: Path | str | None, model: ResidualDenoiser) -> None:
     export_network(path, model, inputs, "clean", any_size=True)
 
 
+@dataclass(frozen=True)
+class Compare(settings.Settings):
+    """Compare the trained denoiser with classical methods, on six photographs and five kinds of noise.
+
+    BM3D takes part where the package bm3d is installed (for non-commercial use only). It takes most of
+    the time.
+    """
+
+    sigmas: tuple[Annotated[int, Limits(1, 255)], ...] = (25, 15, 50)
+    """σ of the Gaussian noise, of 255: a table and a picture for each."""
+    side: Annotated[int, Limits(32, 300)] | None = None
+    """Take the middle squares of so many pixels; default: the whole photographs."""
+    noises: bool = True
+    """Also compare five kinds of noise, on the middle squares of --side or of 256 pixels."""
+
+
 # --- a picture of your own ------------------------------------------------------------------------
 
 
@@ -301,6 +317,7 @@ def run_denoise(config: Denoise) -> None:
 
 # === the lesson ends here; below: measured, plotted, reported =====================================
 
+STRENGTHS = {"gaussian": 0.1, "salt-and-pepper": 0.1, "poisson": 100, "speckle": 0.2, "jpeg": 10}
 TITLE = "Denoising autoencoder: learning what a clean picture is"
 SUMMARY = (
     "One network learns from noisy and clean digits to draw the whole digit anew. Another one only "
@@ -336,82 +353,104 @@ def evaluate_digits(
     return images["autoencoder"]
 
 
-Found = dict[str, dict[str, Restored]]  # for each photograph, the result of each method
-
-
-def restored_photographs(
-    names: tuple[str, ...], sigma: float, methods: dict[str, Restore], rng: np.random.Generator
-) -> Found:
-    """The result of each of the `methods` on photographs with noise of `sigma`.
+def compare_photographs(
+    clean: dict[str, np.ndarray],
+    sigma: float,
+    methods: dict[str, Restore],
+    rng: np.random.Generator,
+) -> Comparison:
+    """The result of each of the `methods` on photographs with Gaussian noise of `sigma`.
 
     The noise is not clipped, as in published comparisons. Every method is told σ.
     """
     found = {}
-    for name in names:
-        clean = photograph(name) / 255
-        noisy = clean + rng.normal(0, sigma, clean.shape)
-        found[name] = restoration.compare(clean, noisy, sigma, methods)
+    for name, picture in clean.items():
+        noisy = picture + rng.normal(0, sigma, picture.shape)
+        found[name] = restoration.compare(picture, noisy, sigma, methods)
     return found
 
 
-def evaluate_photographs(
-    names: tuple[str, ...],
-    sigmas: tuple[int, ...],
-    methods: dict[str, Restore],
-    seed: int,
-    result: Result,
-) -> None:
-    """A table of every method for each of `sigmas` (of 255), and a picture for the first of them.
+def compare_noises(
+    pictures: list[np.ndarray], methods: dict[str, Restore], rng: np.random.Generator
+) -> Comparison:
+    """The result of each of the `methods` on each kind of noise, clipped like in a file.
 
-    No network was trained on any of the photographs `names`.
+    Every method is told the noise's root mean square. PSNR, SSIM and seconds are means over `pictures`;
+    the picture is that of the last one.
     """
-    rng = np.random.default_rng(seed)
-    for sigma in sigmas:
-        found = restored_photographs(names, sigma / 255, methods, rng)
-        report_photographs(found, sigma, result)
-        if sigma == sigmas[0]:
-            caption = (
-                f"160×160 pixels of each, σ = {sigma} of 255. PSNR is that of the whole picture."
+    found = {}
+    for kind, strength in STRENGTHS.items():
+        each = []
+        for clean in pictures:
+            noisy = NOISES[kind].add(clean, strength, rng).clip(0, 1)
+            sigma = float(np.sqrt(np.mean((noisy - clean) ** 2)))
+            each.append(restoration.compare(clean, noisy, sigma, methods))
+        label = f"{NOISES[kind].name}, {NOISES[kind].label.format(strength)}"
+        found[label] = {
+            method: Restored(
+                each[-1][method].picture,
+                *np.mean(
+                    [(r[method].psnr, r[method].ssim, r[method].seconds) for r in each], axis=0
+                ),
             )
-            result.add_figure("photographs.png", plot_photographs(found), caption)
+            for method in each[-1]
+        }
+    return found
 
 
-def report_photographs(found: Found, sigma: int, result: Result) -> None:
-    """The table of one σ (of 255); the learned method's mean and its lead over the best classical one."""
-    n, rows, means = len(found), [], {}
-    for method in next(iter(found.values())):
-        each = [of[method] for of in found.values()]
-        quality = [
-            np.mean([getattr(x, name) for x in each]) for name in ("psnr", "ssim", "seconds")
-        ]
-        rows.append([method, *[x.psnr for x in each], *quality])
-        means[method] = quality[0]
-    result.add_table(
-        f"Photographs, σ = {sigma} of 255: PSNR (dB) of each, and means",
-        ["", *found, "PSNR (dB)", "SSIM", "s per picture"], rows,
-    )  # fmt: skip
+def report_photographs(
+    clean: dict[str, np.ndarray], sigma: int, methods: dict[str, Restore], seed: int, result: Result
+) -> None:
+    """A table, figures and a picture of every method at Gaussian noise of `sigma` (of 255).
+
+    No network was trained on any of the photographs `clean`.
+    """
+    found = compare_photographs(clean, sigma / 255, methods, np.random.default_rng(seed))
+    columns, rows = restoration.comparison_table(found)
+    caption = f"Photographs, σ = {sigma} of 255: PSNR (dB) of each, and means"
+    result.add_table(caption, columns, rows)
+    means = {row[0]: row[1 + len(clean)] for row in rows}
     best = max(restoration.CLASSICAL, key=means.__getitem__)
-    learned = means["learned"]
-    for name, value in (
-        (f"photographs, σ = {sigma}: learned", learned),
-        (f"σ = {sigma}: learned less {best}", learned - means[best]),
-    ):
-        result.add_metric(name, value, n, unit="dB", better="higher")
+    leads = {f"photographs, σ = {sigma}: learned": means["learned"]}
+    for other in [best] + ["BM3D"] * ("BM3D" in means):
+        leads[f"σ = {sigma}: learned less {other}"] = means["learned"] - means[other]
+    for name, value in leads.items():
+        result.add_metric(name, value, len(clean), unit="dB", better="higher")
+    caption = (
+        f"The middle of each, σ = {sigma} of 255. PSNR is that of the whole picture. The highest of each "
+        "row is framed."
+    )
+    side = min(160, *(min(picture.shape[:2]) for picture in clean.values()))
+    figure = plot_restored(found, clean, side)
+    result.add_figure(f"photographs_{sigma}.png", figure, caption)
 
 
-def plot_photographs(found: Found) -> Figure:
-    """The middle of each photograph: clean, noisy, by two classical methods, learned."""
-    shown = ("clean", "noisy", "Gaussian blur", "non-local means", "learned")
-    figure, axes = figures.new_figure(2.5 * len(shown), 2.65 * len(found), len(found), len(shown))
-    for line, (name, restored) in zip(axes, found.items(), strict=True):
-        for axis, method in zip(line, shown, strict=True):
-            picture = photograph(name) / 255 if method == "clean" else restored[method].picture
-            top, left = (side // 2 - 80 for side in picture.shape[:2])
-            quality = "" if method == "clean" else f"\n{restored[method].psnr:.1f} dB"
-            part = picture[top : top + 160, left : left + 160].clip(0, 1)
-            figures.show_image(axis, part, method + quality)
-    figures.name_rows(axes, list(found))
-    return figure
+def report_noises(
+    clean: dict[str, np.ndarray], methods: dict[str, Restore], seed: int, result: Result
+) -> None:
+    """Which method suits which noise: a table and a picture."""
+    names, pictures = list(clean), list(clean.values())
+    found = compare_noises(pictures, methods, np.random.default_rng(seed))
+    side = len(pictures[-1])
+    where = f"the middle {side}×{side} pixels of {', '.join(names)}"
+    table = [[noise, *(one.psnr for one in by.values())] for noise, by in found.items()]
+    columns = ["noise", *next(iter(found.values()))]
+    result.add_table(f"Kinds of noise, PSNR (dB): means over {where}", columns, table)
+    for kind, by in zip(STRENGTHS, found.values(), strict=True):
+        lead = by["learned"].psnr - max(by[name].psnr for name in restoration.CLASSICAL)
+        result.add_metric(f"{kind} noise: learned less best classical", lead, len(names), unit="dB")
+    figure = plot_restored(found, dict.fromkeys(found, pictures[-1]), side // 2)
+    caption = (
+        f"Each kind of noise under each method, on {where} (shown: {names[-1]}). PSNR is the mean; the "
+        "highest of each row is framed. The learned method was trained on Gaussian noise only."
+    )
+    result.add_figure("noises.png", figure, caption)
+
+
+def middles(names: tuple[str, ...], side: int | None) -> dict[str, np.ndarray]:
+    """The middle `side` × `side` pixels of photographs, or all of them, in [0, 1]."""
+    pictures = {name: photograph(name) / 255 for name in names}
+    return {name: middle(x, side) if side else x for name, x in pictures.items()}
 
 
 def lessons(result: Result) -> list[str]:
@@ -426,6 +465,15 @@ def lessons(result: Result) -> list[str]:
         taught.append(
             "No network has seen all photographs. One that only removes noise reaches "
             f"{psnr[0]:.1f} dB on new ones at σ = 25 of 255."
+        )
+    names = (
+        f"{kind} noise: learned less best classical" for kind in ("gaussian", "salt-and-pepper")
+    )
+    if leads := result.measured(*names):
+        taught.append(
+            "It was trained on Gaussian noise, and there it is {:+.1f} dB ahead of the best classical "
+            "method. Where a tenth of the values is lost, that is {:+.1f} dB: a method must suit the "
+            "noise.".format(*leads)
         )
     return taught
 
@@ -450,7 +498,9 @@ def run(config: Config) -> Result:
     samples.write_samples(config.samples_file, images)
     export_network(config.export, model, {"noisy": torch.rand(2, *data.shape)}, "clean")
     names = HELD_OUT[3:4] if config.quick else HELD_OUT[3:]  # never used for choices
-    evaluate_photographs(names, (25,), restoration.methods(device), config.seed, result)
+    methods = restoration.methods(device, with_bm3d=True)
+    report_photographs(middles(names, None), 25, methods, config.seed, result)
+    report_noises(middles(names, 96 if config.quick else 256), methods, config.seed, result)
     return result.save(*lessons(result))
 
 
@@ -469,14 +519,34 @@ def run_photographs(config: Photographs) -> Result:
     model = training.model.eval()
     methods = restoration.CLASSICAL | {"learned": partial(restore, model)}
     names = HELD_OUT[1:2] if config.quick else HELD_OUT
-    sigmas = (25,) if config.quick else (25, 15, 50)
-    evaluate_photographs(names, sigmas, methods, config.seed, result)
+    for sigma in (25,) if config.quick else (25, 15, 50):
+        report_photographs(middles(names, None), sigma, methods, config.seed, result)
     export_denoiser(config.export, model)
     return result.save()
 
 
+def run_compare(config: Compare) -> Result:
+    """Compare the trained denoiser with classical methods."""
+    device = runtime.prepare(config.seed, config.device)
+    config = config.if_quick(side=96, sigmas=(25,))
+    result = start_result(
+        SCRIPT, "Denoisers compared", SUMMARY, config, f"{PICTURES}/compare", device
+    )
+    methods = restoration.methods(device, with_bm3d=True)
+    for sigma in config.sigmas:
+        report_photographs(middles(HELD_OUT, config.side), sigma, methods, config.seed, result)
+    if config.noises:
+        side = config.side or 256
+        report_noises(middles(HELD_OUT, side), methods, config.seed, result)
+    return result.save(*lessons(result))
+
+
 def main() -> None:
-    commands = {"photographs": (Photographs, run_photographs), "denoise": (Denoise, run_denoise)}
+    commands = {
+        "photographs": (Photographs, run_photographs),
+        "compare": (Compare, run_compare),
+        "denoise": (Denoise, run_denoise),
+    }
     command_line(Config, run, __doc__, commands)
 
 

@@ -4,15 +4,13 @@ One pass of a small convolutional network divides a picture into a grid of cells
 cell predicts whether the centre of an object lies in it, the object's box, and its class. Several cells
 often find the same object. Of boxes that overlap, non-maximum suppression keeps the best one.
 
-    python -m studies.detection                                  # digits over photographs, nine minutes
-    python -m studies.detection --dataset yolo:FOLDER            # yours, in YOLO's text format
-    python -m studies.detection --dataset coco:IMAGES:FILE.json  # or a file in COCO's format
+    python -m studies.detection                            # drawn streets, two minutes
+    python -m studies.detection --dataset digit-scenes     # digits over photographs, nine minutes
+    python -m studies.detection --dataset folder:FOLDER    # your own pictures and boxes (see --help)
     python -m studies.detection predict --source photo.jpg --output found.png
-    python -m studies.detection predict --source 0 --output found.webm    # a camera, until Ctrl-C
-    python -m studies.detection predict --coco --source photo.jpg --output found.png
+    python -m studies.detection predict --source 0 --live  # a camera, in a window or on a page
 
-What to look at: `steps.png` shows the scores of the cells, the boxes with a high score, and the boxes
-that suppression leaves. `found.webm` is a film; the detector looks at each frame alone.
+What to look at: `detections.png` marks what is right, false and missed. `steps.png` shows the way there.
 """
 
 from __future__ import annotations
@@ -20,9 +18,11 @@ from __future__ import annotations
 from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
@@ -32,17 +32,18 @@ from torch import nn
 from imagelab.data import digit_scenes
 from imagelab.data.boxes import BoxedPictures, Boxes, fit, load_boxed
 from imagelab.data.datasets import EMBEDDED, load_dataset, unit
-from imagelab.data.photographs import HELD_OUT
+from imagelab.data.photographs import HELD_OUT, TRAINING, photograph
 from imagelab.data.video import Predictor, open_video, process_media, write_video
 from imagelab.report import figures, samples
-from imagelab.report.boxes import draw_boxes
+from imagelab.report.boxes import draw_boxes, outline_boxes
+from imagelab.report.live import show_live
 from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import UserError, autocast, channels_last, prepare
 from imagelab.setup.settings import Common, Count, ExportSettings, Limits, Rate, ResumableSettings
 from imagelab.setup.terminal import progress
+from imagelab.techniques import pretrained
 from imagelab.techniques.export import export_network
-from imagelab.techniques.pretrained import coco_ssdlite
-from imagelab.training.checkpoints import checkpoint_errors, load_checkpoint, load_weights
+from imagelab.training import checkpoints
 from imagelab.training.loop import Observer, Training, no_observer, one_cycle
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
 SCRIPT = "detection"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
-CELL = 16  # pixels
+CELL, MIN_SCORE = 16, 0.4  # pixels; boxes with a lower score are not drawn
 
 
 # --- the network ----------------------------------------------------------------------------------
@@ -73,28 +74,55 @@ class Residual(nn.Module):
         return x + self.layers(x)
 
 
+def small_backbone(width: int) -> list[nn.Module]:
+    """Layers from pictures in [−1, 1] to features, four times `width` channels at 1/16 of the size."""
+    return [
+        nn.PixelUnshuffle(4), nn.Conv2d(48, width, 1),  #   (B, 24, H/4, W/4)
+        block(width, 2 * width, 2), Residual(2 * width),  # (B, 48, H/8, W/8)
+        block(2 * width, 4 * width, 2), Residual(4 * width), Residual(4 * width),  # (B, 96, H/16, W/16)
+    ]  # fmt: skip
+
+
+def resnet18_backbone(weights: Path | None = None) -> nn.Module:
+    """torchvision's ResNet-18 without its last block: [−1, 1] to (B, 256, H/16, W/16).
+
+    Its weights are random, or come from a file of torchvision's weights.
+    """
+    from torchvision.models import ResNet18_Weights, resnet18
+
+    network = resnet18()
+    if weights is not None:
+        source = ResNet18_Weights.IMAGENET1K_V1
+        pretrained.trained(network, "ResNet-18", source, weights, option="--pretrained")
+    features = nn.Sequential(*list(network.children())[:7])  # the next one halves the size again
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet's pictures in [0, 1]
+    return pretrained.Normalised(features, [2 * m - 1 for m in mean], [2 * s for s in std])
+
+
 class Detector(nn.Module):
     """Pictures (B, 3, H, W) in [0, 1] to predictions (B, H/16, W/16, 5 + classes), one per cell.
 
     A prediction holds the objectness logit (does an object have its centre here?), the box as four
-    numbers that `decode_boxes` reads, and the logits of the classes.
+    numbers that `decode_boxes` reads, and the logits of the classes. The head, which is the last layer,
+    computes it from the backbone's features.
     """
 
-    def __init__(self, classes: int, width: int = 24) -> None:
+    def __init__(self, classes: int, width: int = 24, backbone: str = "small") -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.PixelUnshuffle(4), nn.Conv2d(48, width, 1),  #   (B, 24, H/4, W/4)
-            block(width, 2 * width, 2), Residual(2 * width),  # (B, 48, H/8, W/8)
-            block(2 * width, 4 * width, 2), Residual(4 * width), Residual(4 * width),
-            nn.Conv2d(4 * width, 5 + classes, 1),  #            (B, 5 + classes, H/16, W/16)
-        )  # fmt: skip
-        bias = self.layers[-1].get_parameter("bias")
-        nn.init.constant_(bias[:1], -4.0)  # almost all cells are empty
+        small = backbone == "small"
+        layers = small_backbone(width) if small else [resnet18_backbone()]
+        head = nn.Conv2d(4 * width if small else 256, 5 + classes, 1)
+        nn.init.constant_(head.get_parameter("bias")[:1], -4.0)  # almost all cells are empty
+        self.layers = nn.Sequential(*layers, head)  # to (B, 5 + classes, H/16, W/16)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with autocast(x.device):
             x = self.layers((2 * x - 1).contiguous(memory_format=torch.channels_last))
         return x.permute(0, 2, 3, 1).float()
+
+    def freeze_backbone(self, frozen: bool) -> None:
+        """Keep the backbone as it is, its batch statistics as well, or let it learn."""
+        self.layers[:-1].requires_grad_(not frozen).train(not frozen)
 
 
 def decode_boxes(predictions: torch.Tensor) -> torch.Tensor:
@@ -226,22 +254,33 @@ def augment(
 class Config(ExportSettings, ResumableSettings):
     """Settings of the detector."""
 
-    dataset: str = "digit-scenes"
-    """digit-scenes (digits drawn over photographs), or your own pictures with boxes: yolo:FOLDER or
-    coco:IMAGES:FILE.json."""
-    scenes: Count = 11_000
-    """Scenes to draw for training."""
+    dataset: str = "scenes"
+    """scenes (cars and pedestrians in drawn streets), digit-scenes (digits over photographs), camvid
+    (real streets, placed under --data-dir), or your own pictures with boxes: yolo:FOLDER (text files),
+    voc:FOLDER (XML files of Pascal VOC), folder:FOLDER (one of these two), coco:IMAGES:FILE.json."""
+    data_dir: Path = Path("data")
+    """The folder that holds CamVid/."""
+    scenes: Count | None = None
+    """Scenes to draw for training. Default: 1,500 streets, or 11,000 digit scenes."""
     test_scenes: Count = 500
     """Scenes to draw for the measurement."""
     size: Annotated[int, Limits(64, 1024)] = 256
     """Pictures are scaled to fit into a square of this many pixels a side, a multiple of 16."""
+    backbone: Literal["small", "resnet18"] = "small"
+    """The layers below the last one: a small network, or the first three quarters of ResNet-18."""
     width: Count = 24
-    """Channels of the first layer; the next levels have two and four times as many."""
+    """Channels of the small backbone's first layer. The next levels have two and four times as many."""
+    pretrained: Path | None = None
+    """Start from the backbone in this file: a checkpoint of this script, or torchvision's weights of
+    ResNet-18. Where the checkpoint has the same classes, the last layer is taken as well."""
+    frozen_epochs: Annotated[int, Limits(0)] = 2
+    """With --pretrained, the backbone does not change in the first epochs; only the last layer learns."""
     flip: bool = False
     """Also train on mirrored pictures. Use it for objects that stay what they are in a mirror; digits
     do not."""
-    epochs: Count = 4
-    """Passes over the training pictures; each time they are scaled, shifted and lit differently."""
+    epochs: Count | None = None
+    """Passes over the training pictures; each time they are scaled, shifted and lit differently. Default:
+    4 for the digit scenes, else as many as show 9,000 pictures."""
     batch_size: Count = 8
     """Pictures per step."""
     lr: Rate = 3e-3
@@ -249,24 +288,52 @@ class Config(ExportSettings, ResumableSettings):
 
 
 def checkpoint_path(config: Config, data: BoxedPictures) -> Path:
-    return config.output_dir / MODELS / f"{data.file_name}.pth"
+    name = data.file_name + ("_pretrained" if config.pretrained else "")
+    return config.output_dir / MODELS / f"{name}.pth"
+
+
+def new_detector(config: Config, data: BoxedPictures) -> Detector:
+    """A detector with random weights, or with the weights of --pretrained in its backbone."""
+    torch.manual_seed(config.seed)
+    model, path = Detector(len(data.classes), config.width, config.backbone), config.pretrained
+    if path is not None and checkpoints.is_checkpoint(path):
+        saved = checkpoints.load_checkpoint(path, SCRIPT)
+        weights = saved["model"].get("detector", {})
+        if saved["extra"].get("classes") != list(data.classes):  # then the head stays random
+            head = f"layers.{len(model.layers) - 1}."
+            fresh = model.state_dict()
+            weights = weights | {name: fresh[name] for name in fresh if name.startswith(head)}
+        checkpoints.load_weights(model, weights, path)
+    elif path is not None:
+        if config.backbone != "resnet18":
+            raise UserError(
+                f"--pretrained: {path} is not a checkpoint of this project. If it holds torchvision's "
+                "weights of ResNet-18, add --backbone resnet18."
+            )
+        model.layers[0] = resnet18_backbone(path)
+    return channels_last(model, data.images.device)
 
 
 def train(
     config: Config, data: BoxedPictures, after_epoch: Observer = no_observer
 ) -> Training[Detector]:
     """Train the detector, or continue with --resume. `after_epoch` is called after every epoch."""
-    torch.manual_seed(config.seed)
-    model = Detector(len(data.classes), config.width)
-    channels_last(model, data.images.device)
+    model = new_detector(config, data)
     adam = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2, fused=True)
-    path, networks, optimizers = checkpoint_path(config, data), {"detector": model}, {"adam": adam}
-    training = Training(path, SCRIPT, config, data, networks=networks, optimizers=optimizers)
+    training = Training(
+        checkpoint_path(config, data),
+        SCRIPT,
+        config,
+        data,
+        networks={"detector": model},
+        optimizers={"adam": adam},
+    )
     training.extra = {"classes": list(data.classes)}
     if config.resume:
         training.load()
     with training:
         for epoch in training.epochs():
+            model.freeze_backbone(config.pretrained is not None and epoch <= config.frozen_epochs)
             for batch in training.batches():
                 boxes = [data.boxes[k] for k in batch.tolist()]
                 labels = [data.labels[k] for k in batch.tolist()]
@@ -308,6 +375,8 @@ def detect(
     predictions = model(x)
     all_boxes = decode_boxes(predictions).flatten(1, 2)
     all_scores = class_scores(predictions).flatten(1, 2)
+    height, width = x.shape[2:]
+    corner = torch.tensor([width, height, width, height], device=x.device)
     found = []
     for boxes, scores in zip(all_boxes, all_scores, strict=True):
         if not every_class:  # of each cell the class with the highest score alone
@@ -316,20 +385,34 @@ def detect(
         boxes, scores = boxes[cell], scores[cell, labels]
         groups = labels if every_class else torch.zeros_like(labels)
         keep = batched_nms(boxes, scores, groups, max_iou)
-        inside = boxes[keep].clamp(0, x.shape[-1])
+        inside = boxes[keep].clamp(min=0).minimum(corner)
         found.append({"boxes": inside, "labels": labels[keep], "scores": scores[keep]})
     return found
+
+
+def detect_in(
+    model: Detector, picture: np.ndarray, size: int, min_score: float = MIN_SCORE
+) -> Detections:
+    """The detections in one picture (H, W, 3) uint8 of any size, in its own pixels.
+
+    The network sees the picture scaled to fit into a square of `size` pixels.
+    """
+    square, scale = fit(picture, size)
+    x = unit(torch.from_numpy(square)).permute(2, 0, 1)[None]  # (1, 3, S, S)
+    (found,) = detect(model, x.to(next(model.parameters()).device), min_score)
+    return found | {"boxes": found["boxes"] / scale}
 
 
 def load_detector(
     path: Path, device: torch.device | str = "cpu"
 ) -> tuple[Detector, tuple[str, ...], int]:
     """The detector of a checkpoint, the names of its classes, and the side of its pictures in pixels."""
-    saved = load_checkpoint(path, SCRIPT, device)
-    with checkpoint_errors(path):
+    saved = checkpoints.load_checkpoint(path, SCRIPT, device)
+    with checkpoints.checkpoint_errors(path):
         classes, size = tuple(saved["extra"]["classes"]), saved["dataset"]["shape"][1]
-        model = Detector(len(classes), saved["config"]["width"])
-    load_weights(model, saved["model"].get("detector"), path)
+        backbone = saved["config"].get("backbone", "small")  # older checkpoints do not name it
+        model = Detector(len(classes), saved["config"]["width"], backbone)
+    checkpoints.load_weights(model, saved["model"].get("detector"), path)
     return channels_last(model, device).eval(), classes, size
 
 
@@ -337,11 +420,16 @@ def load_detector(
 
 TITLE = "Detection: where things are, and what"
 SUMMARY = (
-    "A small network finds the objects in a picture in one pass. By default they are handwritten digits "
-    "of many sizes and angles over photographs. For each cell of a grid the network predicts whether the "
-    "centre of an object lies in it, the object's box, and its class."
+    "A small network finds the objects in a picture in one pass. By default they are the cars and "
+    "pedestrians of drawn streets. For each cell of a grid the network predicts whether the centre of an "
+    "object lies in it, the object's box, and its class."
 )
-MIN_SCORE = 0.4  # boxes with a lower score are not drawn
+
+
+def detect_all(model: Detector, images: torch.Tensor, **more) -> list[Detections]:
+    """`detect` for pictures (N, 3, S, S) uint8, in batches."""
+    parts = progress(images.split(32), "detecting", "batch")
+    return [found for part in parts for found in detect(model, unit(part), **more)]
 
 
 def average_precision(
@@ -352,112 +440,151 @@ def average_precision(
 
     metric = MeanAveragePrecision(class_metrics=True, sync_on_compute=False)
     metric.warn_on_many_detections = False  # it counts the hundred highest scores of a picture
-    found = []
-    for part in progress(images.split(32), "detecting", "batch"):
-        found += detect(model, unit(part), 0.01, every_class=True)
     truth = [{"boxes": b, "labels": k} for b, k in zip(boxes, labels, strict=True)]
-    metric.update(found, truth)
+    metric.update(detect_all(model, images, min_score=0.01, every_class=True), truth)
     return metric.compute()
 
 
+def match(found: Detections, boxes: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Which detections are right (n,), and which of the true boxes (m, 4) are found (m,).
+
+    A detection is right where a true box of its class overlaps it with an IoU of 0.5 or more. A true box
+    counts once, for the detection with the highest score.
+    """
+    from torchvision.ops import box_iou
+
+    iou = box_iou(found["boxes"], boxes) * (found["labels"][:, None] == labels)  # (n, m)
+    right, taken = iou.new_zeros(len(iou)).bool(), iou.new_zeros(len(boxes)).bool()
+    for k in range(len(iou) if len(boxes) else 0):  # the highest score first
+        best, j = (iou[k] * ~taken).max(dim=0)
+        right[k] = best >= 0.5
+        taken[j] |= right[k]
+    return right, taken
+
+
 def evaluate(data: BoxedPictures, model: Detector, result: Result) -> None:
-    """Add to `result` the mean average precision on held-out pictures, and some of the pictures."""
-    images, classes = data.test_images, data.classes
+    """Add to `result` how well and how fast objects of held-out pictures are found, with examples."""
+    images, classes, n = data.test_images, data.classes, len(data.test_images)
     scores = average_precision(model, images, data.test_boxes, data.test_labels)
     for name, value in (("mAP at 0.5", scores["map_50"]), ("mAP at 0.5 to 0.95", scores["map"])):
         if value >= 0:  # torchmetrics gives −1 for what it could not measure
-            result.add_metric(name, value, len(images), better="higher")
+            result.add_metric(name, value, n, better="higher")
+    found = detect_all(model, images, min_score=MIN_SCORE)
+    matches = map(match, found, data.test_boxes, data.test_labels)
+    right, taken = (torch.cat(part).float() for part in zip(*matches, strict=True))
+    result.add_metric("objects found", taken.mean(), len(taken), better="higher")
+    result.add_metric("false boxes per picture", (1 - right).sum() / n, n, better="lower")
     counts = torch.bincount(torch.cat(data.test_labels), minlength=len(classes)).tolist()
     by_class = torch.stack([scores["classes"], scores["map_per_class"]]).reshape(2, -1).T.tolist()
     rows = [[classes[int(k)], counts[int(k)], ap if ap >= 0 else "absent"] for k, ap in by_class]
     columns = ["class", "objects", "AP at 0.5 to 0.95"]
-    result.add_table(f"{len(images)} held-out pictures", columns, rows)
-    size = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
+    result.add_table(f"{n} held-out pictures", columns, rows)
+    size = sum(p.nbytes for p in model.parameters()) / 1e6
     result.add_metric("size of the detector", size, 1, unit="MB", better="lower")
-    caption = "The first held-out pictures and their detections."
-    result.add_figure("detections.png", plot_detections(model, images[:8], classes), caption)
+    pictures, started = list(images[:100].permute(0, 2, 3, 1).cpu().numpy()), time.perf_counter()
+    for picture in pictures:
+        draw_boxes(picture, detect_in(model, picture, data.shape[1]), classes)
+    rate = len(pictures) / (time.perf_counter() - started)
+    result.add_metric("frames a second, drawing included", rate, len(pictures), better="higher")
+    caption = (
+        f"The first held-out pictures: the true boxes, and those with a score of {MIN_SCORE} or "
+    )
+    caption += "more. Right: a true box of the class overlaps it with an IoU of 0.5 or more."
+    figure = plot_detections(model, images[:4], data.test_boxes, data.test_labels, classes)
+    result.add_figure("detections.png", figure, caption)
     caption = "The score of each cell: does it hold the centre of an object? All boxes with a high "
     caption += "score. The boxes that non-maximum suppression leaves."
     result.add_figure("steps.png", plot_steps(model, images[:3], classes), caption)
 
 
-def evaluate_elsewhere(
-    config: Config, data: BoxedPictures, model: Detector, result: Result
-) -> None:
-    """The same measure for the same digits over photographs that training never saw."""
+def evaluate_digits(config: Config, data: BoxedPictures, model: Detector, result: Result) -> None:
+    """Add the same measure over photographs that training never saw, and a film of moving digits."""
     digits, device = load_dataset(EMBEDDED, Path()), data.images.device
     images, boxes, labels = digit_scenes.render_scenes(
         digits.test_images, digits.test_labels, config.test_scenes, 2, config.size, HELD_OUT
     )
+    images = images.to(device)
     boxes, labels = [b.to(device) for b in boxes], [k.to(device) for k in labels]
-    scores = average_precision(model, images.to(device), boxes, labels)
+    scores = average_precision(model, images, boxes, labels)
     name = "mAP at 0.5, photographs never seen"
     result.add_metric(name, scores["map_50"], len(images), better="higher")
-    figure = plot_detections(model, images[:8], data.classes)
+    figure = plot_detections(model, images[:4], boxes, labels, data.classes)
     result.add_figure("elsewhere.png", figure, "Digits over photographs that training never saw.")
+    film = result.add_file("moving.webm", "A film of moving digits.", featured=False)
+    count = 20 if config.quick else 100
+    write_video(film, digit_scenes.moving_scene(digits.test_images, count, config.seed))
+    with open_video(film) as video:
+        predictor = make_predictor(lambda frame: detect_in(model, frame, config.size), data.classes)
+        caption = "The detections in a film of moving digits (moving.webm), in each frame alone."
+        write_video(result.add_file("found.webm", caption), map(predictor, video.frames))
 
 
-def to_array(image: torch.Tensor) -> np.ndarray:
-    """(3, H, W) uint8 to (H, W, 3)."""
-    return image.permute(1, 2, 0).cpu().numpy()
+# How many faces look out of the photographs inside the packages, counted by eye; the others have none.
+FACES = {"astronaut": 1, "grace_hopper": 1}
 
 
-def plot_detections(model: Detector, images: torch.Tensor, classes: tuple[str, ...]) -> Figure:
-    """Pictures (N, 3, S, S) uint8 with their detections, in two rows."""
-    pictures = {}
+def search_faces(result: Result) -> None:
+    """Add what a trained classical detector finds in the photographs inside the packages."""
+    find, pictures, rows = pretrained.face_cascade(), {}, []
+    for name in (*TRAINING, *HELD_OUT):
+        picture = photograph(name)
+        picture = picture if picture.ndim == 3 else np.stack([picture] * 3, axis=-1)
+        found, faces = find(picture), FACES.get(name, 0)
+        rows.append([name.replace("_", " "), faces, len(found["boxes"])])
+        if faces or len(found["boxes"]):
+            pictures[f"{rows[-1][0]}: {faces or 'no'} face"] = draw_boxes(picture, found, ("face",))
+    result.add_table("A trained cascade looks for faces", ["photograph", "faces", "boxes"], rows)
+    caption = f"A trained cascade, which is no neural network, looks for faces in {len(rows)} "
+    caption += "photographs inside the packages. Here are those that have a face or a box."
+    result.add_figure("faces.png", figures.plot_side_by_side(pictures, rows=2), caption)
+
+
+def plot_detections(
+    model: Detector, images: torch.Tensor, boxes: Boxes, labels: Boxes, classes: tuple[str, ...]
+) -> Figure:
+    """Per picture (3, S, S) uint8 a column: the true boxes, and what is right, false and missed."""
+    from matplotlib.patches import Patch
+
+    figure, axes = figures.new_figure(4 * len(images), 8.4, 2, len(images))
+    kinds = {"right": figures.PALETTE[2], "false": figures.PALETTE[1], "missed": figures.PALETTE[3]}
+    names = np.array(classes)
     for k, found in enumerate(detect(model, unit(images), MIN_SCORE)):
-        pictures[f"{k + 1}"] = draw_boxes(to_array(images[k]), found, classes, MIN_SCORE)
-    return figures.plot_side_by_side(pictures, rows=2, height=3)
+        right, taken = (part.cpu().numpy() for part in match(found, boxes[k], labels[k]))
+        truth, true_names = boxes[k].cpu(), names[labels[k].cpu().numpy()]
+        scores = np.array([f" {score:.0%}" for score in found["scores"]], dtype=str)
+        texts = np.char.add(names[found["labels"].cpu().numpy()], scores)
+        above, below = axes[:, k]
+        for axis in (above, below):
+            figures.show_image(axis, images[k].permute(1, 2, 0).cpu().numpy())
+        outline_boxes(above, truth, true_names, figures.PALETTE[0])
+        for kind, chosen in (("right", right), ("false", ~right)):
+            outline_boxes(below, found["boxes"].cpu()[chosen], texts[chosen], kinds[kind])
+        outline_boxes(below, truth[~taken], true_names[~taken], kinds["missed"], dashed=True)
+    figures.name_rows(axes, ("true boxes", "detections"))
+    handles = [Patch(fill=False, edgecolor=colour, label=kind) for kind, colour in kinds.items()]
+    handles[-1].set_linestyle("--")
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(kinds))
+    return figure
 
 
 def plot_steps(model: Detector, images: torch.Tensor, classes: tuple[str, ...]) -> Figure:
     """Per picture (3, S, S) uint8 a column: scores of the cells, boxes before and after suppression."""
     with torch.no_grad():
-        objectness = model(unit(images))[..., 0].sigmoid()
+        objectness = model(unit(images))[..., 0].sigmoid().cpu().numpy()
     before = detect(model, unit(images), MIN_SCORE, max_iou=1.0)
     after = detect(model, unit(images), MIN_SCORE)
-    figure, axes = figures.new_figure(3 * len(images), 9, 3, len(images))
-    for column, image, cells, many, few in zip(
-        axes.T, images, objectness.cpu().numpy(), before, after, strict=True
-    ):
-        picture = to_array(image)
-        figures.show_image(column[0], picture)
+    figure, axes = figures.new_figure(3.6 * len(images), 11, 3, len(images))
+    for k, column in enumerate(axes.T):
+        picture = images[k].permute(1, 2, 0).cpu().numpy()
+        for axis in column:
+            figures.show_image(axis, picture)
         extent = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
-        column[0].imshow(cells, cmap="magma", vmin=0, vmax=1, alpha=0.7, extent=extent)
-        figures.show_image(column[1], draw_boxes(picture, many, classes, MIN_SCORE))
-        figures.show_image(column[2], draw_boxes(picture, few, classes, MIN_SCORE))
+        column[0].imshow(objectness[k], cmap="magma", vmin=0, vmax=1, alpha=0.7, extent=extent)
+        for axis, found in ((column[1], before[k]), (column[2], after[k])):
+            texts = [classes[c] for c in found["labels"]] if found is after[k] else []
+            outline_boxes(axis, found["boxes"], texts, figures.PALETTE[4])
     figures.name_rows(axes, ("score of each cell", "boxes with a high score", "after suppression"))
     return figure
-
-
-def box_predictor(
-    model: Detector, classes: tuple[str, ...], size: int, min_score: float
-) -> Predictor:
-    """Draws detections into a picture of any size; the model sees it within `size` × `size` pixels."""
-    device = next(model.parameters()).device
-
-    def predictor(picture: np.ndarray) -> np.ndarray:
-        square, scale = fit(picture, size)
-        x = unit(torch.from_numpy(square)).permute(2, 0, 1)[None].to(device)
-        return draw_boxes(picture, detect(model, x, min_score)[0], classes, min_score, scale)
-
-    return predictor
-
-
-def make_film(config: Config, model: Detector, classes: tuple[str, ...], result: Result) -> None:
-    """Make a film of moving digits (held-out ones), and the same film with the detections."""
-    digits = load_dataset(EMBEDDED, Path()).test_images
-    film = result.add_file("moving.webm", "A film of moving digits.", featured=False)
-    write_video(film, digit_scenes.moving_scene(digits, 20 if config.quick else 100, config.seed))
-    predictor = box_predictor(model, classes, config.size, MIN_SCORE)
-    with open_video(film) as video:
-        frames = list(video.frames)
-    started = time.perf_counter()
-    drawn = [predictor(frame) for frame in frames]
-    rate = len(frames) / (time.perf_counter() - started)
-    result.add_metric("frames a second, drawing included", rate, len(frames), better="higher")
-    caption = "The detections in a film of moving digits (moving.webm), in each frame alone."
-    write_video(result.add_file("found.webm", caption), drawn)
 
 
 def lessons(result: Result) -> list[str]:
@@ -468,6 +595,13 @@ def lessons(result: Result) -> list[str]:
         sentences.append(
             f"Average precision is {loose:.2f} where an IoU of 0.5 is enough, and {close:.2f} where "
             "boxes must fit closely. To find an object is easier than to find its exact box."
+        )
+    if measured := result.measured("objects found", "false boxes per picture"):
+        share, false = measured
+        sentences.append(
+            f"With a score of {MIN_SCORE} or more, {share:.0%} of the objects are found, and {false:.2f} "
+            "boxes per picture are false. A higher limit gives fewer false boxes and misses more "
+            "objects."
         )
     if measured := result.measured("mAP at 0.5, photographs never seen"):
         sentences.append(
@@ -484,21 +618,29 @@ def lessons(result: Result) -> list[str]:
 
 
 def run(config: Config) -> Result:
-    """Train on pictures with boxes, measure on held-out pictures, make a film."""
+    """Train on pictures with boxes, and measure on held-out pictures."""
     device = prepare(config.seed, config.device)
     config = config.if_quick(scenes=128, test_scenes=32, epochs=2)
     if config.size % CELL:
         raise UserError(f"--size must be a multiple of {CELL}, not {config.size}.")
-    data = load_boxed(config.dataset, config.scenes, config.test_scenes, config.size).to(device)
-    folder = PICTURES if data.name == "digit-scenes" else f"{PICTURES}/{data.file_name}"
+    digits = config.dataset == "digit-scenes"
+    count = config.scenes or (11_000 if digits else 1_500)
+    data = load_boxed(config.dataset, count, config.test_scenes, config.size, config.data_dir).to(
+        device
+    )
+    epochs = config.epochs or (4 if digits else max(round(9_000 / len(data.images)), 1))
+    config = replace(config, scenes=count, epochs=epochs)
+    name = checkpoint_path(config, data).stem
+    folder = PICTURES if name == "scenes" else f"{PICTURES}/{name}"
     result = start_result(SCRIPT, TITLE, SUMMARY, config, folder, device, data)
     training = train(config, data)
     result.add_metric("seconds of training", training.seconds_used, training.steps_done, unit="s")
     model = training.model.eval()
     evaluate(data, model, result)
-    if data.name == "digit-scenes":
-        evaluate_elsewhere(config, data, model, result)
-        make_film(config, model, data.classes, result)
+    if data.name == "scenes":
+        search_faces(result)
+    elif digits:
+        evaluate_digits(config, data, model, result)
     result.add_figure("loss.png", samples.plot_loss(training, "loss"), "The loss.")
     network, example = DecodedDetector(model), {"pictures": torch.rand(2, *data.shape)}
     export_network(config.export, network, example, "found", any_size=True, classes=data.classes)
@@ -514,38 +656,60 @@ class PredictBoxes(Common):
 
     source: str
     """A picture, a folder, a video file, or the number of a camera."""
-    output: Path
+    output: Path | None = None
     """Where to write the result: a picture, a folder, or a video (.webm, .mp4, .avi)."""
-    model: Path = Path(MODELS) / "digit-scenes.pth"
-    """The checkpoint of a training."""
-    coco: bool = False
-    """Use torchvision's SSDlite instead, trained on the 91 classes of COCO."""
+    live: bool = False
+    """Show a video or a camera while it is searched, with the frames a second: in a window, or on a page
+    for the browser where there is no display."""
+    port: Annotated[int, Limits(0, 65535)] = 8000
+    """The port of the page, at http://127.0.0.1:PORT/. 0: any free one."""
+    output_dir: Path = Path(".")
+    """The --output-dir of the training."""
+    model: Path | None = None
+    """The checkpoint of a training. Default: study_models/detection/scenes.pth under --output-dir."""
+    coco: pretrained.CocoModel | None = None
+    """Use a detector of torchvision instead, trained on the 91 classes of COCO."""
     weights: Path | None = None
-    """Weights file for --coco; default: torchvision's cache, else its download."""
+    """Weights file for --coco. Default: torchvision's cache, else its download."""
+    cascade: bool = False
+    """Find faces with scikit-image's trained cascade instead; it needs no training and no weights."""
     least: Annotated[float, Limits(0, 1)] = MIN_SCORE
     """Boxes with a lower score are not drawn."""
 
 
-def make_predictor(config: PredictBoxes, device: torch.device) -> Predictor:
-    """Load the chosen network. The predictor draws its detections into pictures of any size."""
-    if config.weights is not None and not config.coco:
-        raise UserError("--weights is for the SSDlite: add --coco.")
-    if not config.coco:
-        return box_predictor(*load_detector(config.model, device), config.least)
-    model, classes = coco_ssdlite(config.weights, device)
+def make_predictor(
+    find: Callable[[np.ndarray], Detections], classes: tuple[str, ...], min_score: float = MIN_SCORE
+) -> Predictor:
+    """Turns a detector into one that draws what it finds into the picture (H, W, 3) uint8."""
+    return lambda picture: draw_boxes(picture, find(picture), classes, min_score)
 
-    @torch.no_grad()
-    def predictor(picture: np.ndarray) -> np.ndarray:
-        x = unit(torch.from_numpy(picture.copy())).permute(2, 0, 1).to(device)
-        return draw_boxes(picture, model([x])[0], classes, config.least)
 
-    return predictor
+def load_predictor(config: PredictBoxes, device: torch.device) -> Predictor:
+    """The chosen detector, which draws its detections into pictures of any size."""
+    if config.cascade:
+        return make_predictor(pretrained.face_cascade(), ("face",))
+    if config.coco is not None:
+        find, classes = pretrained.coco_detector(config.coco, config.weights, device)
+        return make_predictor(find, classes, config.least)
+    path = config.model or config.output_dir / MODELS / "scenes.pth"
+    model, classes, size = load_detector(path, device)
+    return make_predictor(lambda p: detect_in(model, p, size, config.least), classes, config.least)
 
 
 def run_predict(config: PredictBoxes) -> None:
-    """Read the source, detect, write the result, and print the speed."""
+    """Read the source, detect, write or show the result, and print the speed."""
+    if config.weights is not None and config.coco is None:
+        raise UserError("--weights is for torchvision's detectors: add --coco MODEL.")
+    if config.cascade and (config.coco or config.model):
+        raise UserError("--cascade finds faces without a network: leave out --coco and --model.")
+    if (config.output is None) == (not config.live):
+        raise UserError("Give either --output, to write the result, or --live, to watch it.")
     device = prepare(0, config.device)
-    print(process_media(config.source, config.output, lambda: make_predictor(config, device)))
+    load = partial(load_predictor, config, device)
+    if config.output is None:
+        print(show_live(config.source, load, config.port))
+    else:
+        print(process_media(config.source, config.output, load))
 
 
 def main() -> None:

@@ -176,7 +176,7 @@ def train(config: Config, data: Dataset, path: Path) -> Model:
 
 
 def checkpoint_path(config: Config) -> Path:
-    return config.output_dir / MODELS / "super_resolution.pth"
+    return config.checkpoint or config.output_dir / MODELS / "super_resolution.pth"
 
 
 def load_trained(config: Config, data: Dataset) -> Model:

@@ -20,7 +20,7 @@ from imagelab.setup.command import command_line  # first: it hears a Ctrl-C whil
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,9 @@ FAILED = 0.1  # a training has failed if its samples cover less than this share 
 STEPS = 10  # columns of inside.png; sampling steps of the U-Net
 SLOW = 3.0  # seconds: sampling that takes longer is timed once, not three times
 
+# Names of STEPS states, and their images (STEPS, C, H, W) uint8.
+Inside = tuple[list[str], torch.Tensor]
+
 # --- what can be looked at inside a model ---------------------------------------------------------
 
 
@@ -60,24 +63,31 @@ def latent_path(latent_size: int, seed: int, device: torch.device) -> torch.Tens
     return angle.cos() * a + angle.sin() * b
 
 
-def mlp_states(model: mlp_diffusion.Denoiser, data: Dataset, seed: int) -> torch.Tensor:
-    """One sample from x_T to the image, at STEPS of the timesteps: (STEPS, C, H, W) uint8."""
+def along_path(images: torch.Tensor) -> Inside:
+    """What is drawn from a latent path, named by the share of the path."""
+    return [f"{k / (STEPS - 1):.0%}" for k in range(STEPS)], images
+
+
+def mlp_states(model: mlp_diffusion.Denoiser, data: Dataset, seed: int) -> Inside:
+    """One sample from x_T to the image, at STEPS of the timesteps."""
     rng = generator(seed, "reverse process")
     x_T = torch.randn(1, math.prod(data.shape), generator=rng).to(data.images.device)
-    states = [x for _, x in mlp_diffusion.reverse_process(model, x_T, rng)]
+    states = list(mlp_diffusion.reverse_process(model, x_T, rng))
     chosen = [states[round(i)] for i in torch.linspace(0, len(states) - 1, STEPS).tolist()]
-    return to_uint8(torch.cat(chosen).reshape(-1, *data.shape))
+    images = torch.cat([x for _, x in chosen]).reshape(-1, *data.shape)
+    return [f"t = {t}" for t, _ in chosen], to_uint8(images)
 
 
-def unet_states(model: unet_diffusion.Model, config: unet_diffusion.Config) -> torch.Tensor:
-    """One sample of the first class, its last STEPS states: (STEPS, C, H, W) uint8."""
+def unet_states(model: unet_diffusion.Model, config: unet_diffusion.Config) -> Inside:
+    """One sample of the first class, its last STEPS states."""
     label = torch.zeros(1, dtype=torch.long, device=model.device)
     noise = diffusion.image_noise(config.seed, 0, 1, model.shape, model.device)
     estimate = model.class_estimator(label)
     states = diffusion.reverse_process(
         config.sampler, model.schedule, estimate, STEPS, config.eta, noise
     )
-    return to_uint8(torch.cat([x for _, x in states][-STEPS:]))
+    last = list(states)[-STEPS:]
+    return [f"t = {t}" for t, _ in last], to_uint8(torch.cat([x for _, x in last]))
 
 
 # --- the models, each trained as in its own script ------------------------------------------------
@@ -114,6 +124,7 @@ def shared(config: Config, path: Path) -> dict[str, Any]:
         "time_limit": config.budget,
         "resume": can_resume(config, path),
         "tensorboard": config.tensorboard,
+        "keep_every": config.keep_every,
     }
 
 
@@ -126,8 +137,8 @@ class Trained:
     """(n, seed) to n images (n, C, H, W) uint8."""
     parameters: int
     """Of the networks that sampling needs."""
-    inside: Callable[[], torch.Tensor]
-    """STEPS images (STEPS, C, H, W) uint8: a path through the latents, or the reverse process."""
+    inside: Callable[[], Inside]
+    """A path through the latents, or the reverse process."""
 
 
 def parameters(network: torch.nn.Module) -> int:
@@ -142,7 +153,7 @@ def train_vae(config: Config, data: Dataset, path: Path) -> Trained:
         training,
         lambda n, seed: vae.sample(model, n, seed),
         parameters(model.decoder),
-        lambda: vae.generate(model, latent_path(16, config.seed, data.images.device)),
+        lambda: along_path(vae.generate(model, latent_path(16, config.seed, data.images.device))),
     )
 
 
@@ -157,7 +168,7 @@ def train_gan(config: Config, data: Dataset, path: Path, script=gan_mnist) -> Tr
         training,
         lambda n, seed: gan_mnist.sample(averaged, n, seed),
         parameters(G),
-        lambda: gan_mnist.generate(averaged, z),
+        lambda: along_path(gan_mnist.generate(averaged, z)),
     )
 
 
@@ -210,7 +221,7 @@ class Measured:
     """Per image: the median of three draws of 1,000 images, or one draw of all if sampling is slow."""
     parameters: int
     samples: torch.Tensor
-    inside: torch.Tensor
+    inside: Inside
 
     @property
     def failed(self) -> bool:
@@ -236,7 +247,7 @@ def measure(name: str, config: Config, data: Dataset, evaluator: Evaluator) -> M
         name,
         config.seed,
         evaluator.scores(images),
-        epochs=training.steps_done / training.steps_per_epoch,
+        epochs=training.epochs_done,
         milliseconds=1000 * statistics.median(seconds_each),
         parameters=trained.parameters,
         samples=images[shown],
@@ -253,10 +264,21 @@ def spread(measured: list[Measured]) -> float:
 # --- the claims, and how they are judged ----------------------------------------------------------
 
 
+# The table of textbooks: property, and what they say of VAEs, GANs and diffusion models.
+TEXTBOOK = {
+    "training stability": ("stable", "unstable", "stable"),
+    "sample quality": ("blurred", "sharp", "best"),
+    "mode coverage": ("high", "low: mode collapse", "high"),
+    "efficiency": ("lower than GANs", "high: one pass", "low: many steps"),
+    "interpretability": ("high: smooth latents", "low", "medium: visible steps"),
+}
+
+
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of textbooks: in this column the models `lower` have smaller figures than `higher`."""
+    """A sentence behind the table: in `column` the models `lower` have smaller figures than `higher`."""
 
+    property: str
     text: str
     column: str
     form: str
@@ -266,31 +288,70 @@ class Claim:
 
 CLAIMS = (
     Claim(
+        "training stability",
         "VAE and diffusion train stably, GANs do not: their results differ more between seeds.",
         *("its spread", "{:.0%}", ("vae", *DIFFUSION), GANS),
     ),
-    Claim("Diffusion draws better than GANs.", "Fréchet distance", "{:.0f}", DIFFUSION, GANS),
-    Claim("GANs draw better than VAEs.", "Fréchet distance", "{:.0f}", GANS, ("vae",)),
     Claim(
+        "sample quality",
+        "Diffusion draws better than GANs.",
+        *("Fréchet distance", "{:.0f}", DIFFUSION, GANS),
+    ),
+    Claim(
+        "sample quality",
+        "GANs draw better than VAEs.",
+        *("Fréchet distance", "{:.0f}", GANS, ("vae",)),
+    ),
+    Claim(
+        "mode coverage",
         "GANs cover less of the data than VAEs and diffusion do.",
         *("coverage", "{:.2f}", GANS, ("vae", *DIFFUSION)),
     ),
     Claim(
+        "efficiency",
         "Diffusion pays for its samples with time.",
         *("ms per image", "{:.3f}", ("vae", *GANS), DIFFUSION),
+    ),
+    Claim(
+        "efficiency",
+        "VAEs are less efficient than GANs: an image takes longer.",
+        *("ms per image", "{:.3f}", GANS, ("vae",)),
     ),
 )
 
 
-def verdict(low: Iterable[float], high: Iterable[float]) -> str:
-    """Whether all of `low` are below all of `high`, some of them, or none."""
-    pairs = [a < b for a, b in itertools.product(low, high)]
+def compare(claim: Claim, rows: dict[str, dict[str, Any]]) -> list[bool]:
+    """Of each pair of models on the two sides of a claim, whether it is as claimed.
+
+    `rows` are the figures of the models that were measured, by column.
+    """
+    sides = (
+        [rows[name][claim.column] for name in names if name in rows]
+        for names in (claim.lower, claim.higher)
+    )
+    return [low < high for low, high in itertools.product(*sides) if "" not in (low, high)]
+
+
+def verdict(pairs: list[bool]) -> str:
+    """Whether all pairs are as claimed, some of them, or none; of no pairs, nothing was measured."""
+    if not pairs:
+        return "not measured"
     return "agrees" if all(pairs) else "in part" if any(pairs) else "does not agree"
 
 
 # === the lesson ends here; below: measured, plotted, reported =====================================
 
 TITLE = "VAE, GANs and diffusion, each trained for the same time"
+FAMILIES = ("VAE", "GANs", "diffusion")
+PATH = (
+    "what is drawn from latents on an arc between two random points. The smoother one image changes into "
+    "the other, the better the latents can be interpreted."
+)
+REVERSE = (
+    "the reverse process, from noise to the image. One sees when the image is decided; the noise itself "
+    "tells nothing to the eye."
+)
+LOOKED_AT = {"vae": PATH, "gan": PATH, "dcgan": PATH, "ddpm": REVERSE, "unet": REVERSE}
 
 
 def table_row(name: str, measured: list[Measured], budget: float) -> dict[str, Any]:
@@ -325,24 +386,36 @@ def real_row(name: str, scores: Scores, columns: Iterable[str]) -> list[Any]:
     return [figures_of.get(column, "") for column in columns]
 
 
-def claims(rows: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """What textbooks say, what was measured, and whether the two agree.
+def listed(claims: Sequence[Claim], rows: dict[str, dict[str, Any]]) -> str:
+    """The figures that claims about one property are about, the smallest first."""
+    column, form = claims[0].column, claims[0].form
+    names = {name for claim in claims for name in (*claim.lower, *claim.higher) if name in rows}
+    ordered = sorted((rows[name][column], NAMES[name]) for name in names)
+    return f"{column}: " + ", ".join(f"{name} {form.format(value)}" for value, name in ordered)
 
-    `rows` are those of the table. A claim is judged by the models that were measured, if there are
-    some on both of its sides.
+
+def check_claims(rows: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """The sentences of textbooks, what was measured, and whether the two agree.
+
+    A claim is left out if no model on one of its sides was measured.
     """
-    checked = []
-    for claim in CLAIMS:
-        low, high = (
-            {NAMES[name]: rows[name][claim.column] for name in names if name in rows}
-            for names in (claim.lower, claim.higher)
-        )
-        if low and high and "" not in (*low.values(), *high.values()):
-            ordered = sorted({**low, **high}.items(), key=lambda item: item[1])
-            listed = ", ".join(f"{name} {claim.form.format(value)}" for name, value in ordered)
-            found = verdict(low.values(), high.values())
-            checked.append([claim.text, f"{claim.column}: {listed}", found])
-    return checked
+    pairs = {claim: compare(claim, rows) for claim in CLAIMS}
+    return [[c.text, listed([c], rows), verdict(found)] for c, found in pairs.items() if found]
+
+
+def textbook_table(rows: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """The textbook's table; beside each of its rows, what was measured and whether they agree."""
+    table = []
+    for name, said in TEXTBOOK.items():
+        own = [claim for claim in CLAIMS if claim.property == name]
+        pairs = {claim: compare(claim, rows) for claim in own}
+        measured = [claim for claim, found in pairs.items() if found]
+        if own:
+            found = verdict(list(itertools.chain(*pairs.values())))
+            table.append([name, *said, listed(measured, rows) if measured else "", found])
+        else:
+            table.append([name, *said, "no figure: see inside_*.png", "to be looked at"])
+    return table
 
 
 def summary(checked: list[list[str]], config: Config, n: int) -> str:
@@ -399,8 +472,10 @@ def report(
     caption += f"(n = {n:,}); the U-Net is asked for all classes equally often"
     result.evaluator = evaluator.name
     result.add_table(caption, columns, table)
-    checked = claims(rows)
-    result.add_table("The textbook's claims", ["claim", "measured", "verdict"], checked)
+    caption, columns = "The textbook's table, and what was measured", ["property", *FAMILIES]
+    result.add_table(caption, [*columns, "measured", "verdict"], textbook_table(rows))
+    checked = check_claims(rows)
+    result.add_table("Its claims one by one", ["claim", "measured", "verdict"], checked)
     result.summary = summary(checked, config, n)
     floor = evaluator.floor.frechet
     for row in rows.values():
@@ -411,10 +486,10 @@ def report(
     pictures = {NAMES[name]: own[0].samples for name, own in measured.items()}
     figure = figures.plot_rows({"real": data.test_images[:STEPS]} | pictures)
     result.add_figure("samples.png", figure, "Samples of each model's first seed, not picked.")
-    figure = figures.plot_rows({NAMES[name]: own[0].inside for name, own in measured.items()})
-    caption = "Inside the models: a path through the latents of VAE and GANs, "
-    caption += "the reverse process of the diffusion models."
-    result.add_figure("inside.png", figure, caption)
+    for name, own in measured.items():
+        rows_of_seeds = {f"seed {one.seed}": one.inside[1] for one in own}
+        figure = figures.plot_rows(rows_of_seeds, own[0].inside[0], NAMES[name])
+        result.add_figure(f"inside_{name}.png", figure, f"{NAMES[name]}: {LOOKED_AT[name]}")
 
 
 def lessons(_result: Result) -> list[str]:

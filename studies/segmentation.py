@@ -1,18 +1,17 @@
 """Segmentation: the class of every pixel of a road scene, by a U-Net (Ronneberger et al. 2015).
 
 A U-Net halves the picture level by level, so that it sees far, and then doubles it again. On the way up
-each level also gets the features of the way down. They keep edges sharp. The training pictures are drawn
-scenes with exact masks (imagelab/data/road_scenes.py), or real pictures.
+each level also gets the features of the way down. They keep edges sharp. It learns from drawn scenes
+(imagelab/data/road_scenes.py) or from real pictures.
 
     python -m studies.segmentation                                  # drawn scenes, five minutes
     python -m studies.segmentation --dataset camvid                 # real ones, of data/CamVid/
     python -m studies.segmentation --dataset camvid --pretrained    # from the network of the drawn ones
     python -m studies.segmentation --dataset folder:IMAGES:MASKS    # yours; masks hold class numbers
-    python -m studies.segmentation predict --image street.jpg --output seen.png
-    python -m studies.segmentation predict --video drive.mp4 --output seen.webm
+    python -m studies.segmentation --network plain --classes road   # a simpler U-Net, for one class
+    python -m studies.segmentation predict --image street.jpg --output seen.png    # or --video
 
-Look at the edges of thin things in `overlays.png`. Compare the classes in `iou.png`: small and rare ones
-are much harder. The share of right pixels hides that.
+Look at thin things in `overlays.png` and at rare classes in `iou.png`: they are much harder.
 """
 
 from __future__ import annotations
@@ -30,10 +29,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from imagelab.data.datasets import unit
 from imagelab.data.masks import IGNORE, TEST_SCENES, MaskedPictures, load_masked
-from imagelab.data.video import process_media
+from imagelab.data.tensors import unit
+from imagelab.data.video import Predictor, process_media
 from imagelab.report import figures, samples
+from imagelab.report.boxes import draw_boxes
 from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import (
     UserError,
@@ -46,6 +46,7 @@ from imagelab.setup.runtime import (
 from imagelab.setup.settings import Common, Count, ExportSettings, Limits, Rate, ResumableSettings
 from imagelab.setup.terminal import progress
 from imagelab.techniques.export import export_network
+from imagelab.techniques.pretrained import coco_mask_rcnn, voc_segmentation
 from imagelab.training.checkpoints import checkpoint_errors, load_checkpoint, load_weights
 from imagelab.training.loop import Observer, Training, no_observer, one_cycle
 
@@ -88,8 +89,7 @@ class SegmentationUNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[2:]
-        multiple = self.patch_size * 2 ** len(self.upsample)  # of the padded sides
-        x = F.pad(2 * x - 1, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+        x = pad_to_multiple(2 * x - 1, self.patch_size * 2 ** len(self.upsample))
         with autocast(x.device):
             # Each patch of pixels becomes one position with more channels: (B, 12, H/2, W/2).
             h = F.pixel_unshuffle(x, self.patch_size).contiguous(memory_format=torch.channels_last)
@@ -101,6 +101,43 @@ class SegmentationUNet(nn.Module):
             for upsample, convolutions in zip(self.upsample, self.up, strict=True):
                 h = convolutions(torch.cat([upsample(h), skips.pop()], dim=1))
             return F.pixel_shuffle(self.head(h), self.patch_size)[:, :, :height, :width].float()
+
+
+def pad_to_multiple(x: torch.Tensor, n: int) -> torch.Tensor:
+    """Pictures (B, C, H, W) with repeated last rows and columns, so that n divides both sides."""
+    return F.pad(x, (0, -x.shape[3] % n, 0, -x.shape[2] % n), mode="replicate")
+
+
+class PlainUNet(nn.Module):
+    """The U-Net of many tutorials: grey pictures, one class, one convolution a level.
+
+    Pictures (B, 3, H, W) in [0, 1], of any size, to logits (B, 2, H, W) of "other" and the class. These
+    are 0 and z. Their softmax is sigmoid(z), so that their cross-entropy is the binary cross-entropy.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down_1 = nn.Conv2d(1, 64, 3, padding=1)
+        self.down_2 = nn.Conv2d(64, 128, 3, padding=1)
+        self.down_3 = nn.Conv2d(128, 256, 3, padding=1)
+        self.up_2 = nn.Conv2d(256 + 128, 128, 3, padding=1)
+        self.up_1 = nn.Conv2d(128 + 64, 64, 3, padding=1)
+        self.head = nn.Conv2d(64, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[2:]
+        x = pad_to_multiple(x, 4)
+        grey = 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
+        with autocast(x.device):
+            h_1 = F.relu(self.down_1(grey))  #                              (B, 64, H, W)
+            h_2 = F.relu(self.down_2(F.max_pool2d(h_1, 2)))  #              (B, 128, H/2, W/2)
+            h = F.relu(self.down_3(F.max_pool2d(h_2, 2)))  #                (B, 256, H/4, W/4)
+            h = torch.cat([F.interpolate(h, scale_factor=2.0), h_2], dim=1)
+            h = F.relu(self.up_2(h))  #                                     (B, 128, H/2, W/2)
+            h = torch.cat([F.interpolate(h, scale_factor=2.0), h_1], dim=1)
+            h = F.relu(self.up_1(h))  #                                     (B, 64, H, W)
+            z = self.head(h)[:, :, :height, :width].float()
+        return torch.cat([torch.zeros_like(z), z], dim=1)
 
 
 # --- the loss -------------------------------------------------------------------------------------
@@ -153,33 +190,57 @@ def segmentation_loss(
 # --- augmentation ---------------------------------------------------------------------------------
 
 
-def augment(
-    images: torch.Tensor, masks: torch.Tensor, rng: torch.Generator
+def warp(
+    images: torch.Tensor,
+    masks: torch.Tensor,
+    angle: torch.Tensor,
+    scale: torch.Tensor,
+    flip: torch.Tensor,
+    shift: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flip half of the pictures; rotate (±10°), scale (0.8 to 1.6), shift and relight all of them.
+    """Rotate, scale, flip and shift pictures (B, 3, H, W) and their masks (B, H, W) uint8 alike.
 
-    Pictures (B, 3, H, W) in [0, 1] and masks (B, H, W) uint8 go through the same change. Pixels from
-    outside the picture get no class. Returns the pictures, and the masks as int64.
+    `angle` (B,) is in radians, `scale` (B,) above 1 enlarges, `flip` (B,) is −1 to mirror and else 1,
+    `shift` (B, 2) is in half widths and half heights. Pixels from outside the picture get no class.
+    Returns the pictures, and the masks as int64.
     """
     n, _, height, width = images.shape
-
-    def uniform(low: float, high: float) -> torch.Tensor:
-        return torch.rand(n, generator=rng, device=images.device) * (high - low) + low
-
-    angle, scale = uniform(-1, 1) * math.pi / 18, 1 / uniform(0.8, 1.6)
-    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
-    cos, sin, ratio = angle.cos() * scale, angle.sin() * scale, width / height
-    rows = [cos * flip, -sin / ratio, uniform(-0.15, 0.15),
-            sin * ratio * flip, cos, uniform(-0.1, 0.1)]  # fmt: skip
+    step, ratio = 1 / scale, width / height  # pixels of the original from one pixel to the next
+    cos, sin = angle.cos() * step, angle.sin() * step
+    rows = [cos * flip, -sin / ratio, shift[:, 0],
+            sin * ratio * flip, cos, shift[:, 1]]  # fmt: skip
     theta = torch.stack(rows, dim=1).reshape(n, 2, 3)
     grid = F.affine_grid(theta, [n, 3, height, width], align_corners=False)
     x = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     # grid_sample fills in 0 from outside. So IGNORE (255) goes through as 0, and each class as class + 1.
     y = F.grid_sample((masks[:, None].float() + 1) % 256, grid, mode="nearest", align_corners=False)
-    gamma, gain = uniform(-0.7, 0.7).exp(), uniform(0.75, 1.25)
-    tint = 1 + 0.1 * torch.randn(n, 3, generator=rng, device=images.device)
-    x = x.clamp(0, 1) ** gamma[:, None, None, None] * (gain[:, None] * tint)[:, :, None, None]
     return x.clamp(0, 1), (y[:, 0].long() - 1) % 256
+
+
+def relight(images: torch.Tensor, gamma: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    """Pictures (B, 3, H, W) in [0, 1] in another light: x^gamma · gain; gamma (B,), gain (B, 3)."""
+    return (images ** gamma[:, None, None, None] * gain[:, :, None, None]).clamp(0, 1)
+
+
+def augment(
+    images: torch.Tensor, masks: torch.Tensor, rng: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flip half of the pictures; rotate (±10°), scale (0.8 to 1.6), shift and relight all of them.
+
+    Pictures (B, 3, H, W) in [0, 1] and masks (B, H, W) uint8 to the same, masks as int64.
+    """
+    n = len(images)
+
+    def uniform(low: float, high: float) -> torch.Tensor:
+        return torch.rand(n, generator=rng, device=images.device) * (high - low) + low
+
+    angle, scale = uniform(-1, 1) * math.pi / 18, uniform(0.8, 1.6)
+    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    shift = torch.stack([uniform(-0.15, 0.15), uniform(-0.1, 0.1)], dim=1)
+    x, y = warp(images, masks, angle, scale, flip, shift)
+    gamma, brightness = uniform(-0.7, 0.7).exp(), uniform(0.75, 1.25)
+    tint = 1 + 0.1 * torch.randn(n, 3, generator=rng, device=images.device)
+    return relight(x, gamma, brightness[:, None] * tint), y
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -197,6 +258,10 @@ class Config(ExportSettings, ResumableSettings):
     folder:IMAGES:MASKS for your own. A mask has the name of its picture. It holds the class of each
     pixel: 0, 1, 2, ..., or 255 for no class. Where all masks hold only 0 and 255, 255 is the object.
     Every tenth picture is held out."""
+    classes: tuple[str, ...] = ()
+    """Learn only these classes, such as road. All pixels of other classes become 'other'."""
+    network: Literal["unet", "plain"] = "unet"
+    """unet, or plain: the simpler one of many tutorials, for grey pictures and one class (--classes)."""
     ignore_255: bool = False
     """255 always means 'no class' in your own masks."""
     data_dir: Path = Path("data")
@@ -204,6 +269,8 @@ class Config(ExportSettings, ResumableSettings):
     height: Annotated[int, Limits(16, 4096)] | None = None
     """Pictures are scaled to this height in pixels and keep their proportions. Narrower ones get margins
     of no class. Default: 128 for scenes and cityscapes, 180 for camvid."""
+    width: Annotated[int, Limits(16, 4096)] | None = None
+    """Training pictures get exactly this width in pixels, whatever their proportions."""
     scenes: Count = 1500
     """Scenes to draw for training."""
     test_scenes: Count = TEST_SCENES
@@ -233,6 +300,12 @@ def checkpoint_path(config: Config, name: str) -> Path:
     return config.output_dir / MODELS / f"{name}.pth"
 
 
+def run_name(config: Config, data: MaskedPictures) -> str:
+    """The name of the training's checkpoint and folder: 'scenes', 'camvid_pretrained', ..."""
+    plain = "_plain" if config.network == "plain" else ""
+    return data.file_name + plain + ("_pretrained" if config.pretrained else "")
+
+
 def unet_weights(saved: dict) -> dict[str, torch.Tensor]:
     """The weights in a checkpoint. Older ones call two of the U-Net's parts by other names."""
     weights = saved["model"].get("unet", {})
@@ -240,10 +313,17 @@ def unet_weights(saved: dict) -> dict[str, torch.Tensor]:
     return {names[name]: value for name, value in weights.items()}
 
 
-def new_model(config: Config, data: MaskedPictures) -> SegmentationUNet:
-    """A U-Net with random weights, or with --pretrained those learnt from the drawn scenes."""
+def build_network(
+    network: str, classes: int, widths: tuple[int, ...], patch_size: int
+) -> SegmentationUNet | PlainUNet:
+    """The U-Net, or the plain one (`network`, see --network), with random weights."""
+    return PlainUNet() if network == "plain" else SegmentationUNet(classes, widths, patch_size)
+
+
+def new_model(config: Config, data: MaskedPictures) -> SegmentationUNet | PlainUNet:
+    """The network with random weights, or with --pretrained those learnt from the drawn scenes."""
     torch.manual_seed(config.seed)
-    model = SegmentationUNet(len(data.classes), config.widths, config.patch_size)
+    model = build_network(config.network, len(data.classes), config.widths, config.patch_size)
     if config.pretrained:
         path = checkpoint_path(config, "scenes")
         learnt = unet_weights(load_checkpoint(path, SCRIPT))
@@ -254,12 +334,12 @@ def new_model(config: Config, data: MaskedPictures) -> SegmentationUNet:
 
 def train(
     config: Config, data: MaskedPictures, after_epoch: Observer = no_observer
-) -> Training[SegmentationUNet]:
-    """Train the U-Net, or go on with --resume. `after_epoch` is called after every epoch."""
+) -> Training[SegmentationUNet | PlainUNet]:
+    """Train the network, or go on with --resume. `after_epoch` is called after every epoch."""
     model = new_model(config, data)
     weights = None if config.unweighted else class_weights(data.masks, len(data.classes))
     adamw = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2, fused=True)
-    path = checkpoint_path(config, data.file_name + ("_pretrained" if config.pretrained else ""))
+    path = checkpoint_path(config, run_name(config, data))
     training = Training(
         path, SCRIPT, config, data, networks={"unet": model}, optimizers={"adamw": adamw}
     )
@@ -284,16 +364,29 @@ def train(
 
 
 @torch.no_grad()
-def predict(model: SegmentationUNet, images: torch.Tensor) -> torch.Tensor:
+def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """The class of every pixel, (N, H, W) uint8, for pictures (N, 3, H, W) uint8."""
     with in_eval_mode(model):
         batches = progress(images.split(8), "predicting", "batch")
         return torch.cat([model(unit(x)).argmax(dim=1).to(torch.uint8) for x in batches])
 
 
+def scaled_to(picture: np.ndarray, height: int) -> np.ndarray:
+    """A picture (H, W, 3) uint8 scaled to `height` in its own proportions.
+
+    The height is less for a picture that would become wider than 16 times `height`.
+    """
+    import cv2
+
+    height = max(min(height, 16 * height * picture.shape[0] // picture.shape[1]), 1)
+    width = max(round(picture.shape[1] * height / picture.shape[0]), 1)
+    method = cv2.INTER_AREA if height < picture.shape[0] else cv2.INTER_LINEAR
+    return cv2.resize(picture, (width, height), interpolation=method)
+
+
 @torch.no_grad()
 def predict_strips(
-    model: SegmentationUNet, picture: np.ndarray, height: int, strip: int = 64
+    model: nn.Module, picture: np.ndarray, height: int, strip: int = 64
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """The classes of one picture (H, W, 3) uint8, as pairs of rows and their classes (rows, W) uint8.
 
@@ -301,12 +394,9 @@ def predict_strips(
     own size, bilinearly as F.interpolate does. For a large picture all logits would take gigabytes, so
     that only those of `strip` rows are made at a time.
     """
-    import cv2
-
-    width = max(round(picture.shape[1] * height / picture.shape[0]), 1)
-    method = cv2.INTER_AREA if height < picture.shape[0] else cv2.INTER_LINEAR
-    small = cv2.resize(picture, (width, height), interpolation=method)
-    x = torch.from_numpy(small).permute(2, 0, 1)[None].to(model.head.weight.device)
+    small = scaled_to(picture, height)
+    height = len(small)
+    x = torch.from_numpy(small).permute(2, 0, 1)[None].to(next(model.parameters()).device)
     logits = model(unit(x))  # (1, classes, height, width)
     for top in range(0, picture.shape[0], strip):
         rows = slice(top, min(top + strip, picture.shape[0]))
@@ -321,13 +411,14 @@ def predict_strips(
 
 def load_model(
     path: Path, device: torch.device | str = "cpu"
-) -> tuple[SegmentationUNet, tuple[str, ...], int]:
-    """The U-Net of a checkpoint, the names of its classes, and the height of its training pictures."""
+) -> tuple[nn.Module, tuple[str, ...], int]:
+    """The network of a checkpoint, the names of its classes, and the height of its training pictures."""
     saved = load_checkpoint(path, SCRIPT, device)
     with checkpoint_errors(path):
         classes, settings = tuple(saved["extra"]["classes"]), saved["config"]
         patch_size = settings.get("patch_size") or settings["fold"]  # its name in older checkpoints
-        model = SegmentationUNet(len(classes), tuple(settings["widths"]), patch_size)
+        network, widths = settings.get("network", "unet"), tuple(settings["widths"])
+        model = build_network(network, len(classes), widths, patch_size)
         height, weights = saved["dataset"]["shape"][1], unet_weights(saved)
     load_weights(model, weights, path)
     return channels_last(model, device).eval(), classes, height
@@ -346,8 +437,9 @@ COLOURS = {
     "sky": "#56B4E9", "road": "#999999", "marking": "#F0E442", "building": "#D55E00",
     "vegetation": "#009E73", "tree": "#009E73", "car": "#0072B2", "pedestrian": "#CC79A7",
     "pole": "#000000", "pavement": "#E69F00", "sign": "#F0E442", "fence": "#882255",
-    "bicyclist": "#DDDDDD",
+    "bicyclist": "#DDDDDD", "other": "#000000",
 }  # fmt: skip
+BACKGROUND = ("other", "__background__")  # classes that `predict` leaves uncoloured
 
 
 def scores(
@@ -399,9 +491,12 @@ def colours(classes: tuple[str, ...]) -> np.ndarray:
 
 def overlay(picture: np.ndarray, mask: np.ndarray, palette: np.ndarray, strength: float = 0.5):
     """Picture (H, W, 3) uint8 under the colours of its classes (H, W). No class, no colour."""
+    import cv2
+
     known = mask != IGNORE
-    covered = (1 - strength) * picture + strength * palette[np.where(known, mask, 0)]
-    return np.where(known[..., None], covered, picture).round().astype(np.uint8)
+    flat = palette.astype(np.uint8)[np.where(known, mask, 0)]
+    covered = cv2.addWeighted(picture, 1 - strength, flat, strength, 0)
+    return np.where(known[..., None], covered, picture)
 
 
 def plot_iou(iou: torch.Tensor, classes: tuple[str, ...], n: int) -> Figure:
@@ -439,17 +534,33 @@ def plot_overlays(images, masks, predicted, classes: tuple[str, ...]) -> Figure:
 
 
 def plot_augmented(data: MaskedPictures, seed: int) -> Figure:
-    """One training picture and its mask, changed together six times."""
-    rng = generator(seed, "augmented", data.images.device)
-    x, masks = augment(
-        unit(data.images[:1]).expand(6, -1, -1, -1), data.masks[:1].expand(6, -1, -1), rng
-    )
-    figure, axes = figures.new_figure(13, 3.2, 2, 6)
-    for column, image, mask in zip(axes.T, x.cpu(), masks.cpu().numpy(), strict=True):
-        figures.show_image(column[0], figures.as_picture(image))
-        white = np.full((*mask.shape, 3), 255, np.uint8)
-        figures.show_image(column[1], overlay(white, mask, colours(data.classes), 1.0))
+    """A training picture of middle brightness: as it is, with one change each, and with all of them."""
+    brightness = data.images.flatten(1).float().mean(dim=1)
+    k = int(brightness.argsort()[len(brightness) // 2])
+    image, mask = unit(data.images[k : k + 1]).cpu(), data.masks[k : k + 1].cpu()
+
+    def warped(angle: float = 0.0, scale: float = 1.0, flip: float = 1.0, shift: float = 0.0):
+        a, s, f = torch.tensor([[angle], [scale], [flip]])
+        return warp(image, mask, a, s, f, torch.full((1, 2), shift))
+
+    rng = generator(seed, "augmented")
+    changed = {
+        "original": (image, mask),
+        "rotated by 10°": warped(angle=math.radians(10)),
+        "enlarged 1.6 times": warped(scale=1.6),
+        "flipped": warped(flip=-1.0),
+        "shifted": warped(shift=0.15),
+        "in another light": (relight(image, torch.tensor([0.6]), torch.full((1, 3), 0.9)), mask),
+        "all at once (a)": augment(image, mask, rng),
+        "all at once (b)": augment(image, mask, rng),
+    }
+    figure, axes = figures.new_figure(1.9 * len(changed), 3.5, 2, len(changed))
+    for column, (name, (x, y)) in zip(axes.T, changed.items(), strict=True):
+        figures.show_image(column[0], figures.as_picture(x[0]), name)
+        white = np.full((*y.shape[1:], 3), 255, np.uint8)
+        figures.show_image(column[1], overlay(white, y[0].numpy(), colours(data.classes), 1.0))
     figures.name_rows(axes, ("picture", "mask"))
+    add_legend(figure, data.classes)
     return figure
 
 
@@ -475,13 +586,20 @@ def run(config: Config) -> Result:
         config.scenes,
         config.test_scenes,
         config.ignore_255,
-    ).to(device)
+        config.width,
+    ).only(config.classes)
+    if config.network == "plain" and len(data.classes) != 2:
+        raise UserError("--network plain needs one class: add --classes road, for example.")
+    data = data.to(device)
     if config.epochs is None:
-        steps = STEPS.get(data.name, STEPS["others"])
+        steps = STEPS.get(config.dataset, STEPS["others"])
         config = replace(config, epochs=max(round(steps * config.batch_size / len(data.images)), 1))
-    folder = PICTURES if data.name == "scenes" else f"{PICTURES}/{data.file_name}"
+    name = run_name(config, data)
+    folder = PICTURES if name == "scenes" else f"{PICTURES}/{name}"
     result = start_result(SCRIPT, TITLE, SUMMARY, config, folder, device, data)
-    caption = "One training picture, changed six times, and its mask. White: no class."
+    caption = (
+        "A training picture and its mask: each change alone, and all at once. White: no class."
+    )
     result.add_figure("augmented.png", plot_augmented(data, config.seed), caption)
     training = train(config, data)
     evaluate(config, data, training, result)
@@ -489,6 +607,12 @@ def run(config: Config) -> Result:
     pictures = {"pictures": torch.rand(2, *data.shape)}
     export_network(config.export, model, pictures, "logits", any_size=True, classes=data.classes)
     return result.save(*lessons(result))
+
+
+# --- pictures and films of one's own --------------------------------------------------------------
+
+HEIGHTS = {"deeplabv3": 520, "fcn": 520, "maskrcnn": 800}  # pixels, as torchvision trained them
+MIN_SCORE = 0.5  # Mask R-CNN's objects with a lower score are not drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -504,9 +628,62 @@ class PredictMasks(Common):
     output_dir: Path = Path(".")
     """The --output-dir of the training."""
     model: Path | None = None
-    """The checkpoint of a training. Default: study_models/segmentation/scenes.pth under --output-dir."""
+    """The checkpoint of a training. Default: study_models/segmentation/scenes.pth under --output-dir.
+    Or a network of torchvision: deeplabv3 or fcn (20 classes of Pascal VOC), or maskrcnn (80 classes of
+    COCO, object by object)."""
+    weights: Path | None = None
+    """Weights file for deeplabv3, fcn or maskrcnn. Default: torch's cache, else a download."""
     strength: Annotated[float, Limits(0, 1)] = 0.5
     """How strongly the colours cover the picture."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights is not None and str(self.model) not in HEIGHTS:
+            raise UserError("--weights belongs to --model deeplabv3, fcn or maskrcnn.")
+
+
+def class_predictor(
+    model: nn.Module, classes: tuple[str, ...], height: int, strength: float, found: np.ndarray
+) -> Predictor:
+    """Colours every pixel by its class. Adds the pixels of each class to `found` (classes,)."""
+    palette = colours(classes)
+    background = 0 if classes[0] in BACKGROUND else IGNORE
+
+    def predictor(picture: np.ndarray) -> np.ndarray:
+        result = np.empty_like(picture)
+        for rows, mask in predict_strips(model, picture, height):
+            found[:] += np.bincount(mask.ravel(), minlength=len(classes))
+            mask = np.where(mask == background, IGNORE, mask)
+            result[rows] = overlay(picture[rows], mask, palette, strength)
+        return result
+
+    return predictor
+
+
+def object_predictor(
+    network: nn.Module, classes: tuple[str, ...], strength: float, found: np.ndarray
+) -> Predictor:
+    """Colours every object in its own colour, in a box with its class. Counts them in `found`."""
+    import cv2
+
+    palette = np.array([figures.rgb(colour) for colour in figures.CLASS_COLOURS], np.float64)
+    device = next(network.parameters()).device
+
+    @torch.no_grad()
+    def predictor(picture: np.ndarray) -> np.ndarray:
+        small = scaled_to(picture, min(len(picture), HEIGHTS["maskrcnn"]))
+        seen = network([unit(torch.from_numpy(small)).permute(2, 0, 1).to(device)])[0]
+        seen = {name: values[seen["scores"] >= MIN_SCORE].cpu() for name, values in seen.items()}
+        found[:] += np.bincount(seen["labels"].numpy(), minlength=len(classes))
+        numbers = np.full(small.shape[:2], IGNORE, np.uint8)
+        for k in reversed(range(len(seen["masks"]))):  # the surest object comes to lie on top
+            numbers[seen["masks"][k, 0].numpy() > 0.5] = k % len(palette)
+        size = picture.shape[1], picture.shape[0]
+        numbers = cv2.resize(numbers, size, interpolation=cv2.INTER_NEAREST)
+        result = overlay(picture, numbers, palette, strength)
+        return draw_boxes(result, seen, classes, MIN_SCORE, len(small) / len(picture))
+
+    return predictor
 
 
 def run_predict(config: PredictMasks) -> None:
@@ -514,27 +691,35 @@ def run_predict(config: PredictMasks) -> None:
     source = config.image or config.video
     if source is None or (config.image and config.video):
         raise UserError("Give either --image or --video.")
-    device = prepare(0, config.device)
+    device, name = prepare(0, config.device), str(config.model)
+    if name == "maskrcnn":
+        model, classes = coco_mask_rcnn(config.weights, device)
+        found = np.zeros(len(classes))  # objects of each class
+        predictor = object_predictor(model, classes, config.strength, found)
+    else:
+        model, classes, height = (
+            (*voc_segmentation(name, config.weights, device), HEIGHTS[name])
+            if name in HEIGHTS
+            else load_model(model_path(config), device)
+        )
+        found = np.zeros(len(classes))  # pixels of each class
+        predictor = class_predictor(model, classes, height, config.strength, found)
+    print(process_media(source, config.output, lambda: predictor))
+    for k in (k for k in np.argsort(-found) if found[k]):
+        colour = bytes(colours(classes).astype(np.uint8)[k]).hex()
+        share = f"{found[k] / found.sum():6.1%}  {classes[k]}  #{colour}"
+        print(f"{found[k]:6.0f}  {classes[k]}" if name == "maskrcnn" else share)
+
+
+def model_path(config: PredictMasks) -> Path:
+    """The checkpoint of --model, or the one of the drawn scenes. Raises UserError where it is missing."""
     path = config.model or config.output_dir / MODELS / "scenes.pth"
     if not path.is_file():
         raise UserError(
             f"There is no checkpoint {path}. Train one (python -m studies.{SCRIPT}), or "
             "say where it is with --model or --output-dir."
         )
-    model, classes, height = load_model(path, device)
-    palette, covered = colours(classes), np.zeros(len(classes))
-
-    def coloured(picture: np.ndarray) -> np.ndarray:
-        result = np.empty_like(picture)
-        for rows, mask in predict_strips(model, picture, height):
-            covered[:] += np.bincount(mask.ravel(), minlength=len(classes))
-            result[rows] = overlay(picture[rows], mask, palette, config.strength)
-        return result
-
-    print(process_media(source, config.output, lambda: coloured))
-    for k in np.argsort(-covered):
-        red, green, blue = palette[k].astype(int)
-        print(f"{covered[k] / covered.sum():6.1%}  {classes[k]}  #{red:02x}{green:02x}{blue:02x}")
+    return path
 
 
 def main() -> None:

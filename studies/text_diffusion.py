@@ -253,7 +253,7 @@ def sample(model: Model, words: torch.Tensor, config: Config) -> torch.Tensor:
 
 
 def checkpoint_path(config: Config) -> Path:
-    return config.output_dir / MODELS / "text.pth"
+    return config.checkpoint or config.output_dir / MODELS / "text.pth"
 
 
 def sample_from_checkpoint(config: Config, device: torch.device) -> torch.Tensor:

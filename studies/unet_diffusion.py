@@ -468,7 +468,7 @@ def run(config: Config) -> Result | None:
     """
     device = distributed.join(prepare(config.seed, config.device))
     config = config.if_quick(widths=(16, 32), epochs=1, num_samples=300, steps=5)
-    path = checkpoint_path(config)
+    path = config.checkpoint or checkpoint_path(config)
     if config.sample_only:
         images, _ = sample(load_model(path, device), config, config.num_samples)
         return samples.sampled_only(SCRIPT, TITLE, PICTURES, config, device, images)

@@ -14,8 +14,10 @@ latents give a better reconstruction for more KL; `samples.png`, which are blurr
 lowest at the mean of all images that a latent could stand for.
 
 The ELBO is in nats per image: the binary cross-entropy summed over pixels, with the grey value as
-probability, plus the KL divergence. Of grey images the cross-entropy cannot reach 0: its minimum, the
-entropy of the grey values, is printed beside it.
+probability, plus the KL divergence. Such a cross-entropy is the mean over black-and-white pixels that are
+white with that probability. So the negative ELBO is an upper bound on the mean −log p of images binarised
+in this way. The importance-weighted bound (Burda et al. 2016) is tighter. Of grey images the
+cross-entropy cannot reach 0: its minimum, the entropy of the grey values, is printed beside it.
 """
 
 from __future__ import annotations
@@ -32,7 +34,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from imagelab.data.datasets import EMBEDDED, Dataset, load_for, to_uint8, unit
-from imagelab.data.pictures import write_png
 from imagelab.data.quality import mean_ssim
 from imagelab.report import figures, samples
 from imagelab.report.results import Result, start_result
@@ -92,6 +93,19 @@ def elbo_parts(
     return reconstruction.flatten(1).sum(dim=1), kl.sum(dim=1)
 
 
+def importance_weighted_bound(
+    log_likelihood: torch.Tensor, z: torch.Tensor, mean: torch.Tensor, log_var: torch.Tensor
+) -> torch.Tensor:
+    """log 1/K Σ_k p(x|z_k)·p(z_k)/q(z_k|x), (B,): in the mean at most log p(x) (Burda et al. 2016).
+
+    `log_likelihood` (B, K) is log p(x|z_k) of `z` (B, K, latent_size), drawn from q(z|x) = N(μ, σ²); p(z)
+    is N(0, I). With K = 1 it is the ELBO. In the mean it rises with K, towards log p(x).
+    """
+    squares = (z - mean[:, None]).square() / log_var.exp()[:, None]
+    log_prior_over_q = 0.5 * (log_var[:, None] + squares - z.square()).sum(dim=2)  # (B, K)
+    return (log_likelihood + log_prior_over_q).logsumexp(dim=1) - math.log(z.shape[1])
+
+
 def least_reconstruction(x: torch.Tensor) -> torch.Tensor:
     """The entropy of the grey values of images (N, C, H, W) in [0, 1]: nats, (N,).
 
@@ -117,6 +131,8 @@ class Config(ExportSettings, SamplingSettings):
     """Peak of Adam's learning rate: it rises over the first quarter of the steps, then falls to 0."""
     hidden: Count = 512
     """Units of the encoder's and of the decoder's hidden layer."""
+    importance_samples: Count = 100
+    """K of the importance-weighted bound on held-out images: the larger, the tighter."""
 
 
 def train(
@@ -134,7 +150,7 @@ def train(
         data,
         networks={"vae": model},
         optimizers={"adam": adam},
-        may_change_on_resume=("latent_sizes",),
+        may_change_on_resume=("latent_sizes", "importance_samples"),
         label=f"VAE, {latent_size} latents",
     )
     if config.resume:
@@ -191,6 +207,23 @@ def elbo_of(
 
 
 @torch.no_grad()
+def log_likelihood_bound(
+    model: VAE, images: torch.Tensor, samples: int, rng: torch.Generator
+) -> torch.Tensor:
+    """The importance-weighted bound with K = `samples` for images (N, C, H, W) uint8: nats, (N,)."""
+    bounds = []
+    for x in (unit(part) for part in images.split(max(20_000 // samples, 1))):
+        mean, log_var = model.encode(x)
+        eps = torch.randn(len(x), samples, model.latent_size, generator=rng).to(x.device)
+        z = mean[:, None] + (log_var / 2).exp()[:, None] * eps  # (B, K, latent_size)
+        logits = model.decode(z.flatten(0, 1)).reshape(len(x), samples, -1)
+        target = x.reshape(len(x), 1, -1).expand_as(logits)
+        error = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        bounds.append(importance_weighted_bound(-error.sum(dim=2), z, mean, log_var))
+    return torch.cat(bounds)
+
+
+@torch.no_grad()
 def encoded(model: VAE, images: torch.Tensor) -> torch.Tensor:
     """Images (N, C, H, W) uint8 to the means (N, latent_size) of their latents."""
     return model.encode(unit(images))[0]
@@ -222,13 +255,15 @@ def checkpoint_path(config: Config, latent_size: int) -> Path:
 
 
 def load_model(config: Config, device: torch.device) -> VAE:
-    """The model of the largest latent size, from its checkpoint under --output-dir."""
-    path = checkpoint_path(config, max(config.latent_sizes))
+    """The model of --checkpoint, or the latest one of the largest latent size under --output-dir."""
+    path = config.checkpoint or checkpoint_path(config, max(config.latent_sizes))
     saved = load_checkpoint(path, SCRIPT, device)
     with checkpoint_errors(path):
+        weights = saved["model"]["vae"]
+        latent_size = weights["decoder.0.weight"].shape[1]
         shape, hidden = tuple(saved["dataset"]["shape"]), saved["config"]["hidden"]
-        model = VAE(shape, max(config.latent_sizes), hidden).to(device)
-    load_weights(model, saved["model"].get("vae"), path)
+        model = VAE(shape, latent_size, hidden).to(device)
+    load_weights(model, weights, path)
     return model.eval()
 
 
@@ -257,22 +292,37 @@ SUMMARY = (
 )
 
 
-def held_out(model: VAE, images: torch.Tensor, seed: int) -> dict[str, float]:
-    """ELBO and its parts (nats per image), MSE and SSIM of reconstructions, of uint8 (N, C, H, W)."""
-    reconstruction, kl, x_hat = elbo_of(model, images, generator(seed, "held-out latents"))
+def held_out(model: VAE, images: torch.Tensor, config: Config) -> dict[str, float]:
+    """Both bounds, the parts of the ELBO (nats per image), MSE and SSIM, of uint8 (N, C, H, W)."""
+    reconstruction, kl, x_hat = elbo_of(model, images, generator(config.seed, "held-out latents"))
+    rng = generator(config.seed, "importance samples")
+    bound = log_likelihood_bound(model, images, config.importance_samples, rng)
     return {
         "negative ELBO": reconstruction + kl,
         "reconstruction": reconstruction,
         "KL": kl,
+        "importance-weighted bound": -bound.mean().item(),
         "MSE": F.mse_loss(x_hat, unit(images)).item(),
         "SSIM": mean_ssim(x_hat, unit(images)),
     }
 
 
-def plot_reconstructions(models: dict[int, VAE], images: torch.Tensor) -> Figure:
+def plot_reconstructions(models: dict[str, VAE], images: torch.Tensor) -> Figure:
     """Held-out images (10, C, H, W) uint8 above what each model makes of them."""
-    rows = {f"{k} latents": generate(model, encoded(model, images)) for k, model in models.items()}
+    rows = {name: generate(model, encoded(model, images)) for name, model in models.items()}
     return figures.plot_rows({"original": images} | rows)
+
+
+def plot_interpolation(model: VAE, data: Dataset, pairs: list[int], steps: int = 10) -> Figure:
+    """Pairs of held-out images, and between them what is decoded from the line between their latents."""
+    lines = interpolate(model, data.test_images[pairs], steps).split(steps)
+    rows = {}
+    for a, b, line in zip(pairs[::2], pairs[1::2], lines, strict=True):
+        first, last = (data.classes[label] for label in data.test_labels[[a, b]].tolist())
+        ends = data.test_images[[a, b]].split(1)
+        rows[f"{first} to {last}"] = torch.cat([ends[0], line, ends[1]])
+    shares = [f"{k / (steps - 1):.0%}" for k in range(steps)]
+    return figures.plot_rows(rows, ["original", *shares, "original"])
 
 
 def plot_plane(model: VAE, data: Dataset, side: int = 18) -> Figure:
@@ -286,13 +336,13 @@ def plot_plane(model: VAE, data: Dataset, side: int = 18) -> Figure:
     return figure
 
 
-def plot_tsne(models: dict[int, VAE], data: Dataset, config: Config) -> Figure:
+def plot_tsne(models: dict[str, VAE], data: Dataset, config: Config) -> Figure:
     """The means of a thousand held-out images, laid out in the plane by t-SNE."""
     from sklearn.manifold import TSNE
 
     n = min(300 if config.quick else 1000, len(data.test_images))
     figure, axes = figures.new_figure(5.4 * len(models), 5.2, columns=len(models))
-    for axis, (size, model) in zip(axes[0], models.items(), strict=True):
+    for axis, (name, model) in zip(axes[0], models.items(), strict=True):
         means = encoded(model, data.test_images[:n]).cpu()
         tsne = TSNE(perplexity=min(30, n / 4), init="pca", random_state=config.seed)
         if (means == means[0]).all():  # collapsed: nothing to lay out, and t-SNE would crash
@@ -300,14 +350,14 @@ def plot_tsne(models: dict[int, VAE], data: Dataset, config: Config) -> Figure:
         else:
             points = torch.from_numpy(tsne.fit_transform(means.numpy()))
         figures.plot_classes(axis, points, data.test_labels[:n].cpu(), data.classes)
-        axis.set(title=f"{size} latents (t-SNE)", xticks=[], yticks=[])
+        axis.set(title=f"{name} (t-SNE)", xticks=[], yticks=[])
     return figure
 
 
-def plot_elbo(trainings: dict[int, Training[VAE]], rows: dict[int, dict[str, float]]) -> Figure:
+def plot_elbo(trainings: dict[str, Training[VAE]], rows: dict[str, dict[str, float]]) -> Figure:
     """The loss while training, and its two parts on held-out images."""
     figure, axes = figures.new_figure(9.5, 3.4, columns=2)
-    lines = {f"{size} latents": (training, "loss") for size, training in trainings.items()}
+    lines = {name: (training, "loss") for name, training in trainings.items()}
     samples.plot_logged(axes[0, 0], lines, "negative ELBO (nats per image)", points=100)
     axes[0, 0].set_ylim(0.8 * min(row["reconstruction"] for row in rows.values()))
     axes[0, 0].legend()
@@ -315,7 +365,9 @@ def plot_elbo(trainings: dict[int, Training[VAE]], rows: dict[int, dict[str, flo
     for k, part in enumerate(("reconstruction", "KL")):
         values = torch.tensor([row[part] for row in rows.values()])
         bars = axes[0, 1].bar(names, values, 0.6, bottom, label=part, color=figures.PALETTE[3 + k])
-        axes[0, 1].bar_label(bars, [f"{value:.1f}" for value in values], label_type="center")
+        # The KL part may be too thin for its number, which then stands above it.
+        form, place = ("KL {:.1f}", "edge") if part == "KL" else ("{:.1f}", "center")
+        axes[0, 1].bar_label(bars, [form.format(v) for v in values.tolist()], label_type=place)
         bottom += values
     axes[0, 1].set(ylabel="nats per held-out image", ylim=(0, 1.25 * float(bottom.max())))
     axes[0, 1].legend(loc="upper right", ncols=2)
@@ -323,67 +375,56 @@ def plot_elbo(trainings: dict[int, Training[VAE]], rows: dict[int, dict[str, flo
 
 
 def evaluate(
-    config: Config, data: Dataset, trainings: dict[int, Training[VAE]], result: Result
+    config: Config, data: Dataset, trainings: dict[str, Training[VAE]], result: Result
 ) -> torch.Tensor:
-    """Measure, sample and score every size, draw the figures; returns the largest one's samples."""
-    models, n = (
-        {size: training.model for size, training in trainings.items()},
-        len(data.test_images),
-    )
-    rows = {
-        size: {"latents": size, **held_out(model, data.test_images, config.seed)}
-        for size, model in models.items()
-    }
-    for name, better in (("negative ELBO", "lower"), ("SSIM", "higher")):
-        for size, row in rows.items():
-            result.add_metric(f"{size} latents: {name}", row[name], n, better=better)
-    grey = least_reconstruction(unit(data.test_images)).mean()
-    result.add_metric("entropy of the grey values, the least reconstruction", grey, n, unit="nats")
-
-    largest, count = max(models), samples.samples_to_draw(config, data)
+    """Measure, sample and score each model, draw the figures; returns the largest one's samples."""
+    models = {name: training.model for name, training in trainings.items()}
+    largest = max(models, key=lambda name: models[name].latent_size)
+    n, count = len(data.test_images), samples.samples_to_draw(config, data)
     with samples.timed_samples(result, count * len(models)):
-        drawn = {size: sample(model, count, config.seed) for size, model in models.items()}
+        drawn = {name: sample(model, count, config.seed) for name, model in models.items()}
     evaluator = samples.evaluator_for(config, data, config.num_samples)
     samples.report_samples(result, drawn[largest], evaluator, data, trainings[largest])
-    caption = f"Held-out images (n = {n:,}; ELBO in nats per image), and samples"
-    scores = {}
-    if evaluator is not None:
-        caption += f" (n = {evaluator.n:,})"
-        scores = {size: evaluator.scores(images) for size, images in drawn.items()}
-        for size, own in scores.items():
-            rows[size] |= {"Fréchet distance": own.frechet, "coverage": own.coverage}
-    result.add_table(caption, list(rows[largest]), [list(row.values()) for row in rows.values()])
-    add_figures(config, data, trainings, rows, result)
-    figure = samples.plot_comparison(
-        {f"{size} latents": images for size, images in drawn.items()},
-        {f"{size} latents": own for size, own in scores.items()},
-    )
-    result.add_figure("samples_by_size.png", figure, "Latents drawn from N(0, I), decoded.")
+    rows, scores = {}, {}
+    for name, model in models.items():
+        rows[name] = held_out(model, data.test_images, config)
+        for bound in ("negative ELBO", "importance-weighted bound"):
+            result.add_metric(f"{name}: {bound}", rows[name][bound], n, unit="nats", better="lower")
+        result.add_metric(f"{name}: SSIM", rows[name]["SSIM"], n, better="higher")
+        if evaluator is not None:
+            scores[name] = own = evaluator.scores(drawn[name])
+            rows[name] |= {"Fréchet distance": own.frechet, "coverage": own.coverage}
+    grey = least_reconstruction(unit(data.test_images)).mean()
+    result.add_metric("entropy of the grey values, the least reconstruction", grey, n, unit="nats")
+    caption = f"Held-out images (n = {n:,}; both bounds in nats per image, K = "
+    caption += f"{config.importance_samples}), and samples"
+    caption += f" (n = {evaluator.n:,})" if evaluator else ""
+    table = [[name, *row.values()] for name, row in rows.items()]
+    result.add_table(caption, ["model", *rows[largest]], table)
+    caption = "Latents drawn from N(0, I), decoded."
+    result.add_figure("samples_by_size.png", samples.plot_comparison(drawn, scores), caption)
+    result.add_figure("elbo.png", plot_elbo(trainings, rows), "The loss and its parts, in nats.")
+    add_latent_figures(config, data, models, result)
     return drawn[largest]
 
 
-def add_figures(config, data: Dataset, trainings: dict, rows: dict, result: Result) -> None:
-    """Reconstructions, latents and losses of every size; `rows` are the figures of `held_out`."""
-    models = {size: training.model for size, training in trainings.items()}
+def add_latent_figures(config, data: Dataset, models: dict[str, VAE], result: Result) -> None:
+    """Pictures of what the latents hold: reconstructions, the plane, t-SNE, interpolation."""
     first = [int((data.test_labels == k).nonzero()[0]) for k in data.test_labels.unique()[:10]]
     figure = plot_reconstructions(models, data.test_images[first])
     caption = "The same held-out images, reconstructed from few latents and from more."
     result.add_figure("reconstructions.png", figure, caption)
-    if 2 in models:
+    for model in (model for model in models.values() if model.latent_size == 2):
         caption = "All digits in a plane: what the decoder draws, and where held-out images lie."
-        result.add_figure("plane.png", plot_plane(models[2], data), caption)
-    larger = {size: model for size, model in models.items() if size > 2}
+        result.add_figure("plane.png", plot_plane(model, data), caption)
+    larger = {name: model for name, model in models.items() if model.latent_size > 2}
     if larger and len(data.test_images) >= 50:
         caption = "Latents of held-out images by t-SNE, coloured by class; training saw no labels."
         result.add_figure("tsne.png", plot_tsne(larger, data, config), caption)
-    caption = "The loss while training, and its two parts: fewer nats are better."
-    result.add_figure("elbo.png", plot_elbo(trainings, rows), caption)
     if pairs := first[: len(first) // 2 * 2]:
-        caption = (
-            "From one held-out image to another through latent space; the ends are reconstructions."
-        )
-        lines = interpolate(models[max(models)], data.test_images[pairs], steps=12)
-        write_png(result.add_file("interpolation.png", caption), figures.grid(lines, columns=12))
+        largest = max(models.values(), key=lambda model: model.latent_size)
+        caption = "From one held-out image to another through latent space, on a straight line."
+        result.add_figure("interpolation.png", plot_interpolation(largest, data, pairs), caption)
 
 
 def lessons(result: Result) -> list[str]:
@@ -402,7 +443,7 @@ def lessons(result: Result) -> list[str]:
 def run(config: Config) -> Result:
     """Train a model per latent size, measure and draw."""
     device = prepare(config.seed, config.device)
-    config = config.if_quick(epochs=2, num_samples=500)
+    config = config.if_quick(epochs=2, num_samples=500, importance_samples=10)
     if config.sample_only:
         model = load_model(config, device)
         export_decoder(config.export, model)
@@ -414,10 +455,11 @@ def run(config: Config) -> Result:
     for size in config.latent_sizes:
         path = checkpoint_path(config, size)
         resume = can_resume(config, path, first=size == config.latent_sizes[0])
-        trainings[size] = train(replace(config, epochs=epochs, resume=resume), size, data, path)
+        own = replace(config, epochs=epochs, resume=resume)
+        trainings[f"{size} latents"] = train(own, size, data, path)
     images = evaluate(config, data, trainings, result)
     samples.write_samples(config.samples_file, images)
-    export_decoder(config.export, trainings[max(trainings)].model)
+    export_decoder(config.export, trainings[f"{max(config.latent_sizes)} latents"].model)
     return result.save(*lessons(result))
 
 

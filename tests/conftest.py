@@ -9,6 +9,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What imagelab.setup.runtime.prepare sets comes too late in a process whose tests have multiplied before.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+# Many tests compare bits, which a GPU does not repeat. CUDA_VISIBLE_DEVICES=0 runs them on one.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import contextlib
 import importlib

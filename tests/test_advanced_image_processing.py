@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, complaint, run_here
 from filelock import FileLock
+from PIL import Image
 
 import advanced_image_processing as driver
 from imagelab.report.numbers import Metric
@@ -67,6 +68,53 @@ def test_a_wrong_data_set_is_refused_before_the_first_demo(tmp_path):
     shared = ("--quick", "--output-dir", tmp_path)
     assert "Unknown --dataset 'mnits'" in complaint(SCRIPTS[0], *shared, "--dataset", "mnits")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_an_image_reaches_the_demos_that_take_one(tmp_path, monkeypatch):
+    import diffusion_demo
+    import fgsm
+    import gan_mnist
+
+    seen = {}
+
+    def look(name):
+        def run(config):
+            seen[name] = getattr(config, "image", "no such setting")
+            raise ValueError("enough")
+
+        monkeypatch.setattr(importlib.import_module(name), "run", run)
+
+    for module in (fgsm, diffusion_demo, gan_mnist):
+        look(module.__name__)
+    picture = tmp_path / "mine.png"
+    Image.effect_noise((40, 30), 60).save(picture)
+    demos = ("--only", "fgsm", "diffusion_demo", "gan_mnist")
+    shared = ("--quick", "--dataset", "mnist-5k", "--output-dir", tmp_path / "out")
+    run_here(SCRIPTS[0], *demos, *shared, "--image", picture, status=1)
+    assert seen == {"fgsm": picture, "diffusion_demo": picture, "gan_mnist": "no such setting"}
+    run_here(SCRIPTS[0], *demos, *shared, status=1)
+    assert seen["fgsm"] is None
+
+
+def test_the_own_picture_is_noisy_in_the_main_job(tmp_path):
+    Image.effect_noise((120, 90), 60).save(tmp_path / "mine.png")
+    run_here(SCRIPTS[0], "--quick", "--only", "diffusion_demo", "--output-dir", tmp_path,
+             "--image", tmp_path / "mine.png")  # fmt: skip
+    assert Image.open(tmp_path / "diffusion_images/step_1.png").size == (120, 90)
+
+
+def test_a_wrong_image_is_refused_before_the_first_demo(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    out = tmp_path / "out"
+    shared = ("--quick", "--dataset", "mnist-5k", "--output-dir", out, "--image")
+    assert "there is no file" in complaint(SCRIPTS[0], *shared, tmp_path / "none.png")
+    assert "not a picture" in complaint(SCRIPTS[0], *shared, tmp_path / "text.png")
+    Image.new("L", (40, 30)).save(tmp_path / "fine.png")
+    only = ("--only", "gan_mnist", "mlp_diffusion")
+    assert "take no picture; fgsm and diffusion_demo do" in complaint(
+        SCRIPTS[0], *shared, tmp_path / "fine.png", *only
+    )
+    assert not out.exists()
 
 
 def test_where_no_demo_is_done_the_report_before_stays(tmp_path, monkeypatch):

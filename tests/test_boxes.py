@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from imagelab.data import boxes as boxes_module
 from imagelab.data import digit_scenes
-from imagelab.data.boxes import BoxedPictures, fit, load_boxed
+from imagelab.data.boxes import BoxedPictures, boxes_of_mask, fit, load_boxed
 from imagelab.data.datasets import load_dataset
 from imagelab.report.boxes import draw_boxes
 from imagelab.setup.runtime import UserError
@@ -51,8 +53,30 @@ def coco(tmp_path) -> tuple[Path, Path]:
     return tmp_path / "pictures", tmp_path / "things.json"
 
 
-def test_both_formats_say_the_same(yolo, coco):
-    ours = [load_boxed(f"yolo:{yolo}", 0, 0, 64), load_boxed(f"coco:{coco[0]}:{coco[1]}", 0, 0, 64)]
+def voc_text(size: tuple[int, int], corners: tuple[float, ...], name: str = "dog") -> str:
+    """An annotation of one object; without corners of none."""
+    sides = "<size><width>{}</width><height>{}</height><depth>3</depth></size>".format(*size)
+    box = "<xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax>".format(*corners or [0] * 4)
+    thing = f"<object><name>{name}</name><difficult>0</difficult><bndbox>{box}</bndbox></object>"
+    return f"<annotation>{sides}{thing if corners else ''}</annotation>"
+
+
+CORNERS = (41, 21, 80, 40)  # BOX as Pascal VOC counts: the first and the last pixel, from 1
+
+
+@pytest.fixture
+def voc(tmp_path) -> Path:
+    pictures(tmp_path / "voc" / "JPEGImages")
+    (tmp_path / "voc" / "Annotations").mkdir()
+    for k in range(12):
+        text = voc_text((160, 120), CORNERS if k % 2 else (), "cat" if k == 11 else "dog")
+        (tmp_path / "voc" / "Annotations" / f"{k:02}.xml").write_text(text)
+    return tmp_path / "voc"
+
+
+def test_all_formats_say_the_same(yolo, coco, voc):
+    names = f"yolo:{yolo}", f"coco:{coco[0]}:{coco[1]}", f"voc:{voc}"
+    ours = [load_boxed(name, 0, 0, 64) for name in names]
     for data in ours:
         assert data.classes == ("cat", "dog") and data.images.shape == (11, 3, 64, 64)
         assert [len(own) for own in data.boxes[:4]] == [0, 1, 0, 1]
@@ -62,6 +86,64 @@ def test_both_formats_say_the_same(yolo, coco):
         inside = data.images[1, :, top + 1 : bottom - 1, left + 1 : right - 1]
         assert inside.float().mean() > 200  # the box is where the picture is bright
     assert torch.equal(ours[0].images, ours[1].images)
+    assert torch.equal(ours[0].images, ours[2].images)
+
+
+def test_voc_files_beside_the_pictures(voc):
+    whole = load_boxed(f"folder:{voc}", 0, 0, 64)
+    assert whole.name == "voc:voc"
+    for path in [*(voc / "JPEGImages").iterdir(), *(voc / "Annotations").iterdir()]:
+        path.rename(voc / path.name)
+    (voc / "JPEGImages").rmdir()
+    (voc / "Annotations").rmdir()
+    flat = load_boxed(f"folder:{voc}", 0, 0, 64)
+    assert torch.equal(flat.images, whole.images) and flat.classes == whole.classes
+    assert all(map(torch.equal, flat.boxes, whole.boxes))
+
+
+def test_a_folder_without_xml_is_yolo(yolo):
+    data = load_boxed(f"folder:{yolo}", 0, 0, 64)
+    assert data.name == "yolo:own" and data.classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("<annotation><object>", r"its text cannot be read"),
+        ("<picture/>", r"outermost element is 'picture'"),
+        (voc_text((160, -120), CORNERS), r"its size"),
+        (voc_text((160, 120), (80, 21, 41, 40)), r"object 1 .*xmin ymin xmax ymax 80 21 41 40"),
+        (voc_text((160, 120), CORNERS).replace("41", "one"), r"object 1 .*'one'"),
+        (voc_text((160, 120), CORNERS).replace("<ymax>40</ymax>", ""), r"object 1 .*nan"),
+        (voc_text((160, 120), CORNERS, " "), r"object 1 .*name ''"),
+        (voc_text((160, 90), CORNERS), r"is 160×120 pixels.*say 160×90"),
+    ],
+)
+def test_faults_of_voc_name_the_file_and_the_object(voc, text, says):
+    (voc / "Annotations" / "03.xml").write_text(text)
+    with pytest.raises(UserError, match=rf"03\.(xml|png) .*{says}"):
+        load_boxed(f"voc:{voc}", 0, 0, 64)
+
+
+def test_entities_of_xml_do_not_grow(voc):
+    """Ten times ten times ... a text: a file of a kilobyte that would fill the memory."""
+    names = "abcdefghij"
+    entities = [f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in itertools.pairwise(names)]
+    start = f'<!DOCTYPE annotation [<!ENTITY a "{"x" * 100}">{"".join(entities)}]>'
+    (voc / "Annotations" / "03.xml").write_text(start + voc_text((160, 120), CORNERS, "&j;"))
+    with pytest.raises(UserError, match=r"03\.xml is no annotation"):
+        load_boxed(f"voc:{voc}", 0, 0, 64)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_voc_boxes_of_a_picture_that_its_exif_turns(voc, orientation):
+    for path in (voc / "JPEGImages").iterdir():
+        turned(path, orientation)
+    x, y, width, height = stored_box(orientation)
+    text = voc_text((120, 160), (x + 1, y + 1, x + width, y + height))
+    (voc / "Annotations" / "01.xml").write_text(text)
+    boxes = load_boxed(f"voc:{voc}", 0, 0, 160).boxes
+    assert is_box(boxes[1]) and is_box(boxes[3])  # drawn on the stored, and on the upright picture
 
 
 def test_names_that_are_not_given(yolo):
@@ -322,6 +404,8 @@ def test_files_that_are_not_coco(coco):
         ("digits", "Unknown --dataset"),
         ("yolo:", "Unknown --dataset"),
         ("yolo:none", "no folder none"),
+        ("voc:none", "no folder none"),
+        ("folder:none", "no folder none"),
         ("coco:images", "Unknown --dataset"),
         ("coco:images:none.json", "no file none.json"),
     ],
@@ -335,6 +419,73 @@ def test_too_few(tmp_path):
     pictures(tmp_path / "few", 4)
     with pytest.raises(UserError, match=r"4 pictures in .*few and 0 label files in .*few"):
         load_boxed(f"yolo:{tmp_path / 'few'}", 0, 0, 64)
+
+
+def test_no_picture_has_a_voc_file_of_its_name(voc):
+    for path in (voc / "Annotations").iterdir():
+        path.rename(path.with_stem(f"other{path.stem}"))
+    with pytest.raises(UserError, match=r"12 pictures in .*JPEGImages and 12 XML files in"):
+        load_boxed(f"voc:{voc}", 0, 0, 64)
+
+
+@pytest.mark.parametrize("size", [64, 416])
+def test_streets_have_the_boxes_of_their_cars_and_pedestrians(monkeypatch, size):
+    """Every object is found again in its mask, but for those of which very little is visible."""
+    scenes, render = [], boxes_module.road_scenes.render_objects
+
+    def watched(*args):
+        scenes.append(render(*args))
+        return scenes[-1]
+
+    monkeypatch.setattr(boxes_module.road_scenes, "render_objects", watched)
+    data = load_boxed("scenes", 6, 4, size)
+    assert data.images.shape == (6, 3, size, size) and data.classes == ("car", "pedestrian")
+    assert len(scenes) == 10 and len(data.test_boxes) == 4
+    kept = left_out = 0
+    for k, scene in enumerate(scenes):
+        boxes, labels = (data.boxes + data.test_boxes)[k], (data.labels + data.test_labels)[k]
+        pixels = [(scene.instances == i + 1).sum() for i in range(len(scene.boxes))]
+        large = [count >= 24 * (size / 256) ** 2 for count in pixels]
+        assert boxes.tolist() == scene.boxes[large, :4].tolist()
+        for box, label in zip(boxes.int().tolist(), labels.tolist(), strict=True):
+            inside = scene.classes[box[1] : box[3], box[0] : box[2]]
+            assert (inside == boxes_module.road_scenes.CLASSES.index(data.classes[label])).any()
+        kept, left_out = kept + sum(large), left_out + len(large) - sum(large)
+    assert kept > 10 and (left_out or size == 64)
+    again = load_boxed("scenes", 3, 1, size)  # more scenes leave the first as they are
+    assert torch.equal(again.images, data.images[:3])
+    assert torch.equal(again.test_images, data.test_images[:1])
+    assert not torch.equal(data.images[:1], data.test_images[:1])
+
+
+def test_boxes_of_a_mask():
+    mask = np.full((60, 80), 3, np.uint8)
+    mask[10:20, 10:30] = 8  # a car
+    mask[20:25, 29:31] = 8  # part of the same, at a corner
+    mask[40:50, 60:64] = 9  # a pedestrian
+    mask[1, 1] = 9  # a speck
+    boxes, labels = boxes_of_mask(mask, {8: 0, 9: 1}, 10)
+    assert boxes.tolist() == [[10, 10, 31, 25], [60, 40, 64, 50]] and labels.tolist() == [0, 1]
+    boxes, labels = boxes_of_mask(np.zeros((9, 9), np.uint8), {8: 0}, 1)
+    assert boxes.shape == (0, 4) and labels.shape == (0,)
+
+
+def test_camvid_frames_have_boxes_in_the_scaled_picture(tmp_path):
+    for part in ("train", "test"):
+        for folder in (part, f"{part}annot"):
+            (tmp_path / "CamVid" / folder).mkdir(parents=True)
+        picture, mask = np.full((360, 480, 3), 90, np.uint8), np.full((360, 480), 3, np.uint8)
+        picture[100:200, 120:240], mask[100:200, 120:240] = 250, 8
+        mask[:4, :4] = 9  # too small to count
+        Image.fromarray(picture).save(tmp_path / "CamVid" / part / "0.png")
+        Image.fromarray(mask).save(tmp_path / "CamVid" / f"{part}annot" / "0.png")
+    data = load_boxed("camvid", 0, 0, 240, tmp_path)
+    assert data.images.shape == data.test_images.shape == (1, 3, 240, 240)
+    assert data.boxes[0].tolist() == data.test_boxes[0].tolist() == [[60, 50, 120, 100]]
+    assert data.labels[0].tolist() == [data.classes.index("car")]
+    assert (data.images[0, :, 52:98, 62:118] > 240).all()
+    with pytest.raises(UserError, match="CamVid is not whole"):
+        load_boxed("camvid", 0, 0, 240, tmp_path / "nowhere")
 
 
 def test_fit_keeps_proportions():

@@ -14,6 +14,7 @@ from torch import nn
 from imagelab.setup.runtime import UserError
 from imagelab.techniques.pretrained import trained
 from imagelab.training.checkpoints import FIELDS, load_checkpoint, load_weights, save_checkpoint
+from studies import diffusion_restoration
 
 
 def contents(script: str = "a") -> dict:
@@ -110,6 +111,28 @@ def test_what_says_too_little_of_itself_is_refused(tmp_path, script, name, chang
     save_checkpoint(path, contents(module.SCRIPT) | changed)
     said = complaint(script, "--sample-only", "--output-dir", tmp_path)
     assert f"{path} does not say how its network was built" in said
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["gan_mnist", "mlp_diffusion", "studies.dcgan", "studies.vae", "studies.unet_diffusion",
+     "studies.denoising_autoencoder", "studies.text_diffusion"],
+)  # fmt: skip
+def test_a_checkpoint_of_another_script_is_refused(tmp_path, script):
+    """By every script that has --sample-only; nor is the latest one taken in its place."""
+    save_checkpoint(tmp_path / "a.pth", contents("another"))
+    said = complaint(script, "--checkpoint", tmp_path / "a.pth", "--dataset", "mnist-5k",
+                     "--output-dir", tmp_path)  # fmt: skip
+    own = script.removeprefix("studies.")
+    assert f"{tmp_path / 'a.pth'} was written by 'another', not by '{own}'" in said
+
+
+def test_super_resolution_refuses_it_as_well(tmp_path, stripes):
+    save_checkpoint(tmp_path / "a.pth", contents("another"))
+    with pytest.raises(UserError, match="written by 'another'"):
+        diffusion_restoration.load_trained(
+            diffusion_restoration.Config(checkpoint=tmp_path / "a.pth"), stripes
+        )
 
 
 class Malicious:

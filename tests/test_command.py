@@ -20,7 +20,7 @@ def options(script: str, *command: str) -> list[str]:
 def test_a_script_s_own_options_come_first_and_those_of_all_last():
     shown = options("gan_mnist")
     assert shown[:2] == ["--compare", "--compare-epochs"]  # its own
-    assert shown.index("--moved") < shown.index("--num-samples") < shown.index("--resume")
+    assert shown.index("--max-shift") < shown.index("--num-samples") < shown.index("--resume")
     assert shown[-6:] == ["--show", "--output-dir", "--seed", "--quick", "--device", "--debug"]
     assert len(shown) == len(set(shown)) == len(gan_mnist.Config.__dataclass_fields__)
     assert options("studies.inpainting", "inpaint")[-2:] == ["--device", "--debug"]
@@ -39,7 +39,7 @@ def test_help_is_written_for_people(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     shown, _ = run_here("studies.diffusion_curves", "--help")
     assert (
-        "as many threads" in shown
+        "with the same number of threads" in shown
     )  # the docstring breaks its line there; a wide terminal does not
     assert "--short-t {None}|INT" in shown  # where None is something to ask for
     shown, _ = run_here(DRIVER, "--help")
@@ -56,8 +56,8 @@ def test_help_is_written_for_people(monkeypatch):
         (["--only=gan_mnsit"], "Perhaps you meant gan_mnist?"),
         (["--skip", "zebra"], "Unknown --skip 'zebra'. Choose one of fgsm, diffusion_demo"),
         (["--dataset", "minst"], "Unknown --dataset 'minst'. Perhaps you meant mnist or mnist-5k?"),
-        (["--dataset", "zebra"], "Choose one of auto, mnist-5k, textures, mnist, fashion-mnist, cifar10,"
-                                 " folder:PATH."),
+        (["--dataset", "zebra"], "Choose one of auto, mnist-5k, textures, faces, mnist, fashion-mnist, "
+                                 "cifar10, celeba, folder:PATH."),
     ],
 )  # fmt: skip
 def test_what_may_have_been_meant(arguments, sentence):

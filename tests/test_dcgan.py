@@ -69,7 +69,7 @@ def test_a_run_leaves_what_was_promised(quick):
     result = json.loads((folder / "results.json").read_text("utf-8"))
     assert untaught("studies.dcgan", result) == []
     names = {entry["path"] for entry in result["files"]}
-    assert {"samples.png", "classes.png", "quality.png", "curves.png", "training.gif"} <= names
+    assert {"samples.png", "classes.png", "neighbours.png", "curves.png", "training.gif"} <= names
     assert all((folder / name).is_file() for name in names)
     assert result["metrics"]["coverage"]["floor"] > 0.5
     assert (quick / "study_models" / "dcgan" / "dcgan.pth").is_file()

@@ -46,8 +46,9 @@ def test_the_autoencoder_beats_the_filters(quick):
     assert list(quality) == ["noisy", "Gaussian blur", "non-local means", "autoencoder"]
     learned, blur, noisy = (quality[k] for k in ("autoencoder", "Gaussian blur", "noisy"))
     assert learned[0] > blur[0] + 1 > noisy[0] + 1 and learned[1] > blur[1] + 0.03
-    (gain,) = (m["value"] for n, m in result["metrics"].items() if "learned less" in n)
-    assert gain > 0
+    gains = [m["value"] for n, m in result["metrics"].items() if n.startswith("σ = 25: learned")]
+    assert gains[0] > 0
+    assert "Kinds of noise" in result["tables"][2]["caption"]
 
 
 def test_the_checkpoint_measures_the_same_again(quick):
@@ -111,23 +112,71 @@ def test_a_training_that_was_watched_and_stopped_goes_on_to_the_same_weights(
     assert all(torch.equal(resumed[name], values) for name, values in straight.items())
 
 
-def test_photographs_are_reported_beside_the_best_classical_method(tmp_path):
+def fake_methods(**psnr_of: float):
+    """A stand-in for `compare`, whose methods reach these PSNR on every picture, or noise."""
+    return lambda clean, noisy, sigma, methods: {
+        name: Restored(clean, psnr, 0.5, 1.0) for name, psnr in psnr_of.items()
+    }
+
+
+@pytest.mark.parametrize("with_bm3d", [False, True])
+def test_photographs_are_reported_beside_the_best_classical_method(
+    with_bm3d, tmp_path, monkeypatch
+):
     config = study.Config(output_dir=tmp_path)
     result = start_result(study.SCRIPT, "", "", config, "pictures", torch.device("cpu"))
     psnr_of = {"noisy": 20, **dict.fromkeys(CLASSICAL, 24), "total variation": 26, "learned": 29}
-    names = ("camera", "coins")
-    found = {
-        name: {way: Restored(np.zeros((9, 9)), psnr + k, 0.5, 1.0) for way, psnr in psnr_of.items()}
-        for k, name in enumerate(names)
-    }
-    study.report_photographs(found, 25, result)
+    psnr_of |= {"BM3D": 30} if with_bm3d else {}
+    monkeypatch.setattr(study.restoration, "compare", fake_methods(**psnr_of))
+    study.report_photographs(study.middles(("camera", "coins"), 40), 25, {}, 0, result)
     (table,) = result.tables
-    assert table["rows"][-1] == ["learned", 29, 30, 29.5, 0.5, 1.0]
+    assert table["columns"][:3] == ["method", "camera", "coins"]
+    assert ["learned", 29, 29, 29.0, 0.5, 1.0] in table["rows"]
     values = {name: (metric.value, metric.n) for name, metric in result.metrics.items()}
-    assert values == {
-        "photographs, σ = 25: learned": (29.5, 2),
-        "σ = 25: learned less total variation": (3.0, 2),
+    expected = {
+        "photographs, σ = 25: learned": (29, 2),
+        "σ = 25: learned less total variation": (3, 2),
     }
+    assert values == expected | ({"σ = 25: learned less BM3D": (-1, 2)} if with_bm3d else {})
+    assert (tmp_path / "pictures/photographs_25.png").is_file()
+
+
+def test_each_kind_of_noise_is_told_by_its_root_mean_square():
+    """And PSNR and SSIM are means over the pictures."""
+    told, grey = [], np.full((200, 200), 0.5)
+
+    def keep(noisy, sigma):
+        told.append((noisy, sigma))
+        return noisy
+
+    pictures = [grey, np.full((200, 200), 0.2)]
+    found = study.compare_noises(pictures, {"keep": keep}, np.random.default_rng(0))
+    assert list(found) == [
+        "Gaussian, σ = 0.10", "salt and pepper, p = 0.10", "Poisson, peak = 100",
+        "speckle, relative σ = 0.20", "JPEG, quality = 10",
+    ]  # fmt: skip
+    assert len(told) == 10
+    for k, (noisy, sigma) in enumerate(told):
+        assert sigma == pytest.approx(np.std(noisy - pictures[k % 2]), rel=0.2, abs=0.015)
+    assert [told[k][1] for k in (0, 2, 4, 6)] == pytest.approx([0.1, 0.158, 0.0707, 0.1], rel=0.05)
+    gaussian = found["Gaussian, σ = 0.10"]["keep"]
+    each = [psnr(clean, noisy) for clean, (noisy, _) in zip(pictures, told, strict=False)]
+    assert gaussian.psnr == pytest.approx(np.mean(each))
+    assert np.array_equal(gaussian.picture, told[1][0])
+
+
+def test_a_comparison_trains_nothing(tmp_path):
+    run_here(SCRIPT, "compare", "--quick", "--output-dir", tmp_path)
+    folder = tmp_path / "study_images/denoising_autoencoder/compare"
+    assert {"noises.png", "photographs_25.png"} <= {path.name for path in folder.iterdir()}
+    assert not (tmp_path / "study_models").exists()
+    result = json.loads((folder / "results.json").read_text("utf-8"))
+    noises = result["tables"][1]
+    assert noises["rows"][0][0] == "Gaussian, σ = 0.10"
+    assert noises["columns"][1:3] == ["noisy", "Gaussian blur"] and len(noises["rows"]) == 5
+    lead = result["metrics"]["gaussian noise: learned less best classical"]["value"]
+    row = dict(zip(noises["columns"][1:], noises["rows"][0][1:], strict=True))
+    assert lead == pytest.approx(row["learned"] - max(row[name] for name in CLASSICAL), abs=1e-6)
 
 
 def test_noisy_patches():

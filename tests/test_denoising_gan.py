@@ -61,6 +61,23 @@ def test_the_checkpoints_measure_the_same_again(quick):
         assert f"was trained with {option}" in sentence and sentence.endswith(f"not {value}.")
 
 
+def test_a_kept_checkpoint_is_measured(quick, tmp_path):
+    """--checkpoint is the GAN's; L1 alone is the latest one."""
+    before = {row[0]: row[1:] for row in results(quick)["tables"][0]["rows"]}
+    latest = quick / "study_models/denoising_gan/GAN.pth"
+    saved = torch.load(latest, weights_only=True)
+    for weights in saved["model"]["generator"].values():
+        weights.mul_(0.9)
+    torch.save(saved, tmp_path / "GAN_epoch_0001.pth")
+    run_here(*QUICK, quick, "--checkpoint", tmp_path / "GAN_epoch_0001.pth")
+    after = {row[0]: row[1:] for row in results(quick)["tables"][0]["rows"]}
+    assert after.pop("GAN") != before.pop("GAN") and after == before
+    alone = quick / "study_models/denoising_gan/L1_alone.pth"
+    sentence = complaint(*QUICK, quick, "--checkpoint", alone)
+    assert "was trained with --adversarial-weight 0.0, not 0.01" in sentence
+    run_here(*QUICK, quick, "--sample-only")
+
+
 def test_ssim_is_that_of_scikit_image():
     """On [0, 1], whatever range the images come in."""
     rng = torch.Generator().manual_seed(0)
@@ -133,15 +150,16 @@ def test_stopped_and_resumed_ends_at_the_same_weights(config, stripes):
 
 
 def test_the_observer_leaves_a_picture_of_every_epoch(config, stripes):
-    """Ten columns of a clean, a noisy and a restored image, the noise the same in every epoch."""
+    """Rows of clean, noisy and restored images under a title, the noise the same in every epoch."""
     result = start_result(study.SCRIPT, "", "", config, "pictures", torch.device("cpu"), stripes)
     own, path = replace(config, epochs=2), config.output_dir / "x.pth"
     watching = study.observer(own, stripes, result)
     study.train(own, stripes, path, "L1 alone", watching)
     names = [study.epoch_picture("L1 alone", epoch) for epoch in (1, 2)]
     first, second = (read_png(result.folder / name) for name in names)
-    row = first.shape[0] // 3
-    assert (first[: 2 * row] == second[: 2 * row]).all() and (first != second).any()
+    different = (first != second).any(axis=(1, 2)).nonzero()[0] / len(first)  # where, downwards
+    title, restored = different[different < 0.15], different[different > 0.15]
+    assert len(title) and restored.min() > 0.6  # the number in the title, and the last row
 
 
 def test_wrong_input(tmp_path):

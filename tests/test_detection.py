@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, elsewhere, run_here, untaught
+from conftest import complaint, elsewhere, has_headline, run_here, untaught
 from PIL import Image
 
 from imagelab.data.boxes import load_boxed
@@ -174,12 +174,218 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(tmp_path):
         assert torch.equal(value, again.networks["detector"].state_dict()[name]), name
 
 
+def test_a_true_box_counts_once_and_for_its_class_only():
+    boxes = torch.tensor([[0.0, 0, 40, 40], [50, 50, 90, 90], [0, 100, 20, 120]])
+    labels = torch.tensor([1, 2, 0])
+    found = {
+        "boxes": torch.tensor([
+            [1.0, 1, 41, 41],  # right
+            [0, 0, 40, 40],  # the same object again
+            [50, 50, 90, 90],  # of another class
+            [0, 100, 20, 111],  # IoU 0.55
+            [30, 0, 70, 40],  # IoU 0.14
+        ]),
+        "labels": torch.tensor([1, 1, 0, 0, 1]),
+        "scores": torch.linspace(0.9, 0.5, 5),
+    }  # fmt: skip
+    right, taken = detection.match(found, boxes, labels)
+    assert right.tolist() == [True, False, False, True, False]
+    assert taken.tolist() == [True, False, True]
+    right, taken = detection.match(found, torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
+    assert right.tolist() == [False] * 5 and taken.shape == (0,)
+    nothing = {name: value[:0] for name, value in found.items()}
+    right, taken = detection.match(nothing, boxes, labels)
+    assert right.shape == (0,) and taken.tolist() == [False] * 3
+
+
+def test_the_figure_marks_what_is_right_false_and_missed(monkeypatch):
+    boxes = [torch.tensor([[0.0, 0, 40, 40], [50, 50, 60, 60]])]
+    labels = [torch.tensor([0, 1])]
+    found = {"boxes": torch.tensor([[0.0, 0, 40, 40], [10, 50, 20, 60]]),
+             "labels": torch.tensor([0, 1]), "scores": torch.tensor([0.9, 0.8])}  # fmt: skip
+    monkeypatch.setattr(detection, "detect", lambda *_: [found])
+    images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    figure = detection.plot_detections(None, images, boxes, labels, ("car", "person"))
+    above, below = figure.axes
+    assert [text.get_text() for text in above.texts if text.get_text() != "true boxes"] == [
+        "car", "person"]  # fmt: skip
+    marked = [(text.get_text(), box.get_linestyle()) for text, box in
+              zip([t for t in below.texts if t.get_text() != "detections"], below.patches,
+                  strict=True)]  # fmt: skip
+    assert marked == [("car 90%", "-"), ("person 80%", "-"), ("person", "--")]
+    colours = [box.get_edgecolor() for box in below.patches]
+    assert len(set(colours)) == 3
+    assert below.patches[2].get_xy() == (49.5, 49.5)  # the missed one
+
+
+def test_boxes_of_a_picture_of_another_size_are_in_its_own_pixels():
+    class Middle(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert x.shape == (1, 3, 128, 128)
+            return perfect_predictions()[:1]
+
+    picture = np.zeros((256, 512, 3), np.uint8)  # four times as wide as the network's square
+    found = detection.detect_in(Middle(), picture, 128, 0.5)
+    order = found["labels"].argsort(descending=True)
+    assert torch.allclose(found["boxes"][order], 4 * BOXES[0], atol=0.1)
+
+
+def test_boxes_end_at_the_border_of_a_wide_picture():
+    predictions = torch.zeros(1, 4, 8, 9)
+    predictions[..., 0] = -20
+    predictions[0, 3, 7, 0], predictions[0, 3, 7, 3:5], predictions[0, 3, 7, 5] = 20, 3, 30
+    (found,) = detection.detect(Predicts(predictions), torch.zeros(1, 3, 64, 128), 0.5)
+    assert found["boxes"].tolist() == [[0, 0, 128, 64]]
+
+
+SMALL = {"epochs": 2, "batch_size": 4, "width": 4, "size": 64}
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory):
+    """A checkpoint of a small training on streets, its data, and the settings."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    data = load_boxed("scenes", 8, 2, 64)
+    config = detection.Config(**SMALL, output_dir=folder)
+    detection.train(config, data)
+    return detection.checkpoint_path(config, data), data
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["model"]["detector"]
+
+
+def test_pretrained_weights_are_where_the_training_starts(streets):
+    """All of them for the same classes; for others the last layer is new."""
+    path, data = streets
+    saved = weights_of(path)
+    config = detection.Config(**SMALL, pretrained=path)
+    assert all(torch.equal(value, saved[name])
+               for name, value in detection.new_detector(config, data).state_dict().items())  # fmt: skip
+    other = replace(data, classes=("dog", "cat"))
+    model = detection.new_detector(config, other).state_dict()
+    changed = {name for name, value in model.items() if not torch.equal(value, saved[name])}
+    last = f"layers.{len(detection.new_detector(config, data).layers) - 1}"
+    assert changed == {f"{last}.weight", f"{last}.bias"}
+    random = detection.new_detector(replace(config, pretrained=None), other).state_dict()
+    assert torch.equal(random[f"{last}.weight"], model[f"{last}.weight"])
+    assert not torch.equal(random["layers.2.0.weight"], model["layers.2.0.weight"])
+
+
+def test_the_backbone_is_frozen_in_the_first_epochs(streets, tmp_path):
+    """Weights and batch statistics, while the last layer learns; afterwards all learn."""
+    path, data = streets
+    config = detection.Config(**SMALL, pretrained=path, frozen_epochs=1, output_dir=tmp_path)
+    saved, states = weights_of(path), []
+
+    def note(training, _epoch: int) -> None:
+        states.append({k: v.clone() for k, v in training.model.state_dict().items()})
+
+    detection.train(config, data, note)
+    last = f"layers.{len(detection.new_detector(config, data).layers) - 1}."
+    changed = [{name for name in saved if not torch.equal(saved[name], state[name])}
+               for state in states]  # fmt: skip
+    assert changed[0] == {f"{last}weight", f"{last}bias"}
+    assert {"layers.2.0.weight", "layers.2.1.running_mean"} < changed[1]
+    assert (tmp_path / "study_models/detection/scenes_pretrained.pth").is_file()
+
+
+def test_a_frozen_training_that_was_stopped_goes_on_to_the_same_weights(streets, tmp_path):
+    path, data = streets
+    config = detection.Config(**{**SMALL, "epochs": 3}, pretrained=path, frozen_epochs=2,
+                              output_dir=tmp_path)  # fmt: skip
+    whole = detection.train(config, data).model.state_dict()
+    whole = {name: value.clone() for name, value in whole.items()}
+
+    def stop(_training, epoch: int) -> None:
+        if epoch == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        detection.train(config, data, stop)
+    again = detection.train(replace(config, resume=True), data).model.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+def test_pretrained_files_that_do_not_fit(streets, tmp_path):
+    from torchvision.models import resnet18
+
+    path, data = streets
+
+    def refused(**settings) -> str:
+        with pytest.raises(UserError) as refusal:
+            detection.new_detector(detection.Config(**{**SMALL, **settings}), data)
+        return str(refusal.value)
+
+    assert "do not fit" in refused(pretrained=path, width=8)
+    assert "do not fit" in refused(pretrained=path, backbone="resnet18")
+    torch.manual_seed(0)
+    network = resnet18()
+    torch.save(network.state_dict(), tmp_path / "resnet18.pth")
+    assert "add --backbone resnet18" in refused(pretrained=tmp_path / "resnet18.pth")
+    (tmp_path / "broken.pth").write_bytes(b"no weights")
+    said = refused(pretrained=tmp_path / "broken.pth", backbone="resnet18")
+    assert "--pretrained FILE" in said and "https://" in said
+    assert "There is no file" in refused(pretrained=tmp_path / "missing.pth")
+    config = detection.Config(**SMALL, pretrained=tmp_path / "resnet18.pth", backbone="resnet18")
+    model = detection.new_detector(config, data).state_dict()
+    assert torch.equal(model["layers.0.network.0.weight"], network.state_dict()["conv1.weight"])
+
+
+def test_resnet18_sees_pictures_as_torchvision_normalises_them(streets, tmp_path):
+    """Its features at 1/16 of the size, of a picture in [0, 1], are those of the whole network."""
+    from torchvision.models import resnet18
+    from torchvision.transforms.functional import normalize
+
+    torch.manual_seed(0)
+    network = resnet18().eval()
+    torch.save(network.state_dict(), tmp_path / "resnet18.pth")
+    config = detection.Config(**SMALL, pretrained=tmp_path / "resnet18.pth", backbone="resnet18")
+    model = detection.new_detector(config, streets[1]).eval()
+    x = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        y = normalize(x, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        y = network.maxpool(network.relu(network.bn1(network.conv1(y))))
+        y = network.layer3(network.layer2(network.layer1(y)))
+        assert torch.allclose(model.layers[:-1](2 * x - 1), y, atol=1e-4)
+        assert model(x).shape == (2, 4, 6, 5 + 2)
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("detection")
-    run_here("studies.detection", "--quick", "--output-dir", folder, "--export",
-             folder / "detector.onnx")  # fmt: skip
+    run_here("studies.detection", "--quick", "--dataset", "digit-scenes", "--output-dir", folder,
+             "--export", folder / "detector.onnx")  # fmt: skip
     return folder
+
+
+@pytest.mark.parametrize("size", [256, 416])
+def test_streets_at_two_sizes(tmp_path, size):
+    """The default run, then a prediction in a picture by its checkpoint."""
+    run_here("studies.detection", "--quick", "--size", size, "--scenes", 16, "--test-scenes", 6,
+             "--output-dir", tmp_path)  # fmt: skip
+    folder = tmp_path / "study_images" / "detection"
+    result = json.loads((folder / "results.json").read_text("utf-8"))
+    assert has_headline("studies.detection", result)
+    assert result["dataset"]["shape"] == [3, size, size]
+    names = {entry["path"] for entry in result["files"]}
+    assert {"detections.png", "steps.png", "faces.png", "loss.png"} <= names
+    assert result["metrics"]["objects found"]["n"] > 6
+    (faces,) = [t for t in result["tables"] if "faces" in t["caption"]]
+    boxes = {name: count for name, _, count in faces["rows"]}
+    assert boxes["grace hopper"] == 1 and boxes["astronaut"] >= 1 and len(boxes) == 21
+    model, classes, side = detection.load_detector(tmp_path / "study_models/detection/scenes.pth")
+    assert side == size and classes == ("car", "pedestrian")
+    with torch.no_grad():
+        assert model(torch.rand(1, 3, size, size)).shape == (1, size // 16, size // 16, 5 + 2)
+    Image.effect_noise((300, 200), 60).convert("RGB").save(tmp_path / "photo.png")
+    run_here("studies.detection", "predict", "--source", tmp_path / "photo.png", "--output",
+             tmp_path / "found.png", "--output-dir", tmp_path)  # fmt: skip
+    assert Image.open(tmp_path / "found.png").size == (300, 200)
 
 
 def test_the_network_finds_the_same_elsewhere_at_any_size(quick):
@@ -200,7 +406,7 @@ def test_the_network_finds_the_same_elsewhere_at_any_size(quick):
 
 
 def test_a_run_leaves_what_was_promised(quick):
-    folder = quick / "study_images" / "detection"
+    folder = quick / "study_images" / "detection" / "digit-scenes"
     result = json.loads((folder / "results.json").read_text("utf-8"))
     assert untaught("studies.detection", result) == []
     names = {entry["path"] for entry in result["files"]}
@@ -239,35 +445,96 @@ def test_a_small_training_finds_squares(tmp_path):
     assert (drawn != original).any(axis=2).sum() > 60  # a box
 
 
-def test_ssdlite_with_weights_from_a_file_or_a_sentence(tmp_path):
-    from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+@pytest.mark.parametrize("name", ["ssdlite", "faster-rcnn", "retinanet"])
+def test_torchvisions_detectors_with_weights_from_a_file_or_a_sentence(tmp_path, name):
+    from torchvision.models import detection as networks
 
+    build = {"ssdlite": networks.ssdlite320_mobilenet_v3_large,
+             "faster-rcnn": networks.fasterrcnn_resnet50_fpn,
+             "retinanet": networks.retinanet_resnet50_fpn}[name]  # fmt: skip
     torch.manual_seed(0)
-    network = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
-    torch.save(network.state_dict(), tmp_path / "weights.pth")
-    Image.effect_noise((200, 150), 60).convert("RGB").save(tmp_path / "photo.png")
-    shared = ("studies.detection", "predict", "--coco", "--source", tmp_path / "photo.png",
+    state = build(weights=None, weights_backbone=None).state_dict()
+    # torchvision's files come from frozen batch statistics, which count no batches.
+    state = {key: value for key, value in state.items() if "num_batches_tracked" not in key}
+    torch.save(state, tmp_path / "weights.pth")
+    Image.effect_noise((100, 75), 60).convert("RGB").save(tmp_path / "photo.png")
+    shared = ("studies.detection", "predict", "--coco", name, "--source", tmp_path / "photo.png",
               "--output", tmp_path / "found.png")  # fmt: skip
     run_here(*shared, "--weights", tmp_path / "weights.pth")
-    assert Image.open(tmp_path / "found.png").size == (200, 150)
+    assert Image.open(tmp_path / "found.png").size == (100, 75)
     (tmp_path / "broken.pth").write_bytes(b"no weights")
-    for weights in ("broken.pth", "missing.pth"):
+    for weights in ("broken.pth", "missing.pth") if name == "ssdlite" else ():  # the small one
         sentence = complaint(*shared, "--weights", tmp_path / weights)
-        assert "--weights FILE" in sentence
+        assert "--weights FILE" in sentence and "https://" in sentence
+
+
+def test_torchvisions_detections_are_drawn_with_their_names(monkeypatch):
+    """A network that finds one thing, in the pixels of the picture that it gets."""
+    seen = []
+
+    def find(picture: np.ndarray) -> dict[str, torch.Tensor]:
+        seen.append(picture.shape)
+        return {"boxes": torch.tensor([[40.0, 30, 90, 70]]), "labels": torch.tensor([1]),
+                "scores": torch.tensor([0.9])}  # fmt: skip
+
+    monkeypatch.setattr(detection.pretrained, "coco_detector", lambda *_: (find, ("no", "cat")))
+    config = detection.PredictBoxes(source="a.png", output="b.png", coco="retinanet")
+    picture = np.zeros((100, 120, 3), np.uint8)
+    drawn = detection.load_predictor(config, torch.device("cpu"))(picture)
+    rows, columns = np.nonzero(drawn.any(axis=2))
+    assert seen == [picture.shape] and drawn[30:70, 40].any(axis=1).all()
+    assert rows.max() <= 71 and columns.max() <= 100 and not drawn[40:60, 50:80].any()
+    config = replace(config, least=0.95)
+    assert not detection.load_predictor(config, torch.device("cpu"))(picture).any()
+
+
+def test_the_cascade_finds_a_face_in_a_real_photograph(tmp_path):
+    from imagelab.data.photographs import photograph
+
+    picture = photograph("grace_hopper")
+    Image.fromarray(picture).save(tmp_path / "photo.png")
+    run_here("studies.detection", "predict", "--cascade", "--source", tmp_path / "photo.png",
+             "--output", tmp_path / "found.png")  # fmt: skip
+    drawn = np.asarray(Image.open(tmp_path / "found.png")).astype(int)
+    rows, columns = np.nonzero((drawn != picture).any(axis=2))
+    # Around the face, which lies between the cap and the collar.
+    assert 60 < rows.min() < 170 and 300 < rows.max() < 360
+    assert 120 < columns.min() < 200 and 330 < columns.max() < 400
+    tiny = detection.pretrained.face_cascade()(np.zeros((9, 400, 3), np.uint8))
+    assert tiny["boxes"].shape == (0, 4)
+
+
+def test_a_film_is_watched_live(tmp_path, monkeypatch):
+    """The frames with the detections reach the page (what it does with them: tests/test_live.py)."""
+    from imagelab.data.video import write_video
+    from imagelab.report import figures, live
+
+    photo = np.asarray(Image.effect_noise((96, 64), 60).convert("RGB"))
+    write_video(tmp_path / "film.avi", [photo] * 5)
+    shown = []
+    monkeypatch.setattr(figures, "has_display", lambda: False)
+    monkeypatch.setattr(live, "show_on_page", lambda frames, port: shown.extend([port, *frames]))
+    said, _ = run_here("studies.detection", "predict", "--cascade", "--live", "--port", 8123,
+                       "--source", tmp_path / "film.avi")  # fmt: skip
+    assert shown[0] == 8123 and len(shown) == 6 and said.startswith("5 frames")
 
 
 def test_wrong_input(quick, tmp_path):
     model = quick / "study_models" / "detection" / "digit-scenes.pth"
-    shared = ("studies.detection", "predict", "--model", model, "--output", tmp_path / "out.png")
-    assert "There is no picture" in complaint(*shared, "--source", "none.png")
-    assert "--least" in complaint(*shared, "--source", "none.png", "--least", 2)
+    plain = ("studies.detection", "predict", "--source", "none.png")
+    shared = (*plain, "--model", model)
+    output = ("--output", tmp_path / "out.png")
+    assert "There is no picture" in complaint(*shared, *output)
+    assert "--least" in complaint(*shared, *output, "--least", 2)
+    assert "either --output" in complaint(*shared)
+    assert "either --output" in complaint(*shared, *output, "--live")
+    assert "add --coco MODEL" in complaint(*shared, *output, "--weights", model)
+    assert "leave out --coco" in complaint(*shared, *output, "--cascade")
+    assert "Unknown --coco" in complaint(*plain, *output, "--coco", "yolo")
     assert "multiple of 16" in complaint(
         "studies.detection", "--size", 100, "--output-dir", tmp_path
     )
     with pytest.raises(UserError, match="does not say"):
         saved = torch.load(model, weights_only=True)
         torch.save(saved | {"extra": {}}, tmp_path / "other.pth")
-        asked = detection.PredictBoxes(
-            source="a.png", output=tmp_path, model=tmp_path / "other.pth"
-        )
-        detection.make_predictor(asked, torch.device("cpu"))
+        detection.load_detector(tmp_path / "other.pth")

@@ -91,6 +91,23 @@ def test_auto_is_the_embedded_digits_where_there_are_no_files(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_auto_takes_what_a_script_prefers(tmp_path, monkeypatch, capsys):
+    """Fashion-MNIST first where it lies there; else MNIST; else the embedded digits."""
+    order = ("fashion-mnist", "mnist")
+    assert load_dataset("auto", tmp_path, None, order).name == "mnist-5k"
+    assert "--dataset fashion-mnist downloads" in capsys.readouterr().out
+    for name, folder in (("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")):
+        raw = tmp_path / folder / "raw"
+        raw.mkdir(parents=True)
+        contents = tiny_mnist()
+        for file, data in contents.items():
+            (raw / file).write_bytes(data)
+        monkeypatch.setitem(downloads.IDX_MD5, name, {n: md5(d) for n, d in contents.items()})
+        assert load_dataset("auto", tmp_path, None, order).name == name
+        assert load_dataset("auto", tmp_path).name == "mnist"  # what the other scripts take
+    assert "Data: Fashion-MNIST, found" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["mnist", "auto"])
 def test_a_corrupt_file_is_told_and_left_alone(tmp_path, offline, name):
     raw = tmp_path / "MNIST" / "raw"

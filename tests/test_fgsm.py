@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -21,10 +22,26 @@ FEW = ("--quick", "--dataset", "mnist-5k", "--num-images", 20, "--pgd-images", 1
 
 def test_noise_in_bytes_turns_bright():
     """What is corrected: in unsigned bytes negative noise becomes nearly white."""
-    picture, noise = np.full((4, 4), 0.2), np.full((4, 4), -3 / 255)
-    noise[0] = 3 / 255
-    wrong = fgsm.add_noise_in_bytes(picture, noise, 0.5)
-    assert np.allclose(wrong[0], 0.2 + 1.5 / 255) and np.allclose(wrong[1:], 0.2 + 0.5 * 253 / 255)
+    picture, noise = np.full((4, 4), 0.2), np.full((4, 4), -5 / 255)
+    noise[0] = 5 / 255
+    wrong = 255 * fgsm.add_noise_in_bytes(picture, noise, 0.2)  # rounded: 51 + 1 and 51 + 50.2
+    assert np.allclose(wrong[0], 52) and np.allclose(wrong[1:], 101)
+    white = fgsm.add_noise_in_bytes(picture, noise, 1.0)
+    assert np.allclose(white[1:], 1) and np.allclose(white[0], 56 / 255)  # no second wrap
+
+
+def test_noise_in_bytes_is_what_the_usual_lines_compute():
+    """`np.random.normal(...).astype("uint8")` and `cv2.addWeighted(img, 1, noise, 0.1, 0)`."""
+    img = np.random.default_rng(0).integers(0, 256, (40, 50)).astype(np.uint8)
+    values = np.random.default_rng(1).normal(0, 25, img.shape)
+    noise = values.astype(np.int64).astype("uint8")  # the cast in one step is not defined in C
+    usual = cv2.addWeighted(img, 1, noise, 0.1, 0)
+    ours = fgsm.add_noise_in_bytes(img / 255, values / 255, 0.1)
+    off = np.abs(ours * 255 - usual)
+    assert (
+        off.max() <= 26 and (off < 0.5).mean() > 0.99
+    )  # at whole numbers values·255/255 may differ
+    assert 10 < (ours - img / 255).mean() * 255 < 13  # half of the pixels by a tenth of 235
 
 
 def test_noise_is_signed_and_clipped():

@@ -4,6 +4,7 @@ import json
 import math
 import signal
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 import gan_mnist as gan
 from imagelab.report import figures
+from imagelab.report.results import start_result
 
 
 def test_networks_and_their_shapes():
@@ -85,16 +87,14 @@ def test_the_rate_falls_and_the_average_draws(tmp_path, stripes):
 def test_the_recipe_as_often_written_stands_beside_it_at_equal_epochs(
     tmp_path, stripes, compared, trained
 ):
-    from imagelab.report.results import start_result
-
     config = gan.Config(output_dir=tmp_path, batch_size=32, epochs=3, compare_epochs=compared)
     result = start_result("gan_mnist", "", "", config, "pictures", torch.device("cpu"), stripes)
     result.folder.mkdir(exist_ok=True)
     runs = gan.train_compared(config, stripes)
     assert len(runs) == trained
     old = runs["as often written"].config
-    assert (old.lr, old.beta1, old.fall, old.ema_decay) == (2e-4, 0.5, 1.0, 0.0)
-    assert (old.batch_size, old.moved) == (64, 0)
+    assert (old.lr, old.beta1, old.decay_from, old.ema_decay) == (2e-4, 0.5, 1.0, 0.0)
+    assert (old.batch_size, old.max_shift) == (64, 0)
     assert old.epochs == (compared) and runs["as often written"].averaged is None
     G, D = gan.build(config, stripes.shape, torch.device("cpu"))
     main = gan.train(config, stripes, G, D, tmp_path / "a.pth")
@@ -174,6 +174,45 @@ def test_ctrl_c_then_resume_ends_at_the_same_weights(main_job, judged):
     for network in ("generator", "discriminator"):
         for name, value in whole["model"][network].items():
             assert torch.equal(value, resumed["model"][network][name]), name
+
+
+def test_grids_and_scores_also_within_an_epoch(tmp_path, stripes):
+    """With --grid-every 0.5; a resumed run adds to them, and the animation has one page for each."""
+    config = gan.Config(output_dir=tmp_path, batch_size=32, epochs=2, grid_every=0.5)
+    result = start_result("gan_mnist", "", "", config, "pictures", torch.device("cpu"), stripes)
+    result.folder.mkdir(exist_ok=True)
+    for epochs, resume in ((1, False), (2, True)):
+        own = replace(config, epochs=epochs, resume=resume)
+        G, D = gan.build(own, stripes.shape, torch.device("cpu"))
+        watching = gan.observer(own, result, None)
+        run = gan.train(own, stripes, G, D, tmp_path / "a.pth", after_epoch=watching)
+    assert run.curve("grid_epoch").tolist() == [0.5, 1, 1.5, 2]
+    names = ["epoch_000.50.png", "epoch_001.png", "epoch_001.50.png", "epoch_002.png"]
+    assert [path.name for path in gan.epoch_grids(run, result)] == names
+    pictures = [(result.folder / name).read_bytes() for name in names]
+    assert len(set(pictures)) == 4
+    gan.evaluate(config, stripes, run, None, result)
+    with Image.open(result.folder / "training.gif") as animation:
+        assert animation.n_frames == 4
+
+
+def test_a_kept_checkpoint_is_sampled_from(judged):
+    """The first kept one draws other images than the last, which is the latest one."""
+    shared = ("gan_mnist", "--quick", "--dataset", "mnist-5k", "--output-dir", judged)
+    run_here(*shared, "--keep-every", 1)
+    models = judged / "GAN_models"
+    assert {path.name for path in models.iterdir()} == {
+        "mlp_gan.pth", "mlp_gan_epoch_0001.pth", "mlp_gan_epoch_0002.pth",
+    }  # fmt: skip
+    drawn = {}
+    for name in ("", "_epoch_0001", "_epoch_0002"):
+        path = models / f"mlp_gan{name}.pth"
+        run_here(*shared, "--checkpoint", path, "--samples-file", judged / "s.npz")
+        drawn[name] = np.load(judged / "s.npz")["images"]
+    run_here(*shared, "--sample-only", "--samples-file", judged / "s.npz")
+    assert (np.load(judged / "s.npz")["images"] == drawn[""]).all()
+    assert (drawn["_epoch_0002"] == drawn[""]).all()
+    assert (drawn["_epoch_0001"] != drawn[""]).any()
 
 
 def test_damaged_checkpoints_are_told_and_kept(main_job, tmp_path):

@@ -14,7 +14,7 @@ from imagelab.setup.settings import TrainingSettings
 from imagelab.setup.terminal import told
 from imagelab.training import loop as training
 from imagelab.training.checkpoints import load_checkpoint
-from imagelab.training.loop import Training, can_resume, one_cycle, smooth
+from imagelab.training.loop import Training, can_resume, kept_path, one_cycle, smooth
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,12 @@ class Config(TrainingSettings):
 
 def fit(
     config: Config, data, path: Path, stop_at: int | None = None, number=signal.SIGINT,
-    spoil_from: float = float("inf"), **more,
+    spoil_from: float = float("inf"), rounds: list | None = None, **more,
 ):  # fmt: skip
     """Train a small network on noisy inputs; ask for an end during step `stop_at`, from step
     `spoil_from` on lose the loss in NaN."""
     torch.manual_seed(0)
+    rounds = [] if rounds is None else rounds
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 2))
     adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     networks, optimizers = {"net": model}, {"adam": adam}
@@ -41,6 +42,7 @@ def fit(
         training.load()
     with training:
         for _ in training.epochs():
+            rounds.append(training.steps_done)
             for batch in training.batches():
                 x = data.images[batch].float() / 255
                 x = x + 0.1 * torch.randn(x.shape, generator=training.rng)
@@ -104,6 +106,59 @@ def test_with_other_threads_it_goes_on_and_says_so_once(stripes, tmp_path, monke
     torch.save(saved, path)
     told.clear()
     assert "Threads" not in said(epochs=4)
+
+
+def test_an_epoch_in_parts_ends_at_the_same_weights(stripes, tmp_path):
+    """Five steps in two parts are three and two; each is saved, and a stopped one is resumed."""
+    whole, rounds = fit(Config(epochs=2), stripes, tmp_path / "whole.pth"), []
+    parts = fit(Config(epochs=2), stripes, tmp_path / "a.pth", rounds=rounds, parts=2)
+    assert rounds == [0, 3, 5, 8]
+    path = tmp_path / "b.pth"
+    with pytest.raises(Interrupted, match="after 8 of 10"):
+        fit(Config(epochs=2), stripes, path, stop_at=8, parts=2)
+    rounds.clear()
+    resumed = fit(Config(epochs=2, resume=True), stripes, path, rounds=rounds, parts=2)
+    assert rounds == [8] and resumed.epochs_done == 2
+    for other in (parts, resumed):
+        assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(other), strict=True))
+
+
+def test_numbered_copies_are_kept_beside_the_latest(stripes, tmp_path):
+    """Each is the checkpoint of its epoch; the training itself ends as one that keeps none."""
+    plain = fit(Config(epochs=5), stripes, tmp_path / "plain.pth")
+    path, after = tmp_path / "kept" / "a.pth", {}
+    kept = fit(Config(epochs=5, keep_every=2), stripes, path)
+    names = ["a.pth", "a_epoch_0002.pth", "a_epoch_0004.pth"]
+    assert sorted(p.name for p in path.parent.iterdir()) == names
+    for epoch in (2, 4):
+        fit(Config(epochs=epoch), stripes, tmp_path / "short.pth")
+        after[epoch] = torch.load(tmp_path / "short.pth", weights_only=True)
+        saved = load_checkpoint(kept_path(path, epoch), "test")
+        assert (saved["epoch"], saved["step"]) == (epoch, 0)
+        for name, values in after[epoch]["model"]["net"].items():
+            assert torch.equal(saved["model"]["net"][name], values)
+    assert all(torch.equal(a, b) for a, b in zip(weights(plain), weights(kept), strict=True))
+
+
+def test_what_is_kept_may_change_on_resume(stripes, tmp_path):
+    """A stopped run that is resumed with other copies ends at the same weights."""
+    whole, path = fit(Config(epochs=4), stripes, tmp_path / "whole.pth"), tmp_path / "a.pth"
+    with pytest.raises(Interrupted):
+        fit(Config(epochs=4, keep_every=1), stripes, path, stop_at=8)
+    assert kept_path(path, 1).is_file() and not kept_path(path, 2).exists()
+    resumed = fit(Config(epochs=4, keep_every=3, resume=True), stripes, path)
+    assert kept_path(path, 3).is_file() and not kept_path(path, 2).exists()
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+
+
+def test_an_epoch_cut_short_by_the_time_limit_is_not_kept(stripes, tmp_path, monkeypatch):
+    now = itertools.count()
+    monkeypatch.setattr(training.time, "perf_counter", lambda: float(next(now)))
+    cut = fit(Config(epochs=99, time_limit=40.0, keep_every=1), stripes, tmp_path / "a.pth")
+    assert cut.step > 0  # within an epoch
+    kept = sorted(tmp_path.glob("a_epoch_*"))
+    assert kept == [kept_path(tmp_path / "a.pth", epoch + 1) for epoch in range(cut.epoch)]
+    assert all(load_checkpoint(path, "test")["step"] == 0 for path in kept)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(stripes, tmp_path):

@@ -61,19 +61,73 @@ def test_camvid_as_it_lies_on_the_web(tmp_path):
     assert set(data.masks.unique().tolist()) == {0, IGNORE}  # 11 means unlabelled
 
 
-def test_cityscapes_by_torchvision(tmp_path):
-    for split in ("train", "val"):
-        images = tmp_path / "cityscapes/leftImg8bit" / split / "town"
-        masks = tmp_path / "cityscapes/gtFine" / split / "town"
-        for folder in (images, masks):
-            folder.mkdir(parents=True)
-        for k in range(2):
-            Image.new("RGB", (64, 32), "grey").save(images / f"town_{k}_leftImg8bit.png")
-            mask = Image.fromarray(np.full((32, 64), 7 if k else 0, np.uint8))  # 7: road
-            mask.save(masks / f"town_{k}_gtFine_labelIds.png")
-    data = load_masked("cityscapes", tmp_path, height=16)
-    assert len(data.classes) == 19 and data.classes[0] == "road" and data.classes[13] == "car"
-    assert data.masks[0].unique().tolist() == [IGNORE] and data.masks[1].unique().tolist() == [0]
+# Cityscapes' 19 training classes and their label ids, from the data set's own labels.py.
+CITYSCAPES = {
+    "road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17,
+    "traffic light": 19, "traffic sign": 20, "vegetation": 21, "terrain": 22, "sky": 23,
+    "person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "train": 31, "motorcycle": 32,
+    "bicycle": 33,
+}  # fmt: skip
+
+
+@pytest.fixture
+def cityscapes(tmp_path) -> Path:
+    """A folder in the layout of Cityscapes: three training pictures of two towns, one held out."""
+    for split, town, k in (("train", "aachen", 0), ("train", "aachen", 1), ("train", "bochum", 0),
+                           ("val", "lindau", 0)):  # fmt: skip
+        images = tmp_path / "cityscapes/leftImg8bit" / split / town
+        masks = tmp_path / "cityscapes/gtFine" / split / town
+        images.mkdir(parents=True, exist_ok=True)
+        masks.mkdir(parents=True, exist_ok=True)
+        name = f"{town}_{k:06}_000019"
+        # 34 columns: the label ids from 0 to 33. The picture is as bright as the id.
+        ids = np.tile(np.arange(34, dtype=np.uint8), (17, 1))
+        Image.fromarray(np.stack([ids * 7] * 3, axis=-1)).save(images / f"{name}_leftImg8bit.png")
+        Image.fromarray(ids).save(masks / f"{name}_gtFine_labelIds.png")
+        Image.new("RGB", (34, 17)).save(masks / f"{name}_gtFine_color.png")
+    return tmp_path
+
+
+def test_cityscapes_has_its_19_training_classes(cityscapes):
+    data = load_masked("cityscapes", cityscapes, height=17)
+    assert data.classes == tuple(CITYSCAPES)
+    assert data.images.shape == (3, 3, 17, 34) and len(data.test_images) == 1
+    train_ids = [list(CITYSCAPES.values()).index(k) if k in CITYSCAPES.values() else IGNORE
+                 for k in range(34)]  # fmt: skip
+    for mask, image in zip(data.masks, data.images, strict=True):
+        assert mask.tolist() == [train_ids] * 17
+        assert image[0, 0].tolist() == [7 * k for k in range(34)]
+
+
+def test_cityscapes_without_masks(cityscapes):
+    import shutil
+
+    shutil.rmtree(cityscapes / "cityscapes/gtFine")
+    with pytest.raises(UserError, match=r"gtFine_trainvaltest\.zip"):
+        load_masked("cityscapes", cityscapes)
+
+
+def test_only_some_classes():
+    data = load_masked("scenes", Path(), height=32, scenes=4, test=2)
+    assert data.only(()) is data
+    data.masks[0, 0, 0] = IGNORE
+    road = data.only(("road",))
+    assert road.classes == ("other", "road") and road.name == "scenes_road"
+    assert torch.equal(road.masks == 1, data.masks == data.classes.index("road"))
+    assert torch.equal(road.masks == IGNORE, data.masks == IGNORE)
+    assert set(road.test_masks.unique().tolist()) == {0, 1}
+    both = data.only(("car", "road"))
+    assert both.classes == ("other", "road", "car")  # in the data set's order
+    assert torch.equal(both.masks == 2, data.masks == data.classes.index("car"))
+    with pytest.raises(UserError, match="Unknown class 'rod'"):
+        data.only(("rod",))
+
+
+def test_a_width_of_its_own(pairs):
+    data = load_masked(f"folder:{pairs[0]}:{pairs[1]}", Path(), height=16, width=40)
+    assert data.images.shape == (11, 3, 16, 40)
+    assert (data.masks[:, 8, :18] == 0).all() and (data.masks[:, 8, 22:] == 2).all()
+    assert load_masked("scenes", Path(), 32, 2, 1, width=32).images.shape == (2, 3, 32, 32)
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import complaint, run_here, untaught
+from PIL import Image
 
 import mlp_diffusion as ddpm
+from imagelab.data.datasets import signed
+from imagelab.data.pictures import read_png
 from imagelab.report import figures
-from imagelab.setup.runtime import Interrupted, UserError
+from imagelab.report.results import start_result
+from imagelab.setup.runtime import Interrupted, UserError, generator
 from imagelab.setup.settings import settings_dict
 from imagelab.techniques.diffusion import linear_schedule
+from imagelab.techniques.likelihood import variational_bound
 
 RECIPES = list(ddpm.RECIPES)
+DDPMS = [name for name, recipe in ddpm.RECIPES.items() if not recipe.subtracts]
 
 
 def network(recipe: str, dimensions: tuple[int, int, int] = (1, 28, 28), **more) -> ddpm.Denoiser:
@@ -26,9 +32,10 @@ def network(recipe: str, dimensions: tuple[int, int, int] = (1, 28, 28), **more)
 # --- the lesson, as mathematics -------------------------------------------------------------------
 
 
-def test_only_the_literal_recipe_does_not_end_in_noise():
+def test_the_uncorrected_recipes_do_not_end_in_noise():
     ends = {name: network(name).schedule.alpha_bar[-1].item() for name in RECIPES}
-    assert ends.pop("literal") == pytest.approx(0.603, abs=1e-3)
+    for name in ("literal", "subtract"):
+        assert ends.pop(name) == pytest.approx(0.603, abs=1e-3)
     assert list(ends.values()) == pytest.approx([7.7e-6] * 3, rel=0.01)
 
 
@@ -84,6 +91,16 @@ def test_weights_on_the_error_of_the_image():
     assert torch.allclose(corrected, (1 - s.alpha_bar).float()) and (corrected.diff() > 0).all()
 
 
+def test_three_convolutions_see_seven_pixels_and_no_t():
+    model, x, t = network("subtract"), torch.randn(1, 784), torch.tensor([7])
+    with torch.no_grad():
+        assert torch.equal(model(x, t), model(x, t + 30))
+        changed = x.clone()
+        changed[0, 14 * 28 + 14] += 1
+        rows, columns = (model(x, t) != model(changed, t)).reshape(28, 28).nonzero(as_tuple=True)
+    assert rows.min() == columns.min() == 11 and rows.max() == columns.max() == 17
+
+
 class Constant(ddpm.Denoiser):
     """Answers 0 to everything."""
 
@@ -95,7 +112,7 @@ class Constant(ddpm.Denoiser):
 def test_the_loss_is_the_formula(recipe):
     """For an answer of 0: the mean of ε² is 1, the weighted mean of x₀² is the mean weight times x₀²."""
     base = network(recipe)
-    model = Constant(784, base.schedule, base.recipe)
+    model = Constant(base.schedule, base.recipe, "none")
     weight, x0 = (
         ddpm.weight_on_x0(base.schedule, base.recipe.weight),
         torch.full((20_000, 784), 0.5),
@@ -117,11 +134,12 @@ def test_dimmed_images_keep_black_and_lose_light():
     assert torch.equal(ddpm.dimmed(x0, 0.0, torch.Generator()), x0)
 
 
-def test_the_rate_rises_and_falls_but_for_the_literal_recipe():
-    literal, corrected = (ddpm.Config(recipe=name) for name in ("literal", "corrected"))
+def test_the_rate_rises_and_falls_but_for_the_uncorrected_recipes():
+    corrected = ddpm.Config(recipe="corrected")
     rates = [ddpm.learning_rate(corrected, p) for p in (0.025, 0.05, 0.3, 2 / 3, 1.0)]
     assert rates == pytest.approx([2e-3, 4e-3, 4e-3, 2e-3, 0])
-    assert [ddpm.learning_rate(literal, p) for p in (0.01, 0.5, 1.0)] == [2e-3] * 3
+    for config in (ddpm.Config(recipe="literal"), ddpm.Config(recipe="subtract")):
+        assert [ddpm.learning_rate(config, p) for p in (0.01, 0.5, 1.0)] == [2e-3] * 3
 
 
 # --- the reverse process --------------------------------------------------------------------------
@@ -137,9 +155,13 @@ class Oracle(ddpm.Denoiser):
         return (x_t - self.sqrt_alpha_bar[t, None] * x0) / self.sqrt_one_minus_alpha_bar[t, None]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+def oracle(recipe: str) -> Oracle:
+    return Oracle(network(recipe).schedule, ddpm.RECIPES[recipe], "tanh")
+
+
+@pytest.mark.parametrize("recipe", DDPMS)
 def test_a_perfect_estimate_is_reached_without_noise_at_the_end(recipe):
-    model = Oracle(784, network(recipe).schedule, ddpm.RECIPES[recipe])
+    model = oracle(recipe)
     rng = torch.Generator().manual_seed(0)
     states = list(ddpm.reverse_process(model, torch.randn(3, 784, generator=rng), rng))
     assert [t for t, _ in states] == list(range(50, -1, -1))
@@ -149,7 +171,7 @@ def test_a_perfect_estimate_is_reached_without_noise_at_the_end(recipe):
 
 def test_the_reverse_process_has_the_forward_process_marginals():
     """From a true x_T, with a perfect estimate, x_t has variance 1 − ᾱ_t around √ᾱ_t·x₀."""
-    model = Oracle(784, network("corrected").schedule, ddpm.RECIPES["corrected"])
+    model = oracle("corrected")
     rng = torch.Generator().manual_seed(0)
     signal, noise = model.sqrt_alpha_bar[-1], model.sqrt_one_minus_alpha_bar[-1]
     start = signal * 0.5 + noise * torch.randn(200, 784, generator=rng)
@@ -158,6 +180,18 @@ def test_the_reverse_process_has_the_forward_process_marginals():
             alpha_bar = model.schedule.alpha_bar[t - 1].item()
             assert x.mean().item() == pytest.approx(math.sqrt(alpha_bar) * 0.5, abs=0.01)
             assert x.var().item() == pytest.approx(1 - alpha_bar, rel=0.03)
+
+
+def test_subtracting_the_noise_overshoots_even_with_a_perfect_network():
+    """Each step takes 1/√(1 − ᾱ_t) times the noise there is. With the literal betas that explodes."""
+    wrong = ddpm.with_step(oracle("literal"), subtracts=True)
+    start = torch.randn(3, 784, generator=torch.Generator().manual_seed(0))
+    states = dict(ddpm.reverse_process(wrong, start, torch.Generator()))
+    signal, noise = wrong.sqrt_alpha_bar[49], wrong.sqrt_one_minus_alpha_bar[49]
+    left = (start - signal * 0.5) * (1 - 1 / noise)
+    assert torch.allclose(states[49], signal * 0.5 + left, atol=1e-5)
+    assert (states[0] - 0.5).abs().mean() > 1000
+    assert not oracle("literal").recipe.subtracts  # whose step, DDPM's, draws the image (above)
 
 
 def test_the_forward_process_has_the_closed_form_s_moments():
@@ -189,6 +223,80 @@ def test_sampling_starts_from_nothing_but_noise(monkeypatch):
     )
 
 
+def test_the_pictured_processes_start_from_held_out_images_and_from_noise(monkeypatch, stripes):
+    shown = []
+    monkeypatch.setattr(ddpm.samples, "add_trajectory", lambda _, *both: shown.extend(both))
+    monkeypatch.setattr(ddpm, "to_uint8", lambda x: x)
+    ddpm.add_processes(network("corrected"), stripes, 0, None)
+    reverse, forward = shown
+    assert [t for t, _ in forward] == list(range(51)) == [t for t, _ in reverse][::-1]
+    held_out = signed(stripes.test_images)
+    assert all((held_out == image).flatten(1).all(dim=1).any() for image in forward[0][1])
+    for noise in (reverse[0][1], forward[50][1]):
+        assert abs(noise.mean()) < 0.1 and noise.std().item() == pytest.approx(1, abs=0.05)
+
+
+def test_the_epochs_are_numbered_in_their_grids_and_in_the_animation(tmp_path, stripes):
+    result = start_result(
+        "a", "", "", ddpm.Config(output_dir=tmp_path), "p", torch.device("cpu"), stripes
+    )
+    result.folder.mkdir(exist_ok=True)
+    config = ddpm.Config(output_dir=tmp_path, batch_size=32, epochs=2)
+    main = ddpm.train(
+        config, stripes, tmp_path / "a.pth", ddpm.observer(config, stripes, result, None)
+    )
+    ddpm.add_epochs(main, result)
+    one, two = (read_png(result.folder / f"epoch_00{k}.png") for k in (1, 2))
+    plain = figures.grid(stripes.images[:100], columns=10)
+    titles = [grid[: len(grid) - len(plain)] for grid in (one, two)]
+    assert titles[0].shape == titles[1].shape and (titles[0] != titles[1]).any()
+    with Image.open(result.folder / "training.gif") as gif:
+        assert gif.n_frames == 2 and gif.size == one.shape[::-1]
+
+
+# --- the likelihood -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bound", ["clip", "none"])
+def test_the_bound_is_that_of_the_sampler(bound, stripes):
+    """With --bound clip the estimate is clipped in the bound, as it is in sampling."""
+    model = network("corrected", bound=bound)
+    with torch.no_grad():
+        model.mlp[-1].bias += 3  # far outside
+    found = ddpm.bound_of(model, stripes.test_images, seed=0)
+
+    def predict_x0(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        x0 = model(x_t, t)
+        return x0.clamp(-1, 1) if bound == "clip" else x0
+
+    x0, rng = signed(stripes.test_images).flatten(1), generator(0, "bound")
+    expected = variational_bound(predict_x0, model.schedule, x0, rng)
+    assert torch.equal(found.terms, expected.terms) and found.prior == expected.prior
+    assert found.dimensions == 784 and len(found.per_image) == len(stripes.test_images)
+
+
+def test_the_plotted_error_is_that_of_the_estimate(monkeypatch, stripes, tmp_path):
+    """It is taken from the terms of the bound; here it is measured."""
+    training = ddpm.train(ddpm.Config(batch_size=32, epochs=1), stripes, tmp_path / "a.pth")
+    lines = []
+    monkeypatch.setattr(
+        ddpm.figures, "plot_lines", lambda axis, t, named, *_: lines.append((list(t), named))
+    )
+    bound = ddpm.bound_of(training.model, stripes.test_images, seed=0)
+    ddpm.plot_errors([training], {"it": bound})
+    (t, errors), (_, weights) = lines
+    x0, rng = signed(stripes.test_images).flatten(1), torch.Generator().manual_seed(1)
+    for k in (1, 20, 49):
+        eps, times = torch.randn(x0.shape, generator=rng), torch.full((len(x0),), k)
+        with torch.no_grad():
+            x0_hat, _ = training.model.x0_and_eps(
+                training.model.schedule.q_sample(x0, times, eps), times
+            )
+        error = (x0_hat - x0).square().mean().item()
+        assert errors["it"][t.index(k)].item() == pytest.approx(error, rel=0.1)
+    assert weights["it"].sum().item() == pytest.approx(1)
+
+
 # --- the script -----------------------------------------------------------------------------------
 
 
@@ -199,17 +307,27 @@ def test_the_main_job_left_what_was_promised(main_job):
     for entry in result["files"]:
         assert (folder / entry["path"]).is_file(), entry
     names = {entry["path"] for entry in result["files"]}
-    assert {"recipes.png", "reverse_process.gif", "errors.png", "epoch_001.png"} <= names
+    assert {
+        "recipes.png",
+        "reverse_process.gif",
+        "errors.png",
+        "epoch_001.png",
+        "subtraction.png",
+        "bound.png",
+        "training.gif",
+    } <= names
     assert {f"{name}: Fréchet distance" for name in RECIPES} <= result["metrics"].keys()
     assert result["metrics"]["Fréchet distance"]["memoriser"] > 0
+    nats, bits = (
+        result["metrics"][f"bound: {u}"] for u in ("nats per image", "bits per dimension")
+    )
+    assert bits["value"] == pytest.approx(nats["value"] / 784 / math.log(2)) and nats["n"] == 500
     assert (main_job / "diffusion_models" / "fast_mlp_diffusion.pth").is_file()
 
 
-@pytest.mark.parametrize(("compared", "trained"), [(4, 3), (2, 4)])
+@pytest.mark.parametrize(("compared", "trained"), [(4, 4), (2, 5)])
 def test_all_recipes_are_compared_at_equal_epochs(tmp_path, stripes, compared, trained):
-    """Where the comparison is as long as the main training, that is one of its four."""
-    from imagelab.report.results import start_result
-
+    """Where the comparison is as long as the main training, that is one of its five."""
     config = ddpm.Config(output_dir=tmp_path, batch_size=32, epochs=4, compare_epochs=compared)
     main = ddpm.train(config, stripes, tmp_path / "a.pth")
     others = ddpm.train_others(config, stripes)
@@ -222,7 +340,12 @@ def test_all_recipes_are_compared_at_equal_epochs(tmp_path, stripes, compared, t
             ddpm.samples, "plot_comparison", lambda images, _: drawn.update(images) or figure
         )
         ddpm.evaluate(config, stripes, main, others, None, result)
-    assert len(drawn) == 4 and all(f"\nepochs: {compared}" in name for name in drawn)
+    assert len(drawn) == 5 + 4  # the recipes; two networks with both steps
+    assert all(f"\nepochs: {compared}" in name for name in drawn)
+    table = next(t for t in result.tables if "bound" in t["caption"])
+    names = [row[0] for row in table["rows"]]
+    assert len(names) == (4 if compared == 4 else 5) and not any("x − ε̂" in name for name in names)
+    assert names[-1].endswith("epochs: 4") and names[0].endswith(f"epochs: {compared}")
 
 
 def test_sampling_from_the_checkpoint(main_job, tmp_path):

@@ -98,7 +98,7 @@ def schedule(name: str):
 
 
 def denoiser(name: str, bound: str = "tanh") -> nn.Module:
-    return mlp_diffusion.Denoiser(784, schedule(name), mlp_diffusion.RECIPES[name], bound)
+    return mlp_diffusion.MLPDenoiser(784, schedule(name), mlp_diffusion.RECIPES[name], bound)
 
 
 def record(root: Path, name: str, **config) -> Result:

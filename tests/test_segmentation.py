@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from PIL import Image
 from test_masks import write_pair
 
 from imagelab.data.masks import IGNORE, load_masked
+from imagelab.report import figures
 from imagelab.setup.runtime import generator, in_float32
+from imagelab.techniques import pretrained
 from imagelab.training.checkpoints import load_checkpoint
 from studies import segmentation
 
@@ -41,6 +44,25 @@ def test_skip_connections_carry_detail():
     assert (rows - 16).abs().max() <= 4 and (columns - 16).abs().max() <= 4
     near = effect[13:20, 13:20].sum() / effect.sum()
     assert near > 0.2
+
+
+def test_the_plain_network_is_binary():
+    """The cross-entropy of its two logits is the binary cross-entropy of sigmoid(z)."""
+    torch.manual_seed(0)
+    model = segmentation.PlainUNet()
+    assert [m.out_channels for m in model.modules() if isinstance(m, torch.nn.Conv2d)] == [
+        64, 128, 256, 128, 64, 1,
+    ]  # fmt: skip
+    x, target = torch.rand(2, 3, 30, 41), torch.randint(0, 2, (2, 30, 41))
+    logits = model(x)
+    assert logits.shape == (2, 2, 30, 41)
+    two = segmentation.segmentation_loss(logits, target, "cross-entropy")
+    p = logits[:, 1].sigmoid()
+    assert two.item() == pytest.approx(F.binary_cross_entropy(p, target.float()).item(), rel=1e-5)
+    # Only the grey value counts: a red and a green of one brightness look alike.
+    grey = (0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]).expand(-1, 3, -1, -1)
+    with in_float32(), torch.no_grad():
+        assert torch.allclose(model(grey), model(x), atol=1e-5)
 
 
 def one_hot_logits(mask: torch.Tensor, classes: int, sure: float = 50.0) -> torch.Tensor:
@@ -109,6 +131,45 @@ def test_picture_and_mask_are_changed_together():
     assert any(not torch.equal(y[0], y[k]) for k in range(1, 12))
     flipped = [(y[k][:, :48] == 2).sum() > (y[k][:, 48:] == 2).sum() for k in range(12)]
     assert any(flipped) and not all(flipped)
+
+
+def test_each_change_does_what_it_says():
+    """Of a picture with a bright square at the left, its upper edge in the middle of the picture."""
+    mask = torch.zeros(1, 64, 96, dtype=torch.uint8)
+    mask[:, 32:44, 20:32] = 1
+    images = mask[:, None].float().repeat(1, 3, 1, 1)
+
+    def centre(angle=0.0, scale=1.0, flip=1.0, shift=(0.0, 0.0)) -> tuple[float, float, int]:
+        numbers = (torch.tensor([value]) for value in (angle, scale, flip))
+        x, y = segmentation.warp(images, mask, *numbers, torch.tensor([shift]))
+        rows, columns = (y[0] == 1).nonzero().float().T
+        assert ((x[0, 0] > 0.5) == (y[0] == 1)).float().mean() > 0.99
+        return rows.mean().item(), columns.mean().item(), len(rows)
+
+    assert centre() == (37.5, 25.5, 144)
+    assert centre(flip=-1.0) == (37.5, 69.5, 144)
+    row, column, area = centre(scale=1.5)
+    assert area == pytest.approx(2.25 * 144, rel=0.1)
+    assert (row, column) == pytest.approx((31.5 + 1.5 * 6, 47.5 - 1.5 * 22), abs=0.5)
+    # By 10 degrees around the middle: what is 22 to the left moves up or down by 22·sin(10°) = 3.8.
+    row, column, area = centre(angle=math.radians(10))
+    assert area == pytest.approx(144, rel=0.1) and abs(row - 37.5) == pytest.approx(3.8, abs=0.7)
+    row, column, _ = centre(shift=(0.25, 0.0))  # a quarter of 48 pixels
+    assert (row, column) == (37.5, 13.5)
+    light = segmentation.relight(
+        torch.full((1, 3, 2, 2), 0.25), torch.tensor([0.5]), torch.ones(1, 3)
+    )
+    assert torch.allclose(light, torch.full((1, 3, 2, 2), 0.5))
+
+
+def test_augmented_shows_the_original_and_a_picture_of_middle_brightness(tmp_path):
+    data = load_masked("scenes", tmp_path, height=32, scenes=5, test=1)
+    data.images[0], data.images[1] = 0, 255
+    figure = segmentation.plot_augmented(data, 0)
+    first = figure.axes[0]
+    assert first.get_title() == "original"
+    shown = torch.from_numpy(np.asarray(first.get_images()[0].get_array())).permute(2, 0, 1)
+    assert any(torch.allclose(shown, image / 255) for image in data.images[2:])
 
 
 def test_a_straight_line_stays_straight():
@@ -255,7 +316,105 @@ def test_predict_finds_the_network_under_the_output_dir(quick, tmp_path):
     Image.new("RGB", (48, 32)).save(tmp_path / "street.png")
     shown, _ = run_here("studies.segmentation", "predict", "--image", tmp_path / "street.png",
                         "--output", tmp_path / "seen.png", "--output-dir", quick)  # fmt: skip
-    assert "pedestrian" in shown and (tmp_path / "seen.png").is_file()
+    assert "%" in shown and (tmp_path / "seen.png").is_file()
+
+
+def test_the_plain_network_for_one_class(tmp_path):
+    shared = ("studies.segmentation", "--quick", "--network", "plain", "--output-dir", tmp_path)
+    sizes = ("--height", 32, "--width", 32, "--scenes", 16, "--test-scenes", 4, "--epochs", 1)
+    run_here(*shared, *sizes, "--classes", "road", "--unweighted", "--loss", "cross-entropy")
+    folder = tmp_path / "study_images/segmentation/scenes_road_plain"
+    result = json.loads((folder / "results.json").read_text("utf-8"))
+    assert [row[0] for row in result["tables"][0]["rows"]] == ["other", "road"]
+    path = tmp_path / "study_models/segmentation/scenes_road_plain.pth"
+    model, classes, height = segmentation.load_model(path)
+    assert isinstance(model, segmentation.PlainUNet) and height == 32
+    assert classes == ("other", "road")
+    # What is not the road keeps its colours.
+    picture = np.asarray(Image.effect_noise((40, 30), 90).convert("RGB"))
+    found = np.zeros(2)
+    seen = segmentation.class_predictor(model, classes, 32, 1.0, found)(picture)
+    ((_, mask),) = segmentation.predict_strips(model, picture, 32)
+    assert found.tolist() == np.bincount(mask.ravel(), minlength=2).tolist()
+    assert (seen[mask == 0] == picture[mask == 0]).all()
+    assert "--classes" in complaint(*shared, *sizes)
+    assert "Unknown class 'rode'" in complaint(*shared, *sizes, "--classes", "rode")
+
+
+@pytest.fixture(scope="module")
+def deeplab(tmp_path_factory) -> Path:
+    """Random weights for torchvision's network, as its file holds them."""
+    from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
+
+    torch.manual_seed(0)
+    network = deeplabv3_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=21, aux_loss=True
+    )
+    path = tmp_path_factory.mktemp("weights") / "deeplab.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def test_torchvisions_network_with_weights_from_a_file(deeplab, tmp_path):
+    Image.effect_noise((90, 60), 90).convert("RGB").save(tmp_path / "photo.png")
+    shared = ("studies.segmentation", "predict", "--image", tmp_path / "photo.png",
+              "--output", tmp_path / "seen.png")  # fmt: skip
+    shown, _ = run_here(*shared, "--model", "deeplabv3", "--weights", deeplab, "--strength", 1)
+    assert Image.open(tmp_path / "seen.png").size == (90, 60)
+    assert any(name in shown for name in ("background", "aeroplane", "person", "cat", "sofa"))
+    sentence = complaint(*shared, "--model", "fcn", "--weights", deeplab)
+    assert "does not hold the weights of fcn" in sentence and "--weights FILE" in sentence
+    sentence = complaint(*shared, "--model", "maskrcnn", "--weights", tmp_path / "none.pth")
+    assert "no weights file" in sentence and "maskrcnn_resnet50_fpn_coco" in sentence
+    assert "--weights belongs to --model" in complaint(*shared, "--weights", deeplab)
+
+
+def test_torchvisions_logits_are_those_of_its_network(deeplab):
+    from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
+    from torchvision.transforms.functional import normalize
+
+    ours, classes = pretrained.voc_segmentation("deeplabv3", deeplab, torch.device("cpu"))
+    theirs = deeplabv3_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=21, aux_loss=True
+    )
+    theirs.load_state_dict(torch.load(deeplab, weights_only=True))
+    x = torch.rand(1, 3, 48, 64)
+    with torch.no_grad():
+        expected = theirs.eval()(normalize(x, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))["out"]
+        assert torch.allclose(ours(x), expected, atol=1e-5)
+    assert len(classes) == 21 and classes[15] == "person"
+
+
+@pytest.mark.parametrize("enlarged", [1, 8])
+def test_objects_are_coloured_one_by_one(enlarged):
+    class Finds(torch.nn.Module):
+        """Two sure people that overlap, and a dog that is none."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+            height, width = images[0].shape[1:]
+            assert (height, width) == ((160, 240) if enlarged == 1 else (800, 1200))
+            masks = torch.zeros(3, 1, height, width)
+            masks[0, :, : height // 2, : width // 2] = 0.9
+            masks[1, :, : height // 2, width // 4 : 3 * width // 4] = 0.8
+            masks[2, :, height // 2 :] = 0.9
+            boxes = torch.tensor([[0, height - 1, 9, height]] * 3)  # out of the way
+            labels, scores = torch.tensor([1, 1, 2]), torch.tensor([0.9, 0.7, 0.3])
+            return [{"boxes": boxes, "labels": labels, "scores": scores, "masks": masks}]
+
+    found, picture = np.zeros(3), np.full((160 * enlarged, 240 * enlarged, 3), 7, np.uint8)
+    classes = ("nothing", "person", "dog")
+    seen = segmentation.object_predictor(Finds(), classes, 1.0, found)(picture)
+    assert seen.shape == picture.shape
+    seen = seen[::enlarged, ::enlarged]
+    first, second = (list(figures.rgb(figures.CLASS_COLOURS[k])) for k in (0, 1))
+    assert found.tolist() == [0, 2, 0]
+    assert seen[20, 30].tolist() == seen[20, 110].tolist() == first  # the surer one lies on top
+    assert seen[20, 150].tolist() == second
+    assert seen[100, 230].tolist() == [7] * 3
 
 
 def test_a_large_picture_is_predicted_in_strips():
@@ -271,6 +430,18 @@ def test_a_large_picture_is_predicted_in_strips():
         logits = model(torch.from_numpy(small).permute(2, 0, 1)[None].float() / 255)
         whole = F.interpolate(logits, (203, 150), mode="bilinear").argmax(dim=1)[0].numpy()
     assert (np.concatenate([mask for _, mask in strips]) == whole).mean() > 0.999
+
+
+def test_a_ribbon_of_a_picture_is_not_blown_up():
+    """Of 20,000×15 pixels, scaled to a height of 520, it would be 690,000 pixels wide."""
+    torch.manual_seed(0)
+    ribbon = np.asarray(Image.effect_noise((20_000, 15), 90).convert("RGB"))
+    small = segmentation.scaled_to(ribbon, 520)
+    assert 8000 <= small.shape[1] <= 8400 and small.shape[0] == 16 * 520 * 15 // 20_000
+    assert segmentation.scaled_to(ribbon[:, :30], 40).shape[:2] == (40, 80)
+    model = segmentation.SegmentationUNet(3, (4, 8), 1).eval()
+    strips = list(segmentation.predict_strips(model, ribbon, 520))
+    assert [mask.shape for _, mask in strips] == [(15, 20_000)]
 
 
 def test_wrong_input(quick, tmp_path):

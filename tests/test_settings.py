@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from imagelab.setup.runtime import UserError
 from imagelab.setup.settings import Count, Rate, SamplingSettings, settings_dict
@@ -28,11 +30,36 @@ class Config(SamplingSettings):
         ({"seed": -1}, "--seed"),
         ({"resume": True, "sample_only": True}, "--resume"),
         ({"samples_file": Path("a.png")}, "must end in .npz"),
+        ({"keep_every": 0}, "--keep-every must be at least 1, not 0"),
+        ({"keep_every": -2}, "--keep-every must be at least 1, not -2"),
+        ({"checkpoint": Path("none.pth")}, "--checkpoint: there is no file none.pth"),
+        (
+            {"checkpoint": Path(__file__), "resume": True},
+            "--resume trains, --checkpoint does not",
+        ),
     ],
 )
 def test_bad_settings_are_refused(values, sentence):
     with pytest.raises(UserError, match=sentence):
         Config(**values)
+
+
+def test_every_training_keeps_checkpoints_and_every_sampler_takes_one():
+    scripts = [path.stem for path in ROOT.glob("*.py")]
+    scripts += [f"studies.{path.stem}" for path in (ROOT / "studies").glob("[a-z]*.py")]
+    trainings, samplers = set(), set()
+    for script in set(scripts) - {"studies.imagelab"}:
+        settings = set(importlib.import_module(script).Config.__dataclass_fields__)
+        assert ("keep_every" in settings) == ("resume" in settings), script
+        assert ("checkpoint" in settings) == ("sample_only" in settings), script
+        trainings |= {script} if "resume" in settings else set()
+        samplers |= {script} if "sample_only" in settings else set()
+    assert len(trainings) >= 15 and len(samplers) >= 9
+
+
+def test_a_checkpoint_is_sampled_from_and_not_trained():
+    assert Config(checkpoint=__file__).sample_only and not Config().sample_only
+    assert Config(checkpoint=__file__).checkpoint == Path(__file__)
 
 
 def test_a_count_may_be_left_out():

@@ -193,7 +193,7 @@ def test_a_run_leaves_what_was_promised(unet_run):
     result = results(folder)
     assert untaught("studies.unet_diffusion", result) == []
     names = {entry["path"] for entry in result["files"]}
-    assert {"samples.png", "guidance.png", "reverse_process.gif", "quality.png"} <= names
+    assert {"samples.png", "guidance.png", "reverse_process.gif"} <= names
     assert all((folder / name).is_file() for name in names)
     assert 0 <= result["metrics"]["read as the class asked for"]["value"] <= 1
     assert result["metrics"]["coverage"]["floor"] > 0.5

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +34,10 @@ def test_a_run_leaves_pictures_and_figures_for_every_size(quick):
     }  # fmt: skip
     table = result["tables"][0]
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
-    assert [row["latents"] for row in rows] == [2, 4, 16]
+    assert [row["model"] for row in rows] == ["2 latents", "4 latents", "16 latents"]
     for row in rows:
         assert row["negative ELBO"] == pytest.approx(row["reconstruction"] + row["KL"], rel=1e-5)
+        assert row["reconstruction"] < row["importance-weighted bound"] < row["negative ELBO"]
     for name, better in (("negative ELBO", -1), ("MSE", -1), ("SSIM", 1), ("KL", 1)):
         values = [better * row[name] for row in rows]
         assert values == sorted(values), name  # more latents keep more and cost more
@@ -48,6 +51,16 @@ def test_samples_come_again_from_the_checkpoint(quick):
     assert first.shape == (500, 28, 28) and first.dtype == np.uint8
     assert (first == again).all()
     assert (quick / "study_images" / "vae" / "drawn.png").is_file()
+
+
+def test_the_checkpoint_says_how_many_latents_it_has(quick):
+    drawn = {}
+    for size in (2, 4):
+        path = quick / f"study_models/vae/latent_{size}.pth"
+        assert vae.load_model(vae.Config(checkpoint=path), torch.device("cpu")).latent_size == size
+        run_here(*QUICK, quick, "--checkpoint", path, "--samples-file", quick / "k.npz")
+        drawn[size] = np.load(quick / "k.npz")["images"]
+    assert (drawn[2] != drawn[4]).any()
 
 
 def test_the_two_parts_are_the_formulas():
@@ -76,12 +89,83 @@ def test_latents_are_drawn_so_that_gradients_pass():
     assert all(layer.weight.grad.abs().sum() > 0 for layer in (model.encoder[1], model.encoder[3]))
 
 
+@pytest.fixture(scope="module")
+def toy():
+    """x = A·z + 0.5·noise, z ~ N(0, I) in 2 dimensions: both log p(x|z) and log p(x) are known.
+
+    Of q(z|x) each image has a Gaussian of its own, near the true posterior and not equal to it."""
+    rng = torch.Generator().manual_seed(0)
+    A = torch.randn(5, 2, generator=rng, dtype=torch.double)
+    cov = A @ A.T + 0.25 * torch.eye(5, dtype=torch.double)
+    x = torch.randn(40, 2, generator=rng, dtype=torch.double) @ A.T
+    exact = torch.distributions.MultivariateNormal(torch.zeros(5).double(), cov).log_prob(x)
+    precision = torch.eye(2).double() + 4 * A.T @ A
+    mean = 4 * torch.linalg.solve(precision, A.T @ x.T).T + 0.1
+    log_var = (2 / precision.diagonal()).log().expand(40, 2)
+
+    def bound(K: int) -> torch.Tensor:
+        """The mean bound, over many draws."""
+        eps = torch.randn(40, K, 2, generator=rng, dtype=torch.double)
+        z = mean[:, None] + (log_var / 2).exp()[:, None] * eps
+        likelihood = torch.distributions.Normal(z @ A.T, 0.5).log_prob(x[:, None]).sum(dim=2)
+        return vae.importance_weighted_bound(likelihood, z, mean, log_var)
+
+    def elbo() -> torch.Tensor:
+        """In closed form: E log p(x|z) − KL(q ‖ p)."""
+        error = (x - mean @ A.T).square().sum(1) + (log_var.exp() @ A.square().T).sum(1)
+        expected = -0.5 * (error / 0.25) - 5 * math.log(0.5 * math.sqrt(2 * math.pi))
+        zero = torch.zeros(40, 1, 1, 1)
+        return expected - vae.elbo_parts(zero, zero, mean, log_var)[1]
+
+    return exact, bound, elbo
+
+
+def test_with_one_sample_the_importance_weighted_bound_is_the_elbo(toy):
+    _, bound, elbo = toy
+    one = torch.stack([bound(1) for _ in range(4000)])
+    error = one.std(dim=0) / 4000**0.5
+    assert ((one.mean(dim=0) - elbo()).abs() < 5 * error).all()
+
+
+def test_the_importance_weighted_bound_rises_to_the_exact_likelihood(toy):
+    exact, bound, _ = toy
+    means = [torch.stack([bound(K) for _ in range(400)]).mean() for K in (1, 4, 16, 64, 256)]
+    assert all(a < b for a, b in itertools.pairwise(means))
+    assert means[0] < exact.mean() - 0.1
+    assert means[-1].item() == pytest.approx(exact.mean().item(), abs=0.01)
+
+
+def test_the_bound_of_a_network_is_tighter_than_its_elbo(stripes):
+    torch.manual_seed(0)
+    model, images = vae.VAE(stripes.shape, 3), stripes.test_images[:8]
+    rng = torch.Generator().manual_seed(0)
+    reconstruction, kl, _ = vae.elbo_of(model, images.repeat(500, 1, 1, 1), rng)
+    one, many = (
+        vae.log_likelihood_bound(model, images.repeat(500, 1, 1, 1), K, rng) for K in (1, 20)
+    )
+    assert -one.mean().item() == pytest.approx(reconstruction + kl, rel=1e-3)
+    assert many.mean() > one.mean() + 0.1
+    portions = [vae.log_likelihood_bound(model, images[:n], 9_000, rng) for n in (2, 3)]
+    assert torch.allclose(portions[0], portions[1][:2], atol=0.2)  # more than fit in one portion
+
+
 def test_grey_pixels_cannot_be_reconstructed_below_their_entropy():
     x = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     least, zero = vae.least_reconstruction(x), torch.zeros(3, 5)
     for shift, at_most in ((0.0, 1e-4), (0.1, 0.1), (-0.1, 0.1)):
         above = vae.elbo_parts(x.logit() + shift, x, zero, zero)[0] - least
         assert (above > (shift != 0) * 1e-3 - 1e-4).all() and (above < at_most).all()
+
+
+def test_the_bounds_are_those_of_binarised_images():
+    """The cross-entropy with grey values is the mean over binary images drawn with them."""
+    torch.manual_seed(0)
+    x, logits = torch.rand(1, 1, 4, 4), torch.randn(1, 1, 4, 4)
+    zero = torch.zeros(1, 3)
+    binary = torch.bernoulli(x.expand(40_000, -1, -1, -1))
+    of_binary = vae.elbo_parts(logits.expand_as(binary), binary, zero, zero)[0]
+    grey = vae.elbo_parts(logits, x, zero, zero)[0]
+    assert of_binary.mean().item() == pytest.approx(grey.item(), rel=0.01)
 
 
 def test_the_plane_is_cut_into_cells_of_equal_probability():
@@ -116,7 +200,7 @@ def test_a_collapsed_encoder_is_drawn(tmp_path, stripes):
     model = vae.VAE(stripes.shape, 4)
     for weight in model.parameters():
         torch.nn.init.zeros_(weight)
-    save_figure(vae.plot_tsne({4: model}, stripes, vae.Config()), tmp_path / "tsne.png")
+    save_figure(vae.plot_tsne({"4 latents": model}, stripes, vae.Config()), tmp_path / "tsne.png")
     assert (tmp_path / "tsne.png").is_file()
 
 

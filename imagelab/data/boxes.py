@@ -1,24 +1,37 @@
-"""Pictures with boxes around their objects: drawn digit scenes, YOLO text files, COCO JSON."""
+"""Pictures with boxes around their objects.
+
+Drawn streets and drawn digit scenes, CamVid's frames, or your own pictures with boxes in YOLO's text
+format, Pascal VOC's XML or COCO's JSON.
+"""
 
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from imagelab.data import digit_scenes
+from imagelab.data import digit_scenes, road_scenes
 from imagelab.data.datasets import EMBEDDED, load_dataset
 from imagelab.data.folders import by_stem, check_classes, own_path, pictures_in
+from imagelab.data.masks import load_masked
 from imagelab.data.pictures import exif_orientation, open_picture
 from imagelab.data.tensors import Described
 from imagelab.setup.runtime import UserError
 from imagelab.setup.settings import unknown
-from imagelab.setup.terminal import readable, tell_once
+from imagelab.setup.terminal import progress, readable, tell_once
 
 Boxes = list[torch.Tensor]
+Part = tuple[torch.Tensor, Boxes, Boxes]  # pictures, and the boxes and labels of each
+
+NAMES = ("scenes", "digit-scenes", "camvid")
+OWN = ("yolo:FOLDER", "voc:FOLDER", "folder:FOLDER", "coco:IMAGES:FILE.json")
+STREET_CLASSES = ("car", "pedestrian")
+MIN_PIXELS = 24  # visible pixels of the smallest object in a street of 256×256 pixels
 
 
 @dataclass(frozen=True)
@@ -40,28 +53,104 @@ class BoxedPictures(Described):
     test_labels: Boxes
 
 
-def load_boxed(name: str, count: int, test: int, size: int) -> BoxedPictures:
-    """The data set `name`, its pictures scaled to fit into squares of `size` pixels.
+def load_boxed(
+    name: str, count: int, test: int, size: int, data_dir: Path = Path("data")
+) -> BoxedPictures:
+    """The data set `name` (see NAMES and OWN), its pictures fitted into squares of `size` pixels.
 
-    Names are 'digit-scenes', 'yolo:FOLDER' and 'coco:IMAGES:FILE.json'. Of drawn scenes there are
-    `count` for training and `test` held out. Raises UserError for an unknown name, missing files, and
-    lines or entries that are no boxes.
+    Of drawn scenes there are `count` for training and `test` held out. CamVid/ lies under `data_dir`.
+    'folder:FOLDER' is read as 'voc:FOLDER' where it holds .xml files, else as 'yolo:FOLDER'. Raises
+    UserError for an unknown name, missing files, and lines or entries that are no boxes.
     """
+    if name == "scenes":
+        return _streets(count, test, size)
     if name == "digit-scenes":
-        return _drawn(count, test, size)
+        return _digit_scenes(count, test, size)
+    if name == "camvid":
+        return _camvid(data_dir, size)
     kind, _, rest = name.partition(":")
-    if kind == "yolo" and rest:
-        return _split(f"yolo:{Path(rest).name}", *_yolo(own_path(rest)), size)
+    if kind in ("yolo", "voc", "folder") and rest:
+        root = own_path(rest)
+        if not root.is_dir():
+            raise UserError(f"--dataset {kind}:FOLDER: there is no folder {readable(root)}.")
+        if kind == "folder":
+            kind = "voc" if _files(_annotation_folder(root), ".xml") else "yolo"
+        read = _voc if kind == "voc" else _yolo
+        return _split(f"{kind}:{root.name}", *read(root), size)
     if kind == "coco" and ":" in rest:
         images, _, file = rest.rpartition(":")
         if len(images) == 1 or images.endswith(":"):  # the colon was that of a Windows drive
             raise UserError(f"--dataset {name}: write coco:IMAGES:FILE.json with a relative path.")
         return _split(f"coco:{Path(file).stem}", *_coco(own_path(images), own_path(file)), size)
-    others = "yolo:FOLDER", "coco:IMAGES:FILE.json"
-    raise unknown("--dataset", name, ("digit-scenes",), *others)
+    raise unknown("--dataset", name, NAMES, *OWN)
 
 
-def _drawn(count: int, test: int, size: int) -> BoxedPictures:
+def _streets(count: int, test: int, size: int) -> BoxedPictures:
+    """The drawn streets of imagelab/data/road_scenes.py. Held-out ones come from another seed."""
+
+    def draw(n: int, seed: int) -> Part:
+        rng = np.random.default_rng([seed, size])
+        pictures = np.empty((n, size, size, 3), np.uint8)
+        all_boxes, all_labels = [], []
+        for k in progress(range(n), "drawing scenes", "scene", keep=True):
+            scene = road_scenes.render_objects(rng, size, size)
+            pictures[k] = scene.picture
+            pixels = np.bincount(scene.instances.ravel(), minlength=len(scene.boxes) + 1)[1:]
+            rows = scene.boxes[pixels >= MIN_PIXELS * (size / 256) ** 2]
+            labels = [STREET_CLASSES.index(road_scenes.CLASSES[label]) for label in rows[:, 4]]
+            all_boxes.append(torch.from_numpy(rows[:, :4]).float())
+            all_labels.append(torch.tensor(labels, dtype=torch.long))
+        return _channels_first(pictures), all_boxes, all_labels
+
+    source = f"{count:,} street scenes drawn by imagelab/data/road_scenes.py, {test:,} held out"
+    return BoxedPictures("scenes", source, STREET_CLASSES, *draw(count, 0), *draw(test, 1))
+
+
+def _camvid(data_dir: Path, size: int) -> BoxedPictures:
+    """CamVid's frames. A box holds a connected part of a class's mask: cars that touch share one."""
+    data = load_masked("camvid", data_dir, 360)  # the height of its files
+    values = {data.classes.index(name): k for k, name in enumerate(STREET_CLASSES)}
+
+    def part(images: torch.Tensor, masks: torch.Tensor) -> Part:
+        squares, all_boxes, all_labels = [], [], []
+        for image, mask in zip(images, masks, strict=True):
+            square, scale = fit(image.permute(1, 2, 0).numpy(), size)
+            min_pixels = MIN_PIXELS * (size / 256 / scale) ** 2
+            boxes, labels = boxes_of_mask(mask.numpy(), values, min_pixels)
+            squares.append(square)
+            all_boxes.append(boxes * scale)
+            all_labels.append(labels)
+        return _channels_first(np.stack(squares)), all_boxes, all_labels
+
+    train, held_out = part(data.images, data.masks), part(data.test_images, data.test_masks)
+    return BoxedPictures("camvid", data.source, STREET_CLASSES, *train, *held_out)
+
+
+def boxes_of_mask(
+    mask: np.ndarray, values: Mapping[int, int], min_pixels: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes (n, 4) and labels (n,) of the connected parts of a mask (H, W) uint8.
+
+    `values` maps values in the mask to labels. Parts of fewer than `min_pixels` pixels are left out.
+    """
+    import cv2
+
+    boxes, labels = [], []
+    for value, label in values.items():
+        *_, parts, _ = cv2.connectedComponentsWithStats((mask == value).astype(np.uint8))
+        for left, top, width, height, pixels in parts[1:]:  # part 0 is the rest of the picture
+            if pixels >= min_pixels:
+                boxes.append([left, top, left + width, top + height])
+                labels.append(label)
+    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.tensor(labels).long()
+
+
+def _channels_first(pictures: np.ndarray) -> torch.Tensor:
+    """(N, H, W, 3) to (N, 3, H, W)."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+
+
+def _digit_scenes(count: int, test: int, size: int) -> BoxedPictures:
     """Held-out scenes show held-out digits, over other parts of the same photographs.
 
     Training scenes hold up to twice as many digits, so that each scene teaches more.
@@ -89,7 +178,7 @@ class Entry:
     """
 
     picture: Path
-    size: tuple[int, int] | None = None
+    size: tuple[float, float] | None = None
     boxes: list[list[float]] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
 
@@ -100,11 +189,9 @@ def _yolo(root: Path) -> tuple[tuple[str, ...], list[Entry]]:
     A line is an object: class, centre x, centre y, width, height, as shares of the picture. classes.txt
     or `names` in data.yaml names the classes; these files may lie in the folder or beside the labels.
     """
-    if not root.is_dir():
-        raise UserError(f"--dataset yolo:FOLDER: there is no folder {readable(root)}.")
     images = root / "images" if (root / "images").is_dir() else root
     labels = root / "labels" if (root / "labels").is_dir() else root
-    texts = sorted(p for p in labels.iterdir() if p.suffix.lower() == ".txt" and p.name[0] != ".")
+    texts = _files(labels, ".txt")
     by_name = by_stem([path for path in texts if path.stem.lower() != "classes"])
     entries = []
     for path in pictures_in(images):
@@ -191,6 +278,75 @@ def _text(path: Path) -> str:
         raise UserError(f"{readable(path)} is not a text file in UTF-8.") from error
 
 
+def _files(folder: Path, suffix: str) -> list[Path]:
+    """The files of `folder` that end in `suffix`, without hidden ones."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() == suffix and p.name[0] != ".")
+
+
+def _annotation_folder(root: Path) -> Path:
+    """Where the XML files lie: in Annotations/, or beside the pictures."""
+    return root / "Annotations" if (root / "Annotations").is_dir() else root
+
+
+def _voc(root: Path) -> tuple[tuple[str, ...], list[Entry]]:
+    """Pascal VOC's format: JPEGImages/NAME.jpg and Annotations/NAME.xml, or both in one folder.
+
+    Corners are pixels, counted from 1, and belong to the box. Objects marked as difficult are kept.
+    The classes are sorted by name. Pictures without a file of their name have no object.
+    """
+    images = root / "JPEGImages" if (root / "JPEGImages").is_dir() else root
+    annotations = _annotation_folder(root)
+    files = _files(annotations, ".xml")
+    by_name, entries, names = by_stem(files), [], []
+    for path in pictures_in(images):
+        file = by_name(path)
+        size, boxes, own = _voc_file(file) if file else ((0, 0), [], [])
+        entries.append(Entry(path, size, boxes))
+        names.append(own)
+    if not any(names):
+        raise UserError(
+            f"There are {len(entries)} pictures in {readable(images)} and {len(files)} XML files in "
+            f"{readable(annotations)}, but no picture has a box in an XML file of its name."
+        )
+    classes = sorted(set().union(*names))
+    check_classes(len(classes), annotations)
+    for entry, own in zip(entries, names, strict=True):
+        entry.labels = [classes.index(name) for name in own]
+    return tuple(classes), entries
+
+
+def _voc_file(path: Path) -> tuple[tuple[float, float], list[list[float]], list[str]]:
+    """The picture's size (0, 0 if it is not given), boxes and names of classes in an XML file."""
+    text, at = _text(path), "its text"
+    try:
+        root = ElementTree.fromstring(text)
+        if root.tag != "annotation":
+            raise ValueError(f"the outermost element is {root.tag!r}, not 'annotation'")
+        at = "its size"
+        width, height = (float(root.findtext(f"size/{side}") or 0) for side in ("width", "height"))
+        if not (0 <= width < np.inf and 0 <= height < np.inf):
+            raise ValueError(f"{width:g} × {height:g}")
+        boxes, names = [], []
+        for k, element in enumerate(root.findall("object"), start=1):
+            at = f"object {k}"
+            name = (element.findtext("name") or "").strip()
+            x1, y1, x2, y2 = corners = [
+                float(element.findtext(f"bndbox/{corner}") or "nan")
+                for corner in ("xmin", "ymin", "xmax", "ymax")
+            ]
+            if not name or not np.isfinite(corners).all() or x2 < x1 or y2 < y1:
+                raise ValueError(f"name {name!r}, xmin ymin xmax ymax {x1:g} {y1:g} {x2:g} {y2:g}")
+            boxes.append([x1 - 1, y1 - 1, x2, y2])
+            names.append(readable(name))
+    except (ElementTree.ParseError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(
+            f"{readable(path)} is no annotation in Pascal VOC's XML: {at} cannot be read "
+            f"({readable(error)})."
+        ) from error
+    size = (width, height) if width and height else (0.0, 0.0)
+    return size, boxes, names
+
+
 def _coco(images: Path, file: Path) -> tuple[tuple[str, ...], list[Entry]]:
     """A COCO file of instances: images, annotations with bbox x y width height, categories."""
     text, at = _text(file), "its outermost level"
@@ -274,7 +430,7 @@ def _warn_of_rotation(path: Path) -> None:
         )
 
 
-def _same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+def _same_shape(size: tuple[float, float], other: tuple[float, float]) -> bool:
     """Whether one is the other scaled, but for the rounding to whole pixels of the smaller one."""
     small, large = sorted((size, other))
     scale = large[0] / small[0]
@@ -301,7 +457,7 @@ def _split(name: str, classes: tuple[str, ...], entries: list[Entry], size: int)
         visible = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # else empty, or outside the picture
         all_boxes.append(boxes[visible].float())
         all_labels.append(torch.tensor(entry.labels, dtype=torch.long)[visible])
-    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    stacked = _channels_first(np.stack(images))
     test = [k for k in range(len(entries)) if k % 10 == 9]
     train = [k for k in range(len(entries)) if k % 10 != 9]
     seen, held_out = (
@@ -318,7 +474,7 @@ def _split(name: str, classes: tuple[str, ...], entries: list[Entry], size: int)
             f"The class {classes[k]} occurs in held-out pictures only: it is measured, never learnt."
         )
 
-    def part(rows: list[int]) -> tuple[torch.Tensor, Boxes, Boxes]:
+    def part(rows: list[int]) -> Part:
         return stacked[rows], [all_boxes[k] for k in rows], [all_labels[k] for k in rows]
 
     source = f"{len(entries)} pictures of {name}, every tenth held out"

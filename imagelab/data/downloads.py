@@ -36,9 +36,10 @@ IDX_MD5 = {
 }
 
 
-def has_mnist(data_dir: Path) -> bool:
-    """Whether all of MNIST's files lie under `data_dir`, so that reading it downloads nothing."""
-    return _all_there(Path(data_dir) / "MNIST" / "raw", "mnist")
+def has_mnist(data_dir: Path, name: str = "mnist") -> bool:
+    """Whether all files of `name`, mnist or fashion-mnist, lie under `data_dir`: nothing to download."""
+    folder = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}[name]
+    return _all_there(Path(data_dir) / folder / "raw", name)
 
 
 def mnist(name: str, data_dir: Path) -> Dataset:
@@ -52,7 +53,7 @@ def mnist(name: str, data_dir: Path) -> Dataset:
         f"{file} (md5 {md5})" for file, md5 in archives.items()
     )
     for file, md5 in {**archives, **IDX_MD5[name]}.items():
-        _verify(raw / file, md5)
+        verify(raw / file, md5)
     if not _all_there(raw, name):
         with _download(name, data_dir, by_hand) as scratch:
             if raw.is_dir():  # archives placed by hand spare their download
@@ -60,7 +61,7 @@ def mnist(name: str, data_dir: Path) -> Dataset:
             kind(scratch, download=True)
             raw.mkdir(parents=True, exist_ok=True)
             for file, md5 in IDX_MD5[name].items():
-                _verify(scratch / kind.__name__ / "raw" / file, md5)
+                verify(scratch / kind.__name__ / "raw" / file, md5)
                 shutil.move(scratch / kind.__name__ / "raw" / file, raw / file)
     train, test = kind(data_dir, train=True), kind(data_dir, train=False)
     return Dataset(
@@ -86,7 +87,7 @@ def cifar10(data_dir: Path) -> Dataset:
     batches, tests = datasets.CIFAR10.train_list, datasets.CIFAR10.test_list
     needed = [*tests, (datasets.CIFAR10.meta["filename"], datasets.CIFAR10.meta["md5"])]
     for file, md5 in [*batches, *needed]:
-        _verify(folder / file, md5)
+        verify(folder / file, md5)
     present = [(file, md5) for file, md5 in batches if (folder / file).is_file()]
     if not present or not all((folder / file).is_file() for file, _ in needed):
         by_hand = (
@@ -125,7 +126,7 @@ def cifar10(data_dir: Path) -> Dataset:
     )
 
 
-def _verify(path: Path, md5: str) -> None:
+def verify(path: Path, md5: str) -> None:
     """A file may be absent, but what is there must be whole. It is neither used nor deleted else."""
     if not path.is_file():
         return

@@ -93,7 +93,7 @@ def picture_folder(root: Path, size: int) -> Dataset:
                 f"{readable(root)} holds {len(kinds)} classes of one picture each: none can be held out."
             )
     _tell_of_uneven_classes(classes, labels, held_out)
-    images = _squares(files, size)
+    images = squares(files, size)
     test_images, test_labels = shuffled(images[held_out], labels[held_out])
     return Dataset(
         f"folder:{readable(own_name)}",
@@ -106,7 +106,7 @@ def picture_folder(root: Path, size: int) -> Dataset:
     )
 
 
-def _squares(files: list[Path], size: int) -> torch.Tensor:
+def squares(files: list[Path], size: int) -> torch.Tensor:
     """The central squares of pictures, (N, 3, size, size) uint8."""
     from PIL import Image, ImageOps
 

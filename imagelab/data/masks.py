@@ -49,6 +49,26 @@ class MaskedPictures(Described):
     test_images: torch.Tensor
     test_masks: torch.Tensor
 
+    def only(self, names: Sequence[str]) -> MaskedPictures:
+        """The same pictures with the classes `names`; all others become one class, 'other'.
+
+        Without names nothing changes. Raises UserError for a name that is no class here.
+        """
+        if not names:
+            return self
+        for name in names:
+            if name not in self.classes:
+                raise unknown("class", name, self.classes)
+        kept = sorted({self.classes.index(name) for name in names})
+        number = torch.zeros(256, dtype=torch.uint8)
+        number[kept], number[IGNORE] = torch.arange(1, len(kept) + 1, dtype=torch.uint8), IGNORE
+        classes = tuple(self.classes[k] for k in kept)
+        masks, test_masks = (number[part.long()] for part in (self.masks, self.test_masks))
+        return MaskedPictures(
+            "_".join([self.name, *classes]), self.source, ("other", *classes),
+            self.images, masks, self.test_images, test_masks,
+        )  # fmt: skip
+
 
 def load_masked(
     name: str,
@@ -57,36 +77,38 @@ def load_masked(
     scenes: int = 2000,
     test: int = TEST_SCENES,
     ignore_255: bool = False,
+    width: int | None = None,
 ) -> MaskedPictures:
     """The data set `name` (one of NAMES, or 'folder:IMAGES:MASKS'), scaled to `height` pixels.
 
-    `scenes` and `test` are the numbers of scenes to draw. With `ignore_255`, 255 always means 'no class'
+    Pictures keep their proportions unless a `width` is given. `scenes` and `test` are the numbers of
+    scenes to draw. With `ignore_255`, 255 always means 'no class'
     in the user's own masks. Raises UserError for an unknown name, and for missing or unfit files.
     """
     if name == "scenes":
-        return _drawn(scenes, test, height or HEIGHTS[name])
+        return _drawn(scenes, test, height or HEIGHTS[name], width)
     if name == "camvid":
-        return _camvid(Path(data_dir) / "CamVid", height or HEIGHTS[name])
+        return _camvid(Path(data_dir) / "CamVid", height or HEIGHTS[name], width)
     if name == "cityscapes":
-        return _cityscapes(Path(data_dir) / "cityscapes", height or HEIGHTS[name])
+        return _cityscapes(Path(data_dir) / "cityscapes", height or HEIGHTS[name], width)
     # The colon of a Windows drive (C:\images) does not separate the two folders.
     folders = re.fullmatch(r"folder:((?:[A-Za-z]:)?[^:]+):((?:[A-Za-z]:)?[^:]+)", name)
     if folders:
         images, masks = map(own_path, folders.groups())
-        return _folder(images, masks, height or 128, ignore_255)
+        return _folder(images, masks, height or 128, width, ignore_255)
     raise unknown("--dataset", name, NAMES, "folder:IMAGES:MASKS")
 
 
-def _drawn(count: int, test: int, height: int) -> MaskedPictures:
+def _drawn(count: int, test: int, height: int, width: int | None) -> MaskedPictures:
     """Road scenes. The held-out ones come from a seed that no training uses."""
 
     def draw(n: int, seed: int, label: str) -> tuple[torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng([seed, height])
-        width = height * 3 // 2
-        pictures = np.empty((n, height, width, 3), np.uint8)
-        masks = np.empty((n, height, width), np.uint8)
+        wide = width or height * 3 // 2
+        pictures = np.empty((n, height, wide, 3), np.uint8)
+        masks = np.empty((n, height, wide), np.uint8)
         for k in progress(range(n), label, "scene", keep=True):
-            pictures[k], masks[k] = road_scenes.render_scene(rng, height, width)
+            pictures[k], masks[k] = road_scenes.render_scene(rng, height, wide)
         return _stacked(pictures, masks)
 
     source = f"{count:,} road scenes drawn by imagelab/data/road_scenes.py, {test:,} held out"
@@ -94,7 +116,7 @@ def _drawn(count: int, test: int, height: int) -> MaskedPictures:
     return MaskedPictures("scenes", source, road_scenes.CLASSES, *train, *held_out)
 
 
-def _camvid(root: Path, height: int) -> MaskedPictures:
+def _camvid(root: Path, height: int, width: int | None) -> MaskedPictures:
     """CamVid in the folders of SegNet's authors: train/ and trainannot/, test/ and testannot/."""
     folders = [root / name for name in ("train", "trainannot", "test", "testannot")]
     missing = [str(folder) for folder in folders if not folder.is_dir()]
@@ -106,13 +128,13 @@ def _camvid(root: Path, height: int) -> MaskedPictures:
         )
     train, test = _matched(folders[0], folders[1]), _matched(folders[2], folders[3])
     n = len(train)
-    images, masks = _pairs(train + test, height)
+    images, masks = _pairs(train + test, height, width)
     masks = masks.where(masks < len(CAMVID), torch.tensor(IGNORE, dtype=torch.uint8))
     source = f"CamVid, {n} training and {len(test)} held-out frames under {root}/"
     return MaskedPictures("camvid", source, CAMVID, images[:n], masks[:n], images[n:], masks[n:])
 
 
-def _cityscapes(root: Path, height: int) -> MaskedPictures:
+def _cityscapes(root: Path, height: int, width: int | None) -> MaskedPictures:
     """Cityscapes by torchvision's class; its validation part is held out."""
     from torchvision.datasets import Cityscapes
 
@@ -133,7 +155,7 @@ def _cityscapes(root: Path, height: int) -> MaskedPictures:
         pairs = zip(found.images, found.targets, strict=True)
         files += [(Path(image), Path(mask[0])) for image, mask in pairs]
         counts.append(len(found.images))
-    images, masks = _pairs(files, height)
+    images, masks = _pairs(files, height, width)
     masks, n = torch.from_numpy(train_ids)[masks.long()], counts[0]
     source = f"Cityscapes, {n:,} training and {counts[1]:,} held-out pictures"
     classes = tuple(names[k] for k in sorted(names))
@@ -142,7 +164,9 @@ def _cityscapes(root: Path, height: int) -> MaskedPictures:
     )
 
 
-def _folder(images: Path, masks: Path, height: int, ignore_255: bool) -> MaskedPictures:
+def _folder(
+    images: Path, masks: Path, height: int, width: int | None, ignore_255: bool
+) -> MaskedPictures:
     """The user's own pictures and masks; every tenth pair is held out."""
     for folder in (images, masks):
         if not folder.is_dir():
@@ -157,7 +181,7 @@ def _folder(images: Path, masks: Path, height: int, ignore_255: bool) -> MaskedP
         raise UserError(f"The masks in {readable(masks)} hold one class only; two are needed.")
     rank = np.full(256, IGNORE, np.uint8)
     rank[kinds] = range(len(kinds))
-    pictures, values = _pairs(pairs, height, rank)
+    pictures, values = _pairs(pairs, height, width, rank)
     held_out = torch.arange(len(pairs)) % 10 == 9
     classes = tuple(f"class {value}" for value in kinds)
     _check_parts(classes, values[~held_out], values[held_out])
@@ -251,9 +275,12 @@ def _matched(images: Path, masks: Path) -> list[tuple[Path, Path]]:
 
 
 def _pairs(
-    files: Sequence[tuple[Path, Path]], height: int, rank: np.ndarray | None = None
+    files: Sequence[tuple[Path, Path]],
+    height: int,
+    width: int | None,
+    rank: np.ndarray | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read pictures and masks and scale each to `height` in its own proportions.
+    """Read pictures and masks and scale each to `height`, and to `width` or in its own proportions.
 
     All get the width of the widest. A narrower one gets a grey margin of no class at its right. `rank`
     (256,) maps the values of a mask to classes.
@@ -268,13 +295,13 @@ def _pairs(
                 f"{readable(mask)} is {values.width}×{values.height} pixels, but {readable(image)} is "
                 f"{picture.width}×{picture.height}."
             )
-        to = (max(round(picture.width * height / picture.height), 1), height)
+        to = (width or max(round(picture.width * height / picture.height), 1), height)
         pictures.append(np.asarray(picture.resize(to, Image.Resampling.BOX)))
         known = np.asarray(values.resize(to, Image.Resampling.NEAREST))
         masks.append(known if rank is None else rank[known])
-    width = max(mask.shape[1] for mask in masks)
-    wide = np.full((len(files), height, width, 3), 128, np.uint8)
-    wide_masks = np.full((len(files), height, width), IGNORE, np.uint8)
+    widest = max(mask.shape[1] for mask in masks)
+    wide = np.full((len(files), height, widest, 3), 128, np.uint8)
+    wide_masks = np.full((len(files), height, widest), IGNORE, np.uint8)
     for k, (picture, mask) in enumerate(zip(pictures, masks, strict=True)):
         wide[k, :, : mask.shape[1]], wide_masks[k, :, : mask.shape[1]] = picture, mask
     return _stacked(wide, wide_masks)

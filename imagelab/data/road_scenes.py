@@ -25,7 +25,7 @@ GRAINS = {
 }
 
 
-class Scene(NamedTuple):
+class RoadScene(NamedTuple):
     """A picture with all that is known about it."""
 
     picture: np.ndarray
@@ -44,7 +44,7 @@ def render_scene(rng: np.random.Generator, height: int = 128, width: int = 192):
     return _Renderer(rng, height, width).render()[:2]
 
 
-def render_objects(rng: np.random.Generator, height: int = 128, width: int = 192) -> Scene:
+def render_objects(rng: np.random.Generator, height: int = 128, width: int = 192) -> RoadScene:
     """The scene that `render_scene` draws, with its cars and pedestrians one by one, far ones first.
 
     What stands behind something else has the box of what is still visible. Nothing is left out: an object
@@ -112,7 +112,7 @@ class _Renderer:
         )
         return 1 + strength * (source[np.ix_(rows, columns)] - 1)
 
-    def render(self) -> Scene:
+    def render(self) -> RoadScene:
         rng = self.rng
         rows = np.linspace(0, 1, self.height, dtype=np.float32)[:, None, None]
         self.picture[:] = self.sky * (0.75 + 0.35 * rows)
@@ -139,7 +139,7 @@ class _Renderer:
         noise = rng.normal(0, rng.uniform(0.005, 0.03), self.picture.shape)
         picture = (self.picture + noise).clip(0, 1) * 255
         instances, boxes = _visible(self.instances, labels)
-        return Scene(picture.round().astype(np.uint8), self.classes, instances, boxes)
+        return RoadScene(picture.round().astype(np.uint8), self.classes, instances, boxes)
 
     def clouds(self) -> None:
         import cv2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,33 +15,57 @@ def draw_boxes(
     picture: np.ndarray,
     detections: dict[str, torch.Tensor],
     classes: tuple[str, ...],
-    min_score: float,
+    min_score: float = 0.0,
     scale: float = 1.0,
 ) -> np.ndarray:
     """A copy of a picture (H, W, 3) uint8 with the boxes, classes and scores of `detections` on it.
 
-    `detections` holds boxes (n, 4) x1 y1 x2 y2, labels (n,) and scores (n,) from 0 to 1. The boxes are
-    divided by `scale`. Boxes with a score under `min_score` are not drawn.
+    `detections` holds boxes (n, 4) x1 y1 x2 y2, labels (n,) and, for detectors that give them, scores
+    (n,) from 0 to 1. The boxes are divided by `scale`. Boxes with a score under `min_score` are not
+    drawn.
     """
     import cv2
 
     drawn = np.ascontiguousarray(picture).copy()
-    side = max(picture.shape)
-    thick, size = max(round(side / 400), 1), round(max(side / 24, 11))
-    for box, label, score in zip(
-        *(detections[name].tolist() for name in ("boxes", "labels", "scores")), strict=True
-    ):
-        if score < min_score:
+    thick = max(round(max(picture.shape) / 400), 1)
+    boxes, labels = detections["boxes"].tolist(), detections["labels"].tolist()
+    scores = detections["scores"].tolist() if "scores" in detections else [None] * len(boxes)
+    for box, label, score in zip(boxes, labels, scores, strict=True):
+        if score is not None and score < min_score:
             continue
         left, top, right, bottom = (round(at / scale) for at in box)
         colour = figures.rgb(figures.CLASS_COLOURS[label % len(figures.CLASS_COLOURS)])
         cv2.rectangle(drawn, (left, top), (right, bottom), colour, thick, cv2.LINE_AA)
-        text = _text_picture(f"{classes[label]} {score:.0%}", size, colour)
-        height, width = text.shape[:2]
-        left, top = min(left, max(picture.shape[1] - width, 0)), max(top - height, 0)
-        place = drawn[top : top + height, max(left, 0) : left + width]
-        place[:] = text[: place.shape[0], : place.shape[1]]
+        text = classes[label] if score is None else f"{classes[label]} {score:.0%}"
+        write_text(drawn, text, left, top, colour)
     return drawn
+
+
+def write_text(
+    picture: np.ndarray, text: str, left: int, bottom: int, colour: tuple[int, int, int]
+) -> None:
+    """Write a text on a ground of `colour` into a picture (H, W, 3) uint8, as far inside as it fits."""
+    written = _text_picture(text, round(max(max(picture.shape) / 24, 11)), colour)
+    height, width = written.shape[:2]
+    left, top = max(min(left, picture.shape[1] - width), 0), max(bottom - height, 0)
+    place = picture[top : top + height, left : left + width]
+    place[:] = written[: place.shape[0], : place.shape[1]]
+
+
+def outline_boxes(
+    axis, boxes: torch.Tensor, texts: Sequence[str], colour: str, dashed: bool = False
+) -> None:
+    """Boxes (n, 4) x1 y1 x2 y2 as outlines on an axis that shows a picture, each with its text above."""
+    from matplotlib.patches import Rectangle
+
+    for k, (left, top, right, bottom) in enumerate(boxes.tolist()):
+        corner, style = (left - 0.5, top - 0.5), "--" if dashed else "-"
+        axis.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, edgecolor=colour,
+                                 linewidth=1.6, linestyle=style))  # fmt: skip
+        if k < len(texts):
+            ground = {"facecolor": colour, "edgecolor": "none", "boxstyle": "square,pad=0.1"}
+            axis.text(*corner, texts[k], color="white", fontsize=6, va="bottom", bbox=ground,
+                      clip_on=True)  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1000)

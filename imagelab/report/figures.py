@@ -144,6 +144,17 @@ def grid(images: torch.Tensor, columns: int, scale: int = 2, gap: int = 2) -> np
     return sheet[:, :, 0] if c == 1 else sheet
 
 
+def titled(sheet: np.ndarray, text: str, size: int = 16) -> np.ndarray:
+    """A picture (H, W) or (H, W, 3) uint8 below a white strip with a line of `text`."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    strip = Image.new("L", (sheet.shape[1], round(1.4 * size)), 255)
+    font = ImageFont.truetype(font_file(text), size)
+    ImageDraw.Draw(strip).text((2, 0), text, 0, font)
+    strip = np.asarray(strip) if sheet.ndim == 2 else np.asarray(strip.convert("RGB"))
+    return np.concatenate([strip, sheet])
+
+
 def rgb(colour: str) -> tuple[int, int, int]:
     """'#0072B2' as red, green and blue from 0 to 255."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
@@ -182,13 +193,24 @@ def name_rows(axes: np.ndarray, names: Sequence[str]) -> None:
         )
 
 
-def plot_rows(rows: Mapping[str, torch.Tensor]) -> Figure:
-    """Rows of equally many pictures (N, C, H, W) uint8, each row with its name at the left."""
+def plot_rows(
+    rows: Mapping[str, torch.Tensor], columns: Sequence[str] = (), title: str = ""
+) -> Figure:
+    """Rows of equally many pictures (N, C, H, W) uint8, each row with its name at the left.
+
+    The names of the `columns`, if given, stand above them.
+    """
     width = max(len(pictures) for pictures in rows.values())
-    figure, axes = new_figure(0.9 * width, 0.98 * len(rows), len(rows))
+    height = 0.98 * len(rows) + 0.25 * bool(columns) + 0.35 * bool(title)
+    figure, axes = new_figure(0.9 * width, height, len(rows))
     for axis, pictures in zip(axes[:, 0], rows.values(), strict=True):
         show_image(axis, grid(pictures, columns=width))
     name_rows(axes, list(rows))
+    for k, name in enumerate(columns):
+        place = ((k + 0.5) / width, 1), (0, 3), "axes fraction", "offset points"
+        axes[0, 0].annotate(name, *place, ha="center", va="bottom")
+    if title:
+        figure.suptitle(title)
     return figure
 
 
@@ -254,13 +276,14 @@ def plot_matrix(
 
 
 def log_scale(axis) -> None:
-    """A logarithmic y axis with plain numbers at 1, 2 and 5 times the powers of ten, and at more where
-    what was drawn reaches over less than one of them."""
+    """A logarithmic y axis with plain numbers at 1, 2 and 5 times the powers of ten: at more where what
+    was drawn reaches over less than one of them, at the powers alone where it reaches over four."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     subs = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 5, 7)
+    subs = (1,) if high > 1e4 * low else subs
     axis.yaxis.set_major_locator(LogLocator(subs=subs))
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
@@ -298,11 +321,18 @@ def plot_classes(axis, points: torch.Tensor, labels: torch.Tensor, classes: Sequ
         axis.text(x, y, classes[label], ha="center", va="center", weight="bold", bbox=box)
 
 
+def has_display() -> bool:
+    """Whether matplotlib can open windows here."""
+    from matplotlib import pyplot
+
+    return pyplot.get_backend().lower() != "agg"
+
+
 def show(paths: Sequence[Path]) -> None:
     """Open pictures in windows and wait until they are closed; a sentence where there is no display."""
     from matplotlib import pyplot
 
-    if pyplot.get_backend().lower() == "agg":
+    if not has_display():
         print(
             "--show: there is no display here; the pictures are in the files above.",
             file=sys.stderr,

@@ -48,9 +48,15 @@ def timed_samples(result: Result, n: int) -> Iterator[None]:
     )
 
 
-def write_grid(path: Path, images: torch.Tensor, training: Training | None = None) -> None:
-    """The first hundred of `images` (N, C, H, W) uint8, ten by ten; also where `training` is watched."""
+def write_grid(
+    path: Path, images: torch.Tensor, training: Training | None = None, title: str = ""
+) -> None:
+    """The first hundred of `images` (N, C, H, W) uint8, ten by ten, under a `title` if there is one.
+
+    The grid is also sent to TensorBoard, if `training` is observed there.
+    """
     sheet = figures.grid(images[:GRID], columns=10)
+    sheet = figures.titled(sheet, title) if title else sheet
     write_png(path, sheet)
     if training is not None:
         training.show_picture("samples", sheet)
@@ -89,15 +95,15 @@ def track(training: Training, evaluator: Evaluator, images: torch.Tensor) -> Non
     """Note the Fréchet distance and the coverage of `images` in the history of the training."""
     seen = features(evaluator.classifier, images[: evaluator.n])
     training.log(
-        tracked_epoch=torch.tensor(training.steps_done / training.steps_per_epoch),
+        tracked_epoch=torch.tensor(training.epochs_done),
         tracked_distance=torch.tensor(frechet_distance(seen, evaluator.real)),
         tracked_coverage=torch.tensor(density_and_coverage(seen, evaluator.real)[1]),
     )
 
 
 def add_quality(result: Result, training: Training, evaluator: Evaluator | None) -> None:
-    """Enter the curve of what was tracked, where it was."""
-    if evaluator is not None:
+    """Enter the curve of what was tracked, if there are two points or more."""
+    if evaluator is not None and len(training.curve("tracked_epoch")) > 1:
         caption = f"Quality along the training: distance and coverage of {evaluator.n:,} samples."
         result.add_figure("quality.png", plot_quality(training, evaluator), caption)
 
@@ -123,7 +129,8 @@ def plot_quality(training: Training, evaluator: Evaluator) -> Figure:
                     linestyle=style,
                     label=label,
                 )
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        if epochs.max() > 3:
+            axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 1].legend(loc="lower right")
     figures.log_scale(axes[0, 0])
     axes[0, 1].set_ylim(0, 1)
@@ -135,7 +142,7 @@ def plot_loss(training: Training, ylabel: str) -> Figure:
     figure, axes = figures.new_figure(5, 3)
     epochs, loss = training.smoothed("loss", max(training.steps_done // 150, 1))
     figures.plot_lines(axes[0, 0], epochs, {"loss": loss}, "epoch", ylabel, markers=False)
-    axes[0, 0].set_yscale("log")
+    figures.log_scale(axes[0, 0])
     return figure
 
 
@@ -170,39 +177,43 @@ def report_samples(
     real = result.add_file("real.png", "Training images, to compare with.")
     rows = random_subset(len(data.images), GRID, "real grid").to(data.images.device)
     write_grid(real, data.images[rows])
-    if evaluator is None:
-        return None
-    scores = evaluator.scores(samples)
-    evaluator.add_to(result, scores)
+    scores = evaluator.scores(samples) if evaluator else None
+    if evaluator and scores:
+        evaluator.add_to(result, scores)
+        caption = "What the classifier reads in the samples: a collapse would empty some classes."
+        result.add_figure("classes.png", plot_class_shares(scores, evaluator, data), caption)
+    report_neighbours(result, samples, data)
+    return scores
+
+
+def plot_class_shares(scores: Scores, evaluator: Evaluator, data: Dataset) -> Figure:
+    """The classes that the classifier reads in the samples, beside those of held-out images."""
     figure, axes = figures.new_figure(7, 3)
     shares = {
         f"samples (n = {scores.n:,})": scores.class_shares,
         f"held-out real images (n = {scores.n:,})": evaluator.floor.class_shares,
     }
     figures.class_histogram(axes[0, 0], shares, data.classes)
-    result.add_figure(
-        "classes.png",
-        figure,
-        "What the classifier reads in the samples: a collapse would empty some classes.",
-    )
+    return figure
+
+
+def report_neighbours(result: Result, samples: torch.Tensor, data: Dataset) -> None:
+    """Enter the training images nearest to the first samples: the distance says what was memorised."""
     few = samples[:500].to(data.images.device)
     index, distance = nearest(few, data.images)
     rows = random_subset(len(data.test_images), len(few), "nearest").to(data.images.device)
     _, usual = nearest(varied_as_trained_on(data, data.test_images[rows]), data.images)
-    result.add_metric(
-        "distance to the nearest training image",
-        distance.median(),
-        len(few),
-        floor=usual.median().item(),
+    usual = usual.median().item()
+    name = "distance to the nearest training image"
+    result.add_metric(name, distance.median(), len(few), floor=usual)
+    pairs = {"sample": few[:10], "nearest training image": data.images[index[:10]]}
+    figure = figures.plot_rows(pairs, [f"{d:.3f}" for d in distance[:10].tolist()])
+    caption = (
+        "Samples, and the training image nearest to each. Above them, their distance (root mean "
     )
-    pairs = torch.cat([few[:10], data.images[index[:10]]])
-    path = result.add_file(
-        "neighbours.png",
-        "Samples above, each one's nearest training image below:"
-        " equal pairs would be learnt by heart.",
-    )
-    write_png(path, figures.grid(pairs, columns=10))
-    return scores
+    caption += "square, pixels from 0 to 1): at 0 a sample would be a copy. Held-out images have "
+    caption += f"{usual:.3f} in the median."
+    result.add_figure("neighbours.png", figure, caption)
 
 
 def plot_comparison(samples: Mapping[str, torch.Tensor], scores: Mapping[str, Scores]) -> Figure:
@@ -220,9 +231,9 @@ States = list[tuple[int, torch.Tensor]]  # t and images (N, C, H, W) uint8
 def add_trajectory(
     result: Result, reverse: States, forward: States | None = None, shown: int = 9
 ) -> None:
-    """Enter samples on their way from noise to image, below the `forward` process of the same images.
+    """Enter samples on their way from noise to image, below the `forward` process of real images.
 
-    A strip of `shown` columns, a row per sample, and all states as an animation.
+    A strip of `shown` columns, a row per image, and all states as an animation.
     """
     processes = {"forward process": forward} if forward else {}
     processes["reverse process"] = reverse
@@ -236,13 +247,27 @@ def add_trajectory(
     caption = f"The reverse process: {n} samples from pure noise (left) to the image (right)."
     if forward:
         caption = (
-            f"Above, the forward process: {n} drawn digits drown in noise. Below, the reverse process "
-            "that drew them: from pure noise (left) to the digit (right)."
+            f"Above, the forward process: {n} held-out images become noise. Below, the reverse process: "
+            f"{n} samples begin as pure noise (left) and become images (right)."
         )
     result.add_figure("reverse_process.png", figure, caption)
-    frames = [figures.grid(images, columns=n, scale=3) for _, images in (forward or []) + reverse]
-    caption = "The same, step by step" + (": forward, then reverse." if forward else ".")
-    write_gif(result.add_file("reverse_process.gif", caption), frames, seconds_per_frame=0.08)
+    if forward:
+        frames = [both_processes(*states) for states in zip(forward, reverse, strict=True)]
+    else:
+        frames = [figures.grid(images, columns=n, scale=3) for _, images in reverse]
+    caption = "The same, step by step" + (": forward beside reverse." if forward else ".")
+    write_gif(result.add_file("reverse_process.gif", caption), frames, seconds_per_frame=0.12)
+
+
+def both_processes(
+    forward: tuple[int, torch.Tensor], reverse: tuple[int, torch.Tensor]
+) -> np.ndarray:
+    """A state (t, images) of the forward process beside one of the reverse process, with their t."""
+    sheets = []
+    for name, (t, images) in {"forward": forward, "reverse": reverse}.items():
+        sheets.append(figures.titled(figures.grid(images, 2, scale=4), f"{name} process, t = {t}"))
+    gap = np.full((len(sheets[0]), 24, *sheets[0].shape[2:]), 255, np.uint8)
+    return np.concatenate([sheets[0], gap, sheets[1]], axis=1)
 
 
 def sampled_only(

@@ -17,7 +17,16 @@ from typing import Annotated, Any, Self, get_args, get_type_hints
 
 from imagelab.setup.runtime import UserError
 
-DATASETS = ("auto", "mnist-5k", "textures", "mnist", "fashion-mnist", "cifar10")
+DATASETS = (
+    "auto",
+    "mnist-5k",
+    "textures",
+    "faces",
+    "mnist",
+    "fashion-mnist",
+    "cifar10",
+    "celeba",
+)
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,7 @@ class DataSettings(Settings):
 
     dataset: str = "auto"
     """auto (MNIST if it is under --data-dir, else mnist-5k), mnist-5k (5,000 digits inside a package),
-    textures, mnist, fashion-mnist, cifar10, or folder:PATH for your own pictures."""
+    textures, faces, mnist, fashion-mnist, cifar10, celeba, or folder:PATH for your own pictures."""
     data_dir: Path = Path("data")
     """The folder of downloaded data sets."""
 
@@ -132,10 +141,12 @@ class DataSettings(Settings):
 
 @dataclass(frozen=True)
 class BoardSettings(Checked):
-    """What every training that can be watched understands."""
+    """What every training understands, also one of several models: what else it writes on its way."""
 
     tensorboard: bool = False
     """Also write losses and sample grids for TensorBoard, into tensorboard/ beside the checkpoint."""
+    keep_every: Count | None = None
+    """Also keep a copy of the checkpoint every so many epochs, with the epoch's number in its name."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -176,13 +187,18 @@ class TrainingSettings(ResumableSettings, DataSettings):
 
     sample_only: bool = False
     """Load the checkpoint and make images; train nothing."""
+    checkpoint: InputFile | None = None
+    """Make images from this checkpoint, for instance one of --keep-every; train nothing."""
     samples_file: Path | None = None
     """Also write the images into this .npz file (array 'images', uint8, N×H×W or N×H×W×3)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.checkpoint is not None and not self.sample_only:
+            object.__setattr__(self, "sample_only", True)  # the class is frozen
         if self.resume and self.sample_only:
-            raise UserError("--resume trains, --sample-only does not: choose one of them.")
+            name = option("checkpoint" if self.checkpoint else "sample_only")
+            raise UserError(f"--resume trains, {name} does not: choose one of them.")
         if self.samples_file is not None and self.samples_file.suffix != ".npz":
             raise UserError(f"--samples-file must end in .npz, not {self.samples_file.name!r}.")
         if self.samples_file is not None:

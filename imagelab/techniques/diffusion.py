@@ -28,9 +28,9 @@ ScheduleName = Literal["cosine", "linear", "zero-terminal-snr"]
 class Schedule:
     """A noise schedule: tables over t = 0 … T−1, float64, all (T,).
 
-    `beta` is the variance added by step t, `alpha` = 1 − β, `alpha_bar` = Π α up to and with t,
-    `alpha_bar_prev` the same before step t (1 at t = 0), `snr` = ᾱ/(1 − ᾱ). The last β alone may be
-    1: then x_T is noise and nothing else.
+    `beta` is the variance of the noise that step t adds. `alpha` is 1 − β. `alpha_bar` is the product of
+    all α from 0 to t. `alpha_bar_prev` is that product before step t (1 at t = 0). `snr` is ᾱ/(1 − ᾱ).
+    Only the last β may be 1: then x_T is pure noise.
     """
 
     def __init__(self, beta: torch.Tensor) -> None:
@@ -49,23 +49,26 @@ class Schedule:
         return len(self.beta)
 
     def until(self, sigma: float) -> Schedule:
-        """The first steps, up to where the noise on an image is nearest to `sigma`.
+        """The first steps only, up to the one whose noise on an image is nearest to `sigma`.
 
-        √((1 − ᾱ)/ᾱ) is the σ of x_t/√ᾱ: so an image with noise of a known σ enters the reverse process.
+        x_t/√ᾱ is an image with noise of σ = √((1 − ᾱ)/ᾱ). So an image with noise of a known σ can enter
+        the reverse process there.
         """
         level = ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
         t = int((level.log() - math.log(sigma)).abs().argmin())
         return Schedule(self.beta[: t + 1])
 
-    def amounts(self, t: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """√ᾱ_t and √(1 − ᾱ_t) for t (B,), float32, shaped to multiply `like` (B, ...)."""
+    def signal_and_noise(
+        self, t: torch.Tensor, like: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """√ᾱ_t and √(1 − ᾱ_t) for t (B,), float32, in a shape that multiplies `like` (B, ...)."""
         alpha_bar = self.alpha_bar.to(t.device)[t].reshape(-1, *[1] * (like.dim() - 1))
         return alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
 
     def q_sample(self, x0: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         """x_t = √ᾱ_t·x₀ + √(1 − ᾱ_t)·ε (eq. 4), for x0 and eps (B, ...) and t (B,)."""
-        image, noise = self.amounts(t, x0)
-        return image * x0 + noise * eps
+        signal, noise = self.signal_and_noise(t, x0)
+        return signal * x0 + noise * eps
 
     def posterior(self, x0: torch.Tensor, x_t: torch.Tensor, t: int) -> tuple[torch.Tensor, float]:
         """Mean (like x_t) and variance of q(x_{t−1} | x_t, x₀) (eq. 6 and 7); variance 0 at t = 0."""
@@ -117,7 +120,7 @@ def make_schedule(kind: ScheduleName, T: int) -> Schedule:
     return linear if kind == "linear" else zero_terminal_snr(linear)
 
 
-# --- what a network may predict -------------------------------------------------------------------
+# --- what a network can predict -------------------------------------------------------------------
 
 
 def target(
@@ -128,8 +131,8 @@ def target(
         return eps
     if kind == "x0":
         return x0
-    image, noise = schedule.amounts(t, x0)
-    return image * eps - noise * x0
+    signal, noise = schedule.signal_and_noise(t, x0)
+    return signal * eps - noise * x0
 
 
 def to_x0(
@@ -138,10 +141,10 @@ def to_x0(
     """x̂₀ from the network's output `out` for x_t."""
     if kind == "x0":
         return out
-    image, noise = schedule.amounts(t, x_t)
+    signal, noise = schedule.signal_and_noise(t, x_t)
     if kind == "v":
-        return image * x_t - noise * out
-    return (x_t - noise * out) / image
+        return signal * x_t - noise * out
+    return (x_t - noise * out) / signal
 
 
 # --- the reverse process --------------------------------------------------------------------------
@@ -159,55 +162,68 @@ def trailing_steps(T: int, steps: int) -> list[int]:
 def ddim(
     schedule: Schedule, estimate: Estimate, x: torch.Tensor, steps: int, eta: float, noise: Noise
 ) -> States:
-    """DDIM (Song et al. 2020, eq. 12 and 16) from x_T (B, ...): η = 0 adds no noise on the way.
+    """DDIM (Song et al. 2020, eq. 12 and 16) from x_T (B, ...). With η = 0 no step adds noise.
 
-    With η = 1 it is DDPM's ancestral sampling with the posterior's variance. Yields first (T, x_T),
-    at last (0, x̂₀); `noise` is only called where noise is added, which the last step never does.
+    With η = 1 it is DDPM's ancestral sampling with the posterior's variance. Yields (T, x_T) first and
+    (0, x̂₀) last. `noise` is called only where noise is added. The last step adds none.
     """
     yield len(schedule), x
     times = trailing_steps(len(schedule), steps)
-    ways = list(zip(times, [*times[1:], -1], strict=True))
-    for t, s in progress(ways, "sampling", "step"):
-        now, then = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item() if s >= 0 else 1.0
-        x = ddim_step(estimate(x, t), x, now, then, eta, noise)
+    for t, s in progress(_transitions(times), "sampling", "step"):
+        x = ddim_step(estimate(x, t), x, *_alpha_bars(schedule, t, s), eta, noise)
         yield s + 1, x
 
 
+def _transitions(times: list[int]) -> list[tuple[int, int]]:
+    """Pairs of a step t and the next one s; −1 stands for the clean image."""
+    return list(zip(times, [*times[1:], -1], strict=True))
+
+
+def _alpha_bars(schedule: Schedule, t: int, s: int) -> tuple[float, float]:
+    """ᾱ at t and at s; 1 at s = −1."""
+    return schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item() if s >= 0 else 1.0
+
+
 def ddim_step(
-    x0: torch.Tensor, x: torch.Tensor, now: float, then: float, eta: float, noise: Noise
+    x0: torch.Tensor,
+    x: torch.Tensor,
+    alpha_bar_t: float,
+    alpha_bar_s: float,
+    eta: float,
+    noise: Noise,
 ) -> torch.Tensor:
-    """One step of DDIM, from ᾱ = `now` to the larger ᾱ = `then`, with the estimate `x0` at `now`."""
-    eps = (x - math.sqrt(now) * x0) / math.sqrt(1 - now)
-    sigma = eta * math.sqrt((1 - then) / (1 - now) * (1 - now / then))
-    x = math.sqrt(then) * x0 + math.sqrt(max(1 - then - sigma**2, 0)) * eps
+    """One step of DDIM, from x = x_t to x_s, with less noise, for the estimate `x0` at t."""
+    eps = (x - math.sqrt(alpha_bar_t) * x0) / math.sqrt(1 - alpha_bar_t)
+    sigma = eta * math.sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s))
+    x = math.sqrt(alpha_bar_s) * x0 + math.sqrt(max(1 - alpha_bar_s - sigma**2, 0)) * eps
     return x + sigma * noise() if sigma > 0 else x
 
 
 def dpm_solver(schedule: Schedule, estimate: Estimate, x: torch.Tensor, steps: int) -> States:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) from x_T (B, ...), without noise on the way.
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) from x_T (B, ...). No step adds noise.
 
-    Its first and last steps are of first order, which is DDIM. Yields like `ddim`.
+    Its first and its last step are of first order, like DDIM. Yields like `ddim`.
     """
     yield len(schedule), x
     times = trailing_steps(len(schedule), steps)
     before, h_before = None, 0.0
-    ways = list(zip(times, [*times[1:], -1], strict=True))
-    for t, s in progress(ways, "sampling", "step"):
-        now, then = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item() if s >= 0 else 1.0
+    for t, s in progress(_transitions(times), "sampling", "step"):
+        alpha_bar_t, alpha_bar_s = _alpha_bars(schedule, t, s)
         x0 = estimate(x, t)
         if s < 0:
             x = x0
         else:
-            h = _half_log_snr(then) - _half_log_snr(now)
+            h = _half_log_snr(alpha_bar_s) - _half_log_snr(alpha_bar_t)
             slope = h / (2 * h_before) if before is not None else 0.0  # 1/(2r), r = h_before/h
             data = (1 + slope) * x0 - slope * before if before is not None and slope else x0
-            x = math.sqrt((1 - then) / (1 - now)) * x - math.sqrt(then) * math.expm1(-h) * data
+            kept = math.sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t))
+            x = kept * x - math.sqrt(alpha_bar_s) * math.expm1(-h) * data
             before, h_before = x0, h
         yield s + 1, x
 
 
 def _half_log_snr(alpha_bar: float) -> float:
-    """λ = log(√ᾱ/√(1 − ᾱ)), −∞ where nothing of the image is left."""
+    """λ = log(√ᾱ/√(1 − ᾱ)); −∞ for pure noise."""
     return 0.5 * math.log(alpha_bar / (1 - alpha_bar)) if alpha_bar > 0 else -math.inf
 
 
@@ -240,7 +256,7 @@ def image_noise(
     shape: tuple[int, ...],
     device: torch.device | str = "cpu",
 ) -> Noise:
-    """Noise (count, *shape) of which image k has a generator of its own, of (seed, first + k).
+    """Noise (count, *shape). Image k has its own generator, with a seed from (seed, first + k).
 
     So an image does not depend on the others that are drawn with it.
     """

@@ -1,12 +1,17 @@
-"""torchvision's trained networks, their weights from a file, torch's cache, or a download."""
+"""Trained networks of torchvision, and the trained face detector of scikit-image.
+
+Weights of networks come from a file, torch's cache, or a download. The face detector is in the package.
+"""
 
 from __future__ import annotations
 
 import itertools
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -30,6 +35,65 @@ class Normalised(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.network((x - self.mean) / self.std)
+
+
+class Logits(nn.Module):
+    """A segmentation network of torchvision that gives its logits alone, not a dictionary."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x)["out"]
+
+
+def voc_segmentation(
+    name: str, weights: Path | None, device: torch.device
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """torchvision's "deeplabv3" (with a MobileNet) or "fcn" (with a ResNet-50) and its class names.
+
+    In eval mode on `device`. Images (B, 3, H, W) in [0, 1] to logits (B, 21, H, W) of the background and
+    Pascal VOC's classes. Raises UserError as `trained` does.
+    """
+    from torchvision.models import segmentation
+
+    source, build = {
+        "deeplabv3": (
+            segmentation.DeepLabV3_MobileNet_V3_Large_Weights.COCO_WITH_VOC_LABELS_V1,
+            segmentation.deeplabv3_mobilenet_v3_large,
+        ),
+        "fcn": (
+            segmentation.FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1,
+            segmentation.fcn_resnet50,
+        ),
+    }[name]
+    network = build(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
+    network = trained(network, name, source, weights)
+    network.register_module("aux_classifier", None)  # it helps in training only
+    model = Normalised(Logits(network), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    return model.eval().requires_grad_(False).to(device), tuple(source.meta["categories"])
+
+
+def coco_mask_rcnn(weights: Path | None, device: torch.device) -> tuple[nn.Module, tuple[str, ...]]:
+    """torchvision's Mask R-CNN with a ResNet-50, in eval mode on `device`, and COCO's class names.
+
+    It takes a list of images (3, H, W) in [0, 1] of any size. For each it gives boxes (n, 4) x1 y1 x2 y2
+    in pixels, labels (n,), scores (n,) in falling order, and masks (n, 1, H, W) in [0, 1]. Raises
+    UserError as `trained` does.
+    """
+    from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights, maskrcnn_resnet50_fpn
+
+    source = MaskRCNN_ResNet50_FPN_Weights.COCO_V1
+    network = trained(
+        maskrcnn_resnet50_fpn(weights=None, weights_backbone=None), "maskrcnn", source, weights
+    )
+    for (
+        module
+    ) in network.modules():  # torchvision trained with frozen batch statistics, without eps
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.0
+    return network.eval().requires_grad_(False).to(device), tuple(source.meta["categories"])
 
 
 def imagenet_network(
@@ -83,30 +147,90 @@ def blocks(name: ImageNetName, model: nn.Module) -> list[nn.Module]:
     return [*stages, parts["classifier"]]
 
 
-def coco_ssdlite(weights: Path | None, device: torch.device) -> tuple[nn.Module, tuple[str, ...]]:
-    """SSDlite320 in eval mode on `device` and the names of COCO's classes.
+CocoModel = Literal["faster-rcnn", "retinanet", "ssdlite"]
 
-    It takes a list of images (3, H, W) in [0, 1] of any size. For each it gives boxes (n, 4) x1 y1 x2 y2
-    in pixels, labels and scores. Raises UserError as `trained` does.
+
+# A picture (H, W, 3) uint8 to boxes (n, 4) x1 y1 x2 y2 in pixels, labels (n,), and perhaps scores (n,).
+Finder = Callable[[np.ndarray], dict[str, torch.Tensor]]
+
+
+def coco_detector(
+    name: CocoModel, weights: Path | None, device: torch.device
+) -> tuple[Finder, tuple[str, ...]]:
+    """A detector of torchvision on `device`, for pictures of any size, and the names of COCO's classes.
+
+    Faster R-CNN and RetinaNet have a ResNet-50 with a feature pyramid, SSDlite has a MobileNet. Raises
+    UserError as `trained` does.
     """
-    from torchvision.models.detection import (
-        SSDLite320_MobileNet_V3_Large_Weights,
-        ssdlite320_mobilenet_v3_large,
-    )
+    from torchvision.models import detection
 
-    source = SSDLite320_MobileNet_V3_Large_Weights.COCO_V1
-    network = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
-    network = trained(network, "SSDlite", source, weights)
-    return network.eval().requires_grad_(False).to(device), tuple(source.meta["categories"])
+    source, build = {
+        "faster-rcnn": (
+            detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
+            detection.fasterrcnn_resnet50_fpn,
+        ),
+        "retinanet": (
+            detection.RetinaNet_ResNet50_FPN_Weights.COCO_V1,
+            detection.retinanet_resnet50_fpn,
+        ),
+        "ssdlite": (
+            detection.SSDLite320_MobileNet_V3_Large_Weights.COCO_V1,
+            detection.ssdlite320_mobilenet_v3_large,
+        ),
+    }[name]
+    network = trained(build(weights=None, weights_backbone=None), name, source, weights)
+    if name != "ssdlite":  # torchvision trained these two with frozen batch statistics, without eps
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = 0.0
+    network.eval().requires_grad_(False).to(device)
+
+    def find(picture: np.ndarray) -> dict[str, torch.Tensor]:
+        x = torch.from_numpy(picture.copy()).permute(2, 0, 1).to(device)
+        return network([x.float() / 255])[0]
+
+    return find, tuple(source.meta["categories"])
 
 
-def trained(network: nn.Module, name: str, source, weights: Path | None) -> nn.Module:
+def face_cascade() -> Finder:
+    """scikit-image's trained cascade for faces that look into the camera. It gives no scores.
+
+    It slides windows of many sizes over the picture. In each, a few local binary patterns are tested in
+    stages (after Viola and Jones 2001). It is fast because most windows fail in the first stages. The
+    smallest window has a twelfth of the picture's shorter side.
+    """
+    from skimage.data import lbp_frontal_face_cascade_filename
+    from skimage.feature import Cascade
+
+    cascade = Cascade(lbp_frontal_face_cascade_filename())
+
+    def find(picture: np.ndarray) -> dict[str, torch.Tensor]:
+        side = min(picture.shape[:2])
+        low = max(side // 12, 24)  # 24: the window of the training
+        faces = []
+        if side >= low:
+            faces = cascade.detect_multi_scale(
+                picture, scale_factor=1.2, step_ratio=1, min_size=(low, low), max_size=(side, side)
+            )
+        boxes = [[f["c"], f["r"], f["c"] + f["width"], f["r"] + f["height"]] for f in faces]
+        return {
+            "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+            "labels": torch.zeros(len(boxes), dtype=torch.long),
+        }
+
+    return find
+
+
+def trained(
+    network: nn.Module, name: str, source, weights: Path | None, option: str = "--weights"
+) -> nn.Module:
     """`network` with the weights of the file `weights`, or else with those of torchvision's `source`.
 
     The latter come from torch's cache or are downloaded. Raises UserError where that fails or where the
-    file holds other weights; its sentence tells how to get the right ones.
+    file holds other weights; its sentence tells how to get the right ones, and to name them with the
+    command's `option`.
     """
-    how = f"get {source.url} on a machine that can, and give the file as --weights FILE"
+    how = f"get {source.url} on a machine that can, and give the file as {option} FILE"
     try:
         if weights is None:
             state = source.get_state_dict(progress=True, check_hash=True)

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -72,23 +73,31 @@ def bilateral(picture: np.ndarray, sigma: float) -> np.ndarray:
     return cv2.bilateralFilter(picture.astype(np.float32), 0, max(3 * sigma, 1e-6), 2).astype(float)
 
 
-def non_local_means(picture: np.ndarray, sigma: float) -> np.ndarray:
-    """A mean of pixels whose 5×5 surroundings are similar (Buades et al. 2005), h = 0.8·σ."""
+def non_local_means(
+    picture: np.ndarray, sigma: float, strength: float = 0.8, expected: float = 1.0
+) -> np.ndarray:
+    """A mean of pixels whose 5×5 surroundings are similar (Buades et al. 2005).
+
+    h = `strength`·σ says how similar. The noise alone is expected to make surroundings differ by
+    2·(`expected`·σ)², which does not count.
+    """
     from skimage.restoration import denoise_nl_means
 
-    axis = 2 if picture.ndim == 3 else None
     return denoise_nl_means(
-        picture, patch_size=5, patch_distance=6, h=max(0.8 * sigma, 1e-6), sigma=sigma,
-        fast_mode=True, channel_axis=axis,
+        picture, patch_size=5, patch_distance=6, h=max(strength * sigma, 1e-6),
+        sigma=expected * sigma, fast_mode=True, channel_axis=2 if picture.ndim == 3 else None,
     )  # fmt: skip
 
 
 def total_variation(picture: np.ndarray, sigma: float) -> np.ndarray:
-    """Few and sharp edges (Rudin et al. 1992), by Chambolle's algorithm with weight 0.9·σ."""
+    """Few and sharp edges (Rudin et al. 1992), by Chambolle's algorithm with weight 0.9·σ.
+
+    scikit-image's usual `eps` of 2e-4 can stop after a few iterations, where little is done yet.
+    """
     from skimage.restoration import denoise_tv_chambolle
 
     axis = 2 if picture.ndim == 3 else None
-    return denoise_tv_chambolle(picture, weight=max(0.9 * sigma, 1e-6), channel_axis=axis)
+    return denoise_tv_chambolle(picture, weight=max(0.9 * sigma, 1e-6), eps=2e-5, channel_axis=axis)
 
 
 def wavelet_shrinkage(picture: np.ndarray, sigma: float) -> np.ndarray:
@@ -129,9 +138,27 @@ class Restored:
     seconds: float
 
 
-def methods(device: torch.device | str = "cpu") -> dict[str, Restore]:
-    """The classical methods, and the learned one with the weights that come with the project."""
-    return CLASSICAL | {"learned": partial(restore, trained_denoiser(device))}
+def bm3d(picture: np.ndarray, sigma: float) -> np.ndarray:
+    """Block matching and 3D filtering (Dabov et al. 2007), by its authors' package.
+
+    Similar blocks are stacked, and the coefficients of the stack are shrunk. The package `bm3d` is for
+    non-commercial use only; it is not among this project's requirements.
+    """
+    import bm3d  # pyright: ignore[reportMissingImports]
+
+    if sigma == 0:
+        return picture
+    method = bm3d.bm3d_rgb if picture.ndim == 3 else bm3d.bm3d
+    return method(picture, sigma)
+
+
+def methods(device: torch.device | str = "cpu", with_bm3d: bool = False) -> dict[str, Restore]:
+    """The classical methods, and the learned one with the weights that come with the project.
+
+    `with_bm3d`: BM3D as well, where its package is installed.
+    """
+    more = {"BM3D": bm3d} if with_bm3d and find_spec("bm3d") else {}
+    return CLASSICAL | more | {"learned": partial(restore, trained_denoiser(device))}
 
 
 def compare(
@@ -150,6 +177,19 @@ def compare(
     return restored
 
 
+Comparison = dict[str, dict[str, Restored]]  # pictures' names, then methods' names
+
+
+def comparison_table(found: Comparison) -> tuple[list[str], list[list]]:
+    """Columns and rows, one per method: PSNR (dB) of each picture; means of PSNR, SSIM and seconds."""
+    rows = []
+    for method in next(iter(found.values())):
+        each = [restored[method] for restored in found.values()]
+        means = [np.mean([getattr(x, name) for x in each]) for name in ("psnr", "ssim", "seconds")]
+        rows.append([method, *(x.psnr for x in each), *map(float, means)])
+    return ["method", *found, "mean PSNR", "mean SSIM", "s per picture"], rows
+
+
 # --- many small images ----------------------------------------------------------------------------
 
 
@@ -166,13 +206,16 @@ def by_filters(
 ) -> dict[str, torch.Tensor]:
     """Noisy images (N, C, H, W) in [0, 1] by name: unchanged, blurred, and by non-local means.
 
-    The blur's width is the best one for images of the `training` part with noise of the same σ.
+    The parameters of both filters are those that are best for images of the `training` part with noise of
+    the same σ.
     """
-    width = best_blur(add_noise(training, sigma, rng), training)
+    example = add_noise(training, sigma, rng)
+    width = best_blur(example, training)
+    filtered = best_non_local_means(example[:100], training[:100], sigma)
     return {
         "noisy": noisy,
         f"Gaussian blur, {width:.1f} px": blur_images(noisy, width),
-        "non-local means": restore_images(non_local_means, noisy, sigma).to(noisy.device),
+        "non-local means": restore_images(filtered, noisy, sigma).to(noisy.device),
     }
 
 
@@ -196,3 +239,14 @@ def best_blur(noisy: torch.Tensor, clean: torch.Tensor) -> float:
     """The width in pixels, among 0.3, 0.4, … 3.0, whose blur brings `noisy` closest to `clean` (MSE)."""
     widths = [k / 10 for k in range(3, 31)]
     return min(widths, key=lambda width: F.mse_loss(blur_images(noisy, width), clean).item())
+
+
+def best_non_local_means(noisy: torch.Tensor, clean: torch.Tensor, sigma: float) -> Restore:
+    """Non-local means with the parameters, of sixteen pairs, that bring `noisy` closest to `clean`."""
+    tried = [
+        partial(non_local_means, strength=strength, expected=expected)
+        for strength in (0.1, 0.2, 0.4, 0.8)
+        for expected in (0.0, 0.5, 0.75, 1.0)
+    ]
+    errors = [F.mse_loss(restore_images(method, noisy, sigma).to(clean), clean) for method in tried]
+    return tried[int(torch.stack(errors).argmin())]

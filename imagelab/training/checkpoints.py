@@ -85,6 +85,17 @@ def load_checkpoint(
     return contents
 
 
+def is_checkpoint(path: Path | str) -> bool:
+    """Whether the file is a checkpoint of this project. Raises UserError where there is no such file."""
+    if not Path(path).is_file():
+        raise UserError(f"There is no file {path}.")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # `load_checkpoint` says what is wrong with it
+        return False
+    return isinstance(contents, dict) and "format" in contents and "script" in contents
+
+
 def resumes_on(saved: dict[str, Any], device: torch.device) -> bool:
     """Whether a training can continue on `device`: the random states of CPU and GPU differ in kind."""
     return len(saved["rng"]["training"]) == len(torch.Generator(device).get_state())

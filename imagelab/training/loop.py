@@ -12,12 +12,14 @@
 
 The state goes into the checkpoint after every epoch, and when Ctrl-C or SIGTERM stops the run. A training
 that is loaded goes on where it stopped. It ends at the same weights as one that was never stopped, bit
-for bit on one machine with the same number of threads.
+for bit on one machine with the same number of threads. With --keep-every, numbered copies of the
+checkpoint stay beside it.
 """
 
 from __future__ import annotations
 
 import copy
+import shutil
 import signal
 import threading
 import time
@@ -29,6 +31,7 @@ import numpy as np
 import torch
 
 from imagelab.data.tensors import Described, batch_indices
+from imagelab.setup.files import atomic_path
 from imagelab.setup.runtime import Interrupted, Network, UserError, generator, is_of_the_machine
 from imagelab.setup.settings import settings_dict
 from imagelab.setup.terminal import bar, tell, tell_once
@@ -48,6 +51,8 @@ MAY_CHANGE_ON_RESUME = {
     "data_dir",
     "resume",
     "sample_only",
+    "checkpoint",
+    "keep_every",
     "num_samples",
     "samples_file",
     "time_limit",
@@ -109,6 +114,11 @@ def no_observer(_training: Training, _epoch: int) -> None:
     """The observer that does nothing."""
 
 
+def kept_path(path: Path, epoch: int) -> Path:
+    """Where --keep-every keeps the checkpoint `path` of an epoch: 'vae.pth' as 'vae_epoch_0012.pth'."""
+    return path.with_name(f"{path.stem}_epoch_{epoch:04d}{path.suffix}")
+
+
 class Training(Generic[Network]):
     """See the module's docstring. `networks` and `optimizers` map names to objects.
 
@@ -119,8 +129,10 @@ class Training(Generic[Network]):
 
     `may_change_on_resume` names settings besides those of MAY_CHANGE_ON_RESUME. `go_on` says, in the
     message after Ctrl-C, how the run is resumed. Every `log_every` steps, a line shows the means of what
-    was logged. A `shared` training belongs to all processes of torchrun
-    (imagelab/training/distributed.py): they stop after the same step, and one of them writes.
+    was logged. An epoch of several `parts` comes in as many rounds of the outer loop, each with its share
+    of the batches: a long epoch is then saved and observed on its way. A `shared` training belongs to all
+    processes of torchrun (imagelab/training/distributed.py): they stop after the same step, and one of
+    them writes.
     """
 
     def __init__(
@@ -137,6 +149,7 @@ class Training(Generic[Network]):
         may_change_on_resume: tuple[str, ...] = (),
         label: str = "",
         log_every: int | None = None,
+        parts: int = 1,
         go_on: str = "--resume goes on",
         shared: bool = False,
     ) -> None:
@@ -153,7 +166,7 @@ class Training(Generic[Network]):
         self._started: float | None = None
         self.go_on, self.shared = go_on, shared and distributed.world() > 1
         self.may_change = MAY_CHANGE_ON_RESUME | set(may_change_on_resume)
-        self.label, self.log_every = label or script, log_every
+        self.label, self.log_every, self.parts = label or script, log_every, parts
         self._stop: int | None = None
         self._asked = 0.0  # when
         self._handlers: dict = {}
@@ -253,6 +266,11 @@ class Training(Generic[Network]):
         return self.epoch * self.steps_per_epoch + self.step
 
     @property
+    def epochs_done(self) -> float:
+        """Epochs since the start, with the part of the current one."""
+        return self.steps_done / self.steps_per_epoch
+
+    @property
     def last_epoch(self) -> int:
         """The current epoch, or the last one done."""
         return self.epoch + (self.step > 0)
@@ -279,20 +297,22 @@ class Training(Generic[Network]):
         return limit is not None and self.steps_done > 0 and self.seconds_used >= limit
 
     def epochs(self) -> Iterator[int]:
-        """The epochs still to do; the first epoch is 1. The state is saved after each."""
+        """The number of the current epoch, from 1 on, once for each of its parts. After each part the
+        state is saved."""
         total = None if self.time_limit else self.total_steps
         self._hidden = self.shared and not distributed.writes()
         self._bar = bar(self.label, "step", total, self.steps_done, keep=True, hidden=self._hidden)
         while self.epoch < self.config.epochs and not self.time_is_up:
             yield self.epoch + 1
-            if self.step >= self.steps_per_epoch:  # else the time was up within the epoch
+            if self.step >= self.steps_per_epoch:  # else a part is done, or the time was up
                 self.epoch, self.step = self.epoch + 1, 0
             self.save()
+            self._keep_a_copy()
             self._leave_if_asked()
         self._bar.close()
 
     def batches(self) -> Iterator[torch.Tensor]:
-        """Index tensors of the batches still to do in this epoch."""
+        """Index tensors of the batches still to do in this epoch, or in this part of it."""
         seed, n = self.config.seed, len(self.data.images)
         order = batch_indices(n, self.config.batch_size, seed, self.epoch + 1)
         sizes = [len(indices) for indices in order]
@@ -307,7 +327,7 @@ class Training(Generic[Network]):
             if self._asked_to_stop() and self.step < len(order):
                 self.save()
                 self._leave_if_asked()
-            if self.time_is_up:
+            if self.time_is_up or self.step % -(-self.steps_per_epoch // self.parts) == 0:
                 break
 
     def is_last(self, epoch: int) -> bool:
@@ -434,13 +454,24 @@ class Training(Generic[Network]):
             },
         )
 
+    def _keep_a_copy(self) -> None:
+        """With --keep-every: a numbered copy of the checkpoint of an epoch that was just saved."""
+        every = getattr(self.config, "keep_every", None)
+        if not every or self.step > 0 or self.epoch % every:
+            return
+        if not self.shared or distributed.writes():
+            with atomic_path(kept_path(self.path, self.epoch)) as temporary:
+                shutil.copyfile(self.path, temporary)
+
     def _refuse_what_is_not_finite(self) -> None:
         """A checkpoint of NaN must not replace the last good one: no training recovers from NaN."""
         losses = [
             parts[-1][-1:] for name, parts in self.history.items() if "loss" in name and parts
         ]
         weights = [v for network in self.networks.values() for v in network.state_dict().values()]
-        if all(bool(values.isfinite().all()) for values in [*losses, *weights]):
+        device = self.data.images.device
+        finite = [values.isfinite().all().to(device) for values in [*losses, *weights]]
+        if bool(torch.stack(finite).all()):  # the one place where the program waits for them
             return
         lr = getattr(self.config, "lr", None)
         kept = f"{self.path} is as it was" if self.path.is_file() else "nothing was saved"
