@@ -513,14 +513,15 @@ SUMMARY = (
 
 
 def observer(config: Config, evaluator: Evaluator | None) -> Observer:
-    """After each epoch it scores a few samples, drawn in ten steps."""
+    """After each epoch, or about 20 times, it scores a few samples, drawn in ten steps."""
     if evaluator is None:
         return no_observer
     ten_steps = replace(config, labels=(), steps=min(10, config.T))
 
-    def after_epoch(training: Training, _epoch: int) -> None:
-        images, _ = sample(averaged_model(training), ten_steps, TRACKED)
-        samples.track(training, evaluator, images)
+    def after_epoch(training: Training, epoch: int) -> None:
+        if epoch % max(config.epochs // 20, 1) == 0 or training.is_last(epoch):
+            images, _ = sample(averaged_model(training), ten_steps, TRACKED)
+            samples.track(training, evaluator, images)
 
     return after_epoch
 

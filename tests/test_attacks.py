@@ -466,18 +466,23 @@ def test_apgd_goes_further_than_pgd(five, images):
 
 
 def test_apgd_keeps_what_fooled_even_if_a_later_step_leaves_it(model, images, monkeypatch):
-    """The result is fooled as soon as one of the steps was, though the last one is not."""
+    """For these images that step; for the others the one of the largest loss, which is the start."""
     labels = model(images).argmax(dim=1)
-    seen = []
+    seen, fooled_at_three = [], torch.arange(30) < 10
 
     def gradient(own, x, y, kind):
-        fooled = torch.full((30,), len(seen) == 3)
+        fooled = fooled_at_three & (len(seen) == 3)
         seen.append(x.clone())
         return -torch.ones(30) * len(seen), torch.randn(x.shape, generator=rng(len(seen))), fooled
 
     monkeypatch.setattr(attacks, "_loss_and_gradient", gradient)
     got = attacks.apgd(model, images, labels, 0.1, rng(), steps=8)
-    assert len(seen) == 9 and torch.equal(got, seen[3])
+    assert len(seen) == 9
+    assert torch.equal(got[:10], seen[3][:10]) and torch.equal(got[10:], seen[0][10:])
+    fooled_at_three[:] = True  # when every image is fooled nothing is left to do
+    seen.clear()
+    attacks.apgd(model, images, labels, 0.1, rng(), steps=8)
+    assert len(seen) == 4
 
 
 def test_square_needs_no_gradient_and_more_queries_do_more_harm(model, images):
