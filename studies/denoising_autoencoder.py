@@ -474,8 +474,8 @@ def lessons(result: Result) -> list[str]:
     )
     if leads := result.measured(*names):
         taught.append(
-            "Compared with the best classical method, it reaches {:+.1f} dB on Gaussian noise, which it was "
-            "trained on, and {:+.1f} dB where a fifth of the values is lost. A method must suit the "
+            "Compared with the best classical method, it reaches {:+.1f} dB on Gaussian noise, which it "
+            "was trained on, and {:+.1f} dB where a fifth of the values is lost. A method must suit the "
             "noise.".format(*leads)
         )
     return taught
