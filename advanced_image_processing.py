@@ -78,7 +78,7 @@ STUDIES: dict[str, Demo] = {
     "dcgan": Demo("study_images/dcgan", 180, 20, "Fréchet distance"),
     "model_comparison": Demo("study_images/model_comparison", 900, 45, "DCGAN: Fréchet distance"),
     "denoising_autoencoder": Demo(
-        "study_images/denoising_autoencoder", 170, 15, "autoencoder: PSNR"
+        "study_images/denoising_autoencoder", 185, 20, "autoencoder: PSNR"
     ),
     "denoising_gan": Demo("study_images/denoising_gan", 200, 30, "GAN: PSNR"),
     "cnn_classifier": Demo("study_images/cnn_classifier", 25, 10, "accuracy"),
