@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -541,9 +542,9 @@ def lessons(result: Result) -> list[str]:
         taught.append(
             f"From A to B, CycleGAN comes within {after:.2f} of the true translation without one pair "
             f"(untranslated: {before:.2f}). {kept:.1%} keep their class; with the discriminators alone "
-            f"{alone:.1%}. What it draws is moved by {down:+.0f} pixels down and {right:+.0f} to the "
-            f"right: the way back undoes that, and the cycle loss cannot see it. Moved likewise, the "
-            f"truth is {moved:.2f} away."
+            f"{alone:.1%}. What it draws is moved as a whole by {math.hypot(down, right):.1f} pixels: "
+            f"the way back undoes that, and the cycle loss cannot see it. Moved likewise, the truth is "
+            f"{moved:.2f} away."
         )
     return taught
 
