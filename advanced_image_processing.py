@@ -44,6 +44,7 @@ Name = Literal[
     "fgsm", "diffusion_demo", "gan_mnist", "mlp_diffusion",
     "adversarial_training", "vae", "dcgan", "model_comparison",
     "denoising_autoencoder", "denoising_gan", "cnn_classifier", "segmentation", "detection",
+    "image_translation",
     "unet_diffusion", "diffusion_curves", "inpainting", "diffusion_restoration", "text_diffusion",
 ]  # fmt: skip
 
@@ -77,12 +78,15 @@ STUDIES: dict[str, Demo] = {
     "dcgan": Demo("study_images/dcgan", 180, 20, "Fréchet distance"),
     "model_comparison": Demo("study_images/model_comparison", 900, 45, "DCGAN: Fréchet distance"),
     "denoising_autoencoder": Demo(
-        "study_images/denoising_autoencoder", 170, 15, "autoencoder: PSNR"
+        "study_images/denoising_autoencoder", 185, 20, "autoencoder: PSNR"
     ),
     "denoising_gan": Demo("study_images/denoising_gan", 200, 30, "GAN: PSNR"),
     "cnn_classifier": Demo("study_images/cnn_classifier", 25, 10, "accuracy"),
     "segmentation": Demo("study_images/segmentation", 300, 15, "mean IoU", {"dataset": "scenes"}),
     "detection": Demo("study_images/detection", 540, 15, "mAP at 0.5", {"dataset": "scenes"}),
+    "image_translation": Demo(
+        "study_images/image_translation", 240, 25, "streets, Pix2Pix: mean IoU"
+    ),
     "unet_diffusion": Demo("study_images/unet_diffusion", 830, 20, "read as the class asked for"),
     "diffusion_curves": Demo("study_images/diffusion_curves", 1600, 20, "dpm-solver in"),
     "inpainting": Demo("study_images/inpainting", 600, 10, "half: class kept by diffusion"),

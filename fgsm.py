@@ -151,7 +151,8 @@ def smallest_fooling(
         changed = attack(model, image[None], aim, epsilon, targeted=target is not None)
         before, after = predict(model, torch.cat([image[None], changed]))
         read = int(after.argmax())
-        if (read != label) if target is None else (read == target):
+        fooled = read != label if target is None else read == target
+        if fooled:
             return Fooled(image, changed[0], epsilon, before, after)
     return None
 
@@ -166,13 +167,13 @@ def fooled_examples(
     """For each of up to ten classes, the first image that is read correctly and can be fooled."""
     read, fooled = predict(model, images).argmax(dim=1), []
     for label in labels.unique().tolist():
-        correct = ((labels == label) & (read == label)).nonzero().flatten().tolist()
-        tries = (
-            smallest_fooling(model, images[i], label, target, EPSILONS[1:], attack)
-            for i in correct
-            if label != target and len(fooled) < 10
-        )
-        fooled += [first] if (first := next(filter(None, tries), None)) else []
+        if label == target or len(fooled) == 10:
+            continue
+        for i in ((labels == label) & (read == label)).nonzero().flatten().tolist():
+            item = smallest_fooling(model, images[i], label, target, EPSILONS[1:], attack)
+            if item is not None:
+                fooled.append(item)
+                break
     return fooled
 
 

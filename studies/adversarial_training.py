@@ -6,7 +6,7 @@ epoch the attack on an image continues where it ended in the last epoch (Zheng e
 an epoch do the work of many. Then noise, FGSM and PGD attack all three, and so do two stronger attacks:
 Auto-PGD, which chooses its step size itself (Croce and Hein 2020), and Square, which needs no gradient.
 
-    python -m studies.adversarial_training                  # the embedded digits, five minutes, one core
+    python -m studies.adversarial_training                  # embedded digits, five minutes on one core
     python -m studies.adversarial_training --dataset mnist  # more than half an hour on two cores
     python -m studies.adversarial_training --resume         # continue; after the end: measure again
 

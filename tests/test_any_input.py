@@ -396,6 +396,7 @@ def all_settings() -> list[type]:
     scripts = [driver.module_of(name).Config for name in driver.EVERYTHING]
     commands = [segmentation.PredictMasks, detection.PredictBoxes, inpainting.Inpaint]
     commands += [denoising_autoencoder.Denoise, denoising_autoencoder.Photographs]
+    commands += [denoising_autoencoder.Compare]
     return [driver.Config, *scripts, *commands, benchmarks.Config, faults.Config]
 
 

@@ -118,6 +118,30 @@ def test_resnet18_on_a_photograph(judged, tmp_path):
     assert "--image" in complaint("fgsm", *shared)
 
 
+@pytest.mark.parametrize("target", [None, 4])
+def test_the_gallery_shows_up_to_ten_classes_once(target):
+    """With stand-ins: the model reads the brightest of twelve pixels, the attack brightens another."""
+
+    class Brightest(torch.nn.Module):
+        def forward(self, x):
+            return 50 * x.flatten(1)
+
+    images = torch.eye(12).repeat(2, 1).reshape(24, 1, 3, 4) * 0.6
+    labels = torch.arange(12).repeat(2)
+    labels[1] = 0  # the first of class 1 is read wrongly
+
+    def move(model, x, aim, epsilon, targeted):
+        reached = torch.nn.functional.one_hot(aim if targeted else (aim + 1) % 12, 12)
+        return (x + reached.reshape(x.shape)).clamp(0, 1) if epsilon > 0.1 else x
+
+    fooled = fgsm.fooled_examples(Brightest(), images, labels, target, move)
+    shown = [int(item.original.argmax()) for item in fooled]
+    assert shown == [label for label in range(11) if label != target][:10]
+    assert all(item.epsilon == 0.15 for item in fooled)
+    read = [int(item.after.argmax()) for item in fooled]
+    assert read == [(label + 1) % 12 if target is None else target for label in shown]
+
+
 def test_wrong_input(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     shared = ("--quick", "--dataset", "mnist-5k", "--output-dir", tmp_path)

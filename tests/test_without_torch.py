@@ -29,6 +29,7 @@ except SystemExit as end:
 STUDIES = [f"studies.{name}" for name in driver.STUDIES]
 COMMANDS = [
     ("studies.denoising_autoencoder", "denoise"), ("studies.denoising_autoencoder", "photographs"),
+    ("studies.denoising_autoencoder", "compare"),
     ("studies.detection", "predict"), ("studies.inpainting", "inpaint"),
     ("studies.segmentation", "predict"),
 ]  # fmt: skip

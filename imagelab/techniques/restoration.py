@@ -246,7 +246,7 @@ def best_non_local_means(noisy: torch.Tensor, clean: torch.Tensor, sigma: float)
     tried = [
         partial(non_local_means, strength=strength, expected=expected)
         for strength in (0.1, 0.2, 0.4, 0.8)
-        for expected in (0.0, 0.5, 0.75, 1.0)
+        for expected in (0.0, 0.3, 0.6, 1.0)
     ]
     errors = [F.mse_loss(restore_images(method, noisy, sigma).to(clean), clean) for method in tried]
     return tried[int(torch.stack(errors).argmin())]
