@@ -573,16 +573,13 @@ def plot_bound(bound: likelihood.Bound) -> Figure:
     terms = bound.terms / (bound.dimensions * math.log(2))
     t = torch.arange(len(terms)) + 1  # a logarithmic axis has no 0
     axes[0, 0].plot(t, terms.clamp(min=1e-6), color=figures.PALETTE[0], linewidth=1)
-    axes[0, 0].set(xscale="log", yscale="log", ylabel="term (bits per dimension)")
-    ticks = [10.0**k for k in range(-6, 2)]
-    axes[0, 0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes[0, 0].set_ylabel("term (bits per dimension)")
+    figures.log_scale(axes[0, 0])
     axes[0, 1].plot(t, terms.cumsum(0), color=figures.PALETTE[1])
-    axes[0, 1].set(xscale="log", ylabel="sum of the terms up to t", ylim=(0, None))
+    axes[0, 1].set(ylabel="sum of the terms up to t", ylim=(0, None))
     for axis in axes[0]:
         axis.set_xlabel("t + 1")
-        ticks = [10**k for k in range(len(str(len(terms))))]
-        axis.set_xticks(ticks, list(map(str, ticks)))
-        axis.minorticks_off()
+        figures.log_scale(axis, "x")
     return figure
 
 
