@@ -44,6 +44,7 @@ Name = Literal[
     "fgsm", "diffusion_demo", "gan_mnist", "mlp_diffusion",
     "adversarial_training", "vae", "dcgan", "model_comparison",
     "denoising_autoencoder", "denoising_gan", "cnn_classifier", "segmentation", "detection",
+    "image_translation",
     "unet_diffusion", "diffusion_curves", "inpainting", "diffusion_restoration", "text_diffusion",
 ]  # fmt: skip
 
@@ -83,6 +84,9 @@ STUDIES: dict[str, Demo] = {
     "cnn_classifier": Demo("study_images/cnn_classifier", 25, 10, "accuracy"),
     "segmentation": Demo("study_images/segmentation", 300, 15, "mean IoU", {"dataset": "scenes"}),
     "detection": Demo("study_images/detection", 540, 15, "mAP at 0.5", {"dataset": "scenes"}),
+    "image_translation": Demo(
+        "study_images/image_translation", 240, 25, "streets, Pix2Pix: mean IoU"
+    ),
     "unet_diffusion": Demo("study_images/unet_diffusion", 830, 20, "read as the class asked for"),
     "diffusion_curves": Demo("study_images/diffusion_curves", 1600, 20, "dpm-solver in"),
     "inpainting": Demo("study_images/inpainting", 600, 10, "half: class kept by diffusion"),

@@ -43,7 +43,7 @@ from imagelab.setup.runtime import UserError, autocast, channels_last, generator
 from imagelab.setup.settings import Count, Fraction, Limits, Rate, SamplingSettings, settings_dict
 from imagelab.setup.terminal import progress
 from imagelab.techniques.diffusion import Schedule, last, linear_schedule
-from imagelab.techniques.likelihood import Bound, variational_bound
+from imagelab.techniques.likelihood import Bound, step_variances, variational_bound
 from imagelab.training.checkpoints import checkpoint_errors, load_checkpoint, load_weights
 from imagelab.training.loop import Observer, Training, can_resume, no_observer, warmup_and_decay
 
@@ -401,18 +401,41 @@ def sample(model: Denoiser, n: int, shape: tuple[int, int, int], seed: int) -> t
 # --- the likelihood -------------------------------------------------------------------------------
 
 
-def bound_of(model: Denoiser, images: torch.Tensor, seed: int) -> Bound:
+def bound_of(
+    model: Denoiser, images: torch.Tensor, seed: int, variances: torch.Tensor | None = None
+) -> Bound:
     """The variational bound on −log p of images (N, C, H, W) uint8, for DDPM's step (Ho et al. eq. 5).
 
-    It is a sum over the steps. The term of step t is the squared error of x̂₀ times
+    It is a sum over the steps. With the variance β̃_t the term L_t is the squared error of x̂₀ times
     ½·(SNR_{t−1} − SNR_t): a weight on x̂₀ again, and nearly all of it falls on nearly clean images.
+    Other `variances` (T,) may stand in place of β̃.
     """
 
     def predict_x0(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return model.in_range(model.x0_and_eps(x_t, t)[0])
 
+    x0, rng = signed(images).flatten(1), generator(seed, "bound")
+    if variances is None:
+        return variational_bound(predict_x0, model.schedule, x0, rng)
+    table = variances.to(x0.device)
+    return variational_bound(predict_x0, model.schedule, x0, rng, lambda _, t: table[t, None])
+
+
+@torch.no_grad()
+def fitted_variances(model: Denoiser, images: torch.Tensor, seed: int) -> torch.Tensor:
+    """The variances (T,) that give these images the best bound (Bao et al. 2022).
+
+    β̃_t would be best if x̂₀ were right. The squared error of the step's mean comes on top, which is
+    2·β̃_t·L_t/D. In the last step, t = 0, the mean is x̂₀ itself.
+    """
+    schedule, bound = model.schedule, bound_of(model, images, seed)
+    variances = step_variances(schedule, "posterior") * (1 + 2 * bound.terms / bound.dimensions)
     x0 = signed(images).flatten(1)
-    return variational_bound(predict_x0, model.schedule, x0, generator(seed, "bound"))
+    eps = torch.randn(x0.shape, generator=generator(seed, "variances")).to(x0.device)
+    t = torch.zeros(len(x0), dtype=torch.long, device=x0.device)
+    x0_hat, _ = model.x0_and_eps(schedule.q_sample(x0, t, eps), t)
+    variances[0] = (model.in_range(x0_hat) - x0).square().mean().item()
+    return variances
 
 
 def checkpoint_path(config: Config) -> Path:
@@ -484,7 +507,7 @@ def epoch_grid(result: Result, epoch: int) -> Path:
 def name_of(training: Training[Denoiser]) -> str:
     """The recipe's title in one line, and the epochs."""
     title = training.model.recipe.title.replace("\n", " ")
-    return f"{title}, epochs: {training.steps_done / training.steps_per_epoch:.3g}"
+    return f"{title}, epochs: {training.epochs_done:.3g}"
 
 
 def plot_errors(trainings: list[Training[Denoiser]], bounds: dict[str, Bound]) -> Figure:
@@ -526,7 +549,8 @@ def plot_bound(bounds: dict[str, Bound]) -> Figure:
 
 def report_likelihood(trainings: list[Training[Denoiser]], result: Result) -> None:
     """Errors and bounds of all trainings on held-out images; metrics of the last one."""
-    images, seed = trainings[-1].data.test_images[:500], trainings[-1].config.seed
+    last = trainings[-1]
+    data, seed, images = last.data, last.config.seed, last.data.test_images[:500]
     bounds = {name_of(training): bound_of(training.model, images, seed) for training in trainings}
     caption = (
         "Left: the error of x̂₀ at every t. The recipe to the letter never sees more noise than its x_T "
@@ -534,12 +558,16 @@ def report_likelihood(trainings: list[Training[Denoiser]], result: Result) -> No
         "t, so its error rises there again."
     )
     result.add_figure("errors.png", plot_errors(trainings, bounds), caption)
+    some = random_subset(len(data.images), 500, "variances").to(data.images.device)
+    variances = fitted_variances(last.model, data.images[some], seed)
+    fitted = f"{name_of(last)}, fitted variances"
+    bounds[fitted] = bound_of(last.model, images, seed, variances)
     n, rows = len(images), [[name, *bound.parts().values()] for name, bound in bounds.items()]
     caption = f"The variational bound on −log p of held-out images, n = {n:,}"
-    parts = bounds[name_of(trainings[-1])].parts()
-    result.add_table(caption, ["recipe", *parts], rows)
-    for part, value in parts.items():
-        result.add_metric(f"bound: {part}", value, n, better="lower")
+    result.add_table(caption, ["recipe", *bounds[fitted].parts()], rows)
+    for prefix, name in (("bound", name_of(last)), ("bound, fitted variances", fitted)):
+        for part, value in bounds[name].parts().items():
+            result.add_metric(f"{prefix}: {part}", value, n, better="lower")
     caption += ", term by term: which steps matter. Small t are the last steps of sampling."
     result.add_figure("bound.png", plot_bound(bounds), caption)
 
@@ -563,7 +591,7 @@ def report_recipes(
     }
     drawn = {k: sample(m, n, some.data.shape, some.config.seed) for k, m in models.items()}
     scores = {k: evaluator.scores(images) for k, images in drawn.items()} if evaluator else {}
-    epochs = f"{some.steps_done / some.steps_per_epoch:.3g}"
+    epochs = f"{some.epochs_done:.3g}"
     steps = {
         "subtract": "3 convolutions,\nx − ε̂",
         "subtract, DDPM's step": "3 convolutions,\nDDPM's step",
@@ -664,17 +692,16 @@ def lessons(result: Result) -> list[str]:
         )
     if distance := result.measured("Fréchet distance"):
         told.append(f"The whole training ends at {distance[0]:,.0f}, from pure noise.")
-    if bound := result.measured(
-        "bound: bits per dimension", "bound: nats per image", "bound: reconstruction"
-    ):
-        per_dimension, total, reconstruction = bound
+    names = (f"{name}: bits per dimension" for name in ("bound", "bound, fitted variances"))
+    if bounds := result.measured(*names):
+        bound, fitted = bounds
         told.append(
-            f"Its variational bound is {per_dimension:.3g} bits per dimension. The reconstruction in the "
-            f"last step is {reconstruction / total:.0%} of that. To guess evenly among 256 grey levels "
-            "costs 8 bits: samples can look right where the likelihood is poor. (This bounds the "
-            "likelihood of images of 256 grey levels. The VAE's ELBO, with its binary cross-entropy, "
-            "bounds that of black-and-white images, drawn with the grey values as probabilities. So the "
-            "two numbers cannot be compared.)"
+            f"Its variational bound is {bound:.3g} bits per dimension. To guess evenly among 256 grey "
+            "levels costs 8: samples can look right where the likelihood is poor. The last steps are the "
+            "reason: their variance β̃ is too small for the errors of x̂₀. With fitted variances the bound "
+            f"is {fitted:.3g} bits. (This bounds the likelihood of images of 256 grey levels. The VAE's "
+            "ELBO, with its binary cross-entropy, bounds that of black-and-white images, drawn with the "
+            "grey values as probabilities. So the two numbers cannot be compared.)"
         )
     return told
 

@@ -3,11 +3,12 @@
 One small CNN is trained in three ways: on the images as they are ("ordinary"); on images changed by one
 large gradient step from a random start ("fast", Wong et al. 2020); and on images changed by PGD. In every
 epoch the attack on an image continues where it ended in the last epoch (Zheng et al. 2020). So two steps
-an epoch do the work of many. Then noise, FGSM, PGD-40 and PGD-100 with restarts attack all three.
+an epoch do the work of many. Then noise, FGSM and PGD attack all three, and so do two stronger attacks:
+Auto-PGD, which chooses its step size itself (Croce and Hein 2020), and Square, which needs no gradient.
 
-    python -m studies.adversarial_training                    # the embedded digits, two minutes
-    python -m studies.adversarial_training --dataset mnist    # half an hour on two CPU cores
-    python -m studies.adversarial_training --resume           # continue; after the end: measure again
+    python -m studies.adversarial_training                  # embedded digits, five minutes on one core
+    python -m studies.adversarial_training --dataset mnist  # more than half an hour on two cores
+    python -m studies.adversarial_training --resume         # continue; after the end: measure again
 
 What to look at: `accuracy.png`: a network is robust only in the ball that it was trained in;
 `gradients.png`: a robust network's gradient looks like strokes, an ordinary one's like noise;
@@ -48,6 +49,7 @@ SCRIPT = "adversarial_training"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
 METHODS = ("ordinary", "fast", "PGD")
 ATTACKS = ("random signs", "Gaussian, same L2", "FGSM", "PGD-40", "PGD-100 with restarts")
+STRONG = ("PGD-100 with restarts", "APGD-CE", "APGD-DLR", "Square", "all together")
 
 
 # --- the attacks that are trained on --------------------------------------------------------------
@@ -124,6 +126,9 @@ class Config(BoardSettings, DataSettings):
     restarts: Count | None = None
     """Restarts of PGD-100 at full ε; at smaller ε a fifth of them. An image counts as correct only if no
     restart fools the network. Default: 10; on the embedded digits 3."""
+    square_queries: Count | None = None
+    """Queries of the Square attack per image: how often it may ask the network. Default: 5,000; on the
+    embedded digits 1,000."""
 
 
 # Defaults that depend on the data. Of each embedded digit there are 14 variations, so a part of them is
@@ -131,11 +136,11 @@ class Config(BoardSettings, DataSettings):
 DEFAULTS = {
     "embedded": {
         "train_images": 10_000, "batch_size": 32, "ordinary_epochs": 3, "fast_epochs": 3,
-        "pgd_epochs": 4, "pgd_images": 200, "restarts": 3,
+        "pgd_epochs": 4, "pgd_images": 200, "restarts": 3, "square_queries": 1000,
     },
     "others": {
         "train_images": 60_000, "batch_size": 128, "ordinary_epochs": 5, "fast_epochs": 6,
-        "pgd_epochs": 12, "pgd_images": 1000, "restarts": 10,
+        "pgd_epochs": 12, "pgd_images": 1000, "restarts": 10, "square_queries": 5000,
     },
 }  # fmt: skip
 
@@ -266,16 +271,42 @@ def train(
 # --- the attacks that the networks are tested with ------------------------------------------------
 
 
-def accuracies_under_attack(config: Config, model: nn.Module, data: Dataset) -> list[list[Any]]:
-    """For each of three ε a row: ε, accuracy under each of ATTACKS, restarts of PGD-100."""
+def read_correctly(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Which of the images (N, C, H, W) get their own label (N,): (N,) bool."""
+    return predict(model, images).argmax(dim=1) == labels
+
+
+def correct_under_strong_attacks(
+    config: Config, model: nn.Module, x: torch.Tensor, y: torch.Tensor, rng: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Which of the images x (N, C, H, W) are still read as y (N,) after each strong attack at full ε."""
+    epsilon, restarts, queries = config.epsilon, config.restarts, config.square_queries
+    assert restarts is not None and queries is not None  # `with_defaults`
+    attacked = {
+        STRONG[0]: pgd(model, x, y, epsilon, rng, steps=100, restarts=restarts),
+        "APGD-CE": attacks.apgd(model, x, y, epsilon, rng),
+        "Square": attacks.square_attack(model, x, y, epsilon, rng, queries),
+    }
+    if predict(model, x[:1]).shape[1] > 2:  # the DLR loss takes three classes
+        attacked["APGD-DLR"] = attacks.apgd(model, x, y, epsilon, rng, loss="dlr")
+    correct = {name: read_correctly(model, images, y) for name, images in attacked.items()}
+    return {**correct, "all together": torch.stack(list(correct.values())).all(dim=0)}
+
+
+def accuracies_under_attack(
+    config: Config, model: nn.Module, data: Dataset
+) -> tuple[list[list[Any]], dict[str, float]]:
+    """For each of three ε a row: ε, accuracy under each of ATTACKS, restarts of PGD-100.
+
+    And for the largest ε the accuracy under each of STRONG.
+    """
     images, labels = unit(data.test_images), data.test_labels
     assert config.pgd_images is not None and config.restarts is not None  # `with_defaults`
     subset = random_subset(len(images), config.pgd_images, "PGD").to(images.device)
     x, y = images[subset], labels[subset]
     rng = generator(config.seed, "attacks")
-    rows = []
+    rows, strong = [], {}
     for epsilon in (config.epsilon / 3, config.epsilon * 2 / 3, config.epsilon):
-        restarts = config.restarts if epsilon == config.epsilon else max(config.restarts // 5, 1)
         attacked = fgsm(model, images, labels, epsilon)
         changed = (
             attacks.sign_noise(images, epsilon, rng),
@@ -284,9 +315,16 @@ def accuracies_under_attack(config: Config, model: nn.Module, data: Dataset) -> 
         )
         accuracies = [accuracy(model, images, labels) for images in changed]
         accuracies += pgd_accuracies(model, x, y, [epsilon], rng)
-        accuracies += pgd_accuracies(model, x, y, [epsilon], rng, steps=100, restarts=restarts)
+        if epsilon < config.epsilon:
+            restarts = max(config.restarts // 5, 1)
+            accuracies += pgd_accuracies(model, x, y, [epsilon], rng, steps=100, restarts=restarts)
+        else:
+            restarts = config.restarts
+            correct = correct_under_strong_attacks(config, model, x, y, rng)
+            strong = {name: which.float().mean().item() for name, which in correct.items()}
+            accuracies.append(strong[STRONG[0]])
         rows.append([epsilon, *accuracies, restarts])
-    return rows
+    return rows, strong
 
 
 def transfer(config: Config, models: dict[str, nn.Module], data: Dataset) -> list[list[float]]:
@@ -330,27 +368,35 @@ def plot_checks(trainings: dict[str, Training]) -> Figure:
     figure, axes = figures.new_figure(9, 3.2, columns=2)
     losses = {name: (training, "loss") for name, training in trainings.items()}
     samples.plot_logged(axes[0, 0], losses, "training loss", marker=".")
-    axes[0, 0].set_yscale("log")
+    figures.log_scale(axes[0, 0])
     for k, (name, training) in enumerate(trainings.items()):
         epochs, checks = zip(*enumerate(training.curve("check").tolist(), start=1), strict=True)
         axes[0, 1].plot(epochs, checks, label=name, color=figures.PALETTE[k], marker=".")
     axes[0, 1].set(xlabel="epoch", ylabel="accuracy, PGD-10", ylim=(-0.02, 1.02))
+    axes[0, 1].xaxis.get_major_locator().set_params(integer=True)
     axes[0, 1].legend()
     return figure
 
 
-def plot_accuracies(tables: dict[str, list[list[Any]]], clean: dict[str, float]) -> Figure:
-    """A panel per network: accuracy against ε, a line per attack."""
-    figure, axes = figures.new_figure(10, 3.4, columns=len(tables), sharey=True)
+def plot_accuracies(
+    tables: dict[str, list[list[Any]]], strong: dict[str, dict[str, float]], clean: dict[str, float]
+) -> Figure:
+    """A panel per network: accuracy against ε, a line per attack, a star for the strong ones together."""
+    figure, axes = figures.new_figure(10, 3.6, columns=len(tables), sharey=True)
     for axis, (name, rows) in zip(axes[0], tables.items(), strict=True):
-        columns = list(zip(*rows, strict=True))
-        lines = {a: [clean[name], *c] for a, c in zip(ATTACKS, columns[1:-1], strict=True)}
-        figures.plot_lines(axis, [0, *columns[0]], lines, "ε (of the range 0 to 1)", "")
+        epsilons, *accuracies, _ = zip(*rows, strict=True)
+        lines = {a: [clean[name], *line] for a, line in zip(ATTACKS, accuracies, strict=True)}
+        figures.plot_lines(axis, [0, *epsilons], lines, "ε (pixels are in 0 to 1)", "")
+        # Where lines meet, the upper ones let the lower ones be seen.
+        axis.lines[3].set(linestyle="--", markersize=8, fillstyle="none", zorder=3)
+        star = {"color": "black", "markersize": 11, "zorder": 4, "label": "strong attacks together"}
+        axis.plot(epsilons[-1], strong[name]["all together"], "*", **star)
+        axis.set_xticks([0, *epsilons], [f"{e:g}" for e in (0, *epsilons)])
         axis.set_title(f"training: {name}")
         axis.get_legend().remove()
-    axes[0, 0].set(ylabel="accuracy", ylim=(-0.02, 1.02))
+    axes[0, 0].set(ylabel="accuracy", ylim=(-0.04, 1.04))
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
 
 
@@ -365,14 +411,14 @@ def plot_transfer(names: list[str], rows: list[list[float]]) -> Figure:
 
 def plot_gradients(config: Config, models: dict[str, nn.Module], data: Dataset) -> Figure:
     """A column per class, two rows per network: the image under PGD-40, and the input gradient."""
-    labels = data.test_labels.unique()[:8]
+    labels = data.test_labels.unique()[:10]
     rows = [int((data.test_labels == label).nonzero()[0]) for label in labels]
     x, y = unit(data.test_images[rows]), data.test_labels[rows]
     rng = generator(config.seed, "gallery")
-    figure, axes = figures.new_figure(9.2, 9.6, 1 + 2 * len(models), len(rows))
-    for axis, image in zip(axes[0], x, strict=True):
-        figures.show_image(axis, figures.as_picture(image))
-    names = ["held-out image"]
+    figure, axes = figures.new_figure(1.1 * len(rows), 9.6, 1 + 2 * len(models), len(rows))
+    for axis, image, label in zip(axes[0], x, labels.tolist(), strict=True):
+        figures.show_image(axis, figures.as_picture(image), data.classes[label])
+    names = ["held-out\nimage"]
     for k, (name, model) in enumerate(models.items()):
         attacked = pgd(model, x, y, config.epsilon, rng)
         gradients = attacks.input_gradient(model, x, y)
@@ -387,6 +433,11 @@ def plot_gradients(config: Config, models: dict[str, nn.Module], data: Dataset) 
             below[i].set_axis_off()
         names += [f"{name}:\nPGD-40", f"{name}:\ngradient"]
     figures.name_rows(axes, names)
+    key = (
+        "Images: black is 0, white is 1. Gradients, each with a scale of its own: red, a brighter pixel "
+        "raises the loss;\nblue, a darker pixel raises it; pale, the pixel hardly matters."
+    )
+    figure.supxlabel(key, fontsize=10)
     return figure
 
 
@@ -416,7 +467,9 @@ def evaluate(config: Config, data: Dataset, trainings: dict[str, Training], resu
     n_pgd = min(config.pgd_images, n)
     sizes = (n, n, n, n_pgd, n_pgd)
     clean = {k: accuracy(m, data.test_images, data.test_labels) for k, m in models.items()}
-    tables = {name: accuracies_under_attack(config, model, data) for name, model in models.items()}
+    tables, strong = {}, {}
+    for name, model in models.items():
+        tables[name], strong[name] = accuracies_under_attack(config, model, data)
     cells = []
     for name, rows in tables.items():
         seconds, share = round(trainings[name].seconds_used), share_cell(clean[name], n)
@@ -428,21 +481,34 @@ def evaluate(config: Config, data: Dataset, trainings: dict[str, Training], resu
         cells,
     )
     at = f"ε = {config.epsilon:g}"
+    shown = [name for name in STRONG if name in strong[METHODS[0]]]
+    result.add_table(
+        f"Accuracy on {n_pgd:,} held-out images under strong attacks, {at}. All together: no attack "
+        "fools the network",
+        ["training", *shown],
+        [[m, *(share_cell(shares[a], n_pgd) for a in shown)] for m, shares in strong.items()],
+    )
     for name, rows in tables.items():
         result.add_share(f"{name}: clean", clean[name], n, better="higher")
         for attack, value, size in zip(ATTACKS, rows[-1][1:-1], sizes, strict=True):
             result.add_share(f"{name}: {attack}, {at}", value, size, better="higher")
+        for attack in shown[1:]:
+            result.add_share(
+                f"{name}: {attack}, {at}", strong[name][attack], n_pgd, better="higher"
+            )
     result.add_figure(
         "accuracy.png",
-        plot_accuracies(tables, clean),
-        f"Accuracy against the size of the attack: n = {n:,}; PGD n = {n_pgd:,}.",
+        plot_accuracies(tables, strong, clean),
+        f"Accuracy against the size of the attack: n = {n:,}; PGD and the strong attacks n = {n_pgd:,}.",
     )
     caption = "What fools each network. Its gradient looks like noise, or like strokes."
     result.add_figure("gradients.png", plot_gradients(config, models, data), caption)
     matrix = transfer(config, models, data)
     caption = f"Which attack fools which network: PGD-40 at {at} (n = {n_pgd:,})."
     result.add_figure("transfer.png", plot_transfer(list(models), matrix), caption)
-    caption = "One image's loss around it: steep, or flat. The corners lie outside the ball."
+    caption = (
+        "One image's loss around it, a scale for each network. The corners lie outside the ball."
+    )
     result.add_figure("loss_surface.png", plot_surfaces(config, models, data), caption)
     caption = (
         "Left: loss on the training images. Right: accuracy on validation images after each epoch."
@@ -458,6 +524,12 @@ def lessons(result: Result) -> list[str]:
         sentences.append(
             f"Under PGD-40 at {at} the ordinary network reads {ordinary:.0%} correctly, the fast one "
             f"{fast:.0%}, the one trained on PGD {robust:.0%}."
+        )
+    if measured := result.measured(f"PGD: PGD-40, {at}", f"PGD: all together, {at}"):
+        forty, worst = measured
+        sentences.append(
+            f"Stronger attacks find more: PGD-40 leaves it {forty:.1%}; PGD-100, Auto-PGD and Square "
+            f"together leave it {worst:.1%}."
         )
     if measured := result.measured(f"fast: FGSM, {at}"):
         sentences.append(
@@ -476,7 +548,13 @@ def run(config: Config) -> Result:
     """Train three networks, attack them, draw the results."""
     device = prepare(config.seed, config.device)
     config = config.if_quick(
-        train_images=1500, ordinary_epochs=1, fast_epochs=1, pgd_epochs=2, pgd_images=10, restarts=2
+        train_images=1500,
+        ordinary_epochs=1,
+        fast_epochs=1,
+        pgd_epochs=2,
+        pgd_images=10,
+        restarts=2,
+        square_queries=20,
     )
     data = load_for(config, device)
     data.needs_two_classes()

@@ -4,16 +4,18 @@ A convolution moves a small filter over the image. It writes down how well the f
 a feature map. Pooling keeps the largest of four neighbours, so a stroke may move by a pixel. The second
 convolution finds patterns in the maps of the first. Two dense layers turn these maps into a class.
 
-    python -m studies.cnn_classifier                                 # the embedded digits
-    python -m studies.cnn_classifier --dataset mnist                 # 99 % in five epochs
-    python -m studies.cnn_classifier --dataset mnist --fast          # 99 % in one, a few seconds
+    python -m studies.cnn_classifier                                   # the embedded digits
+    python -m studies.cnn_classifier --dataset mnist                   # 99 % in five epochs
+    python -m studies.cnn_classifier --dataset mnist --network fast    # 99 % in one, a few seconds
+    python -m studies.cnn_classifier --dataset mnist --network source  # the usual example
     python -m studies.cnn_classifier --dataset folder:PETS --backbone resnet18    # your own classes
 
-With --backbone only the last layer is new. The other layers were trained on the million photographs of
-ImageNet and stay as they are (transfer learning). A few dozen pictures of each class are then enough.
+With --backbone only the last layer is new. The others were trained on the million photographs of ImageNet
+and stay as they are (transfer learning): a few dozen pictures of each class are enough. With more of them
+--unfreeze 1 also trains the backbone's last block (fine-tuning).
 
-What to look at: `activations.png`, one digit in all layers; `mistakes.png`, errors with high confidence;
-`confusion.png`, which classes are mistaken for which.
+Look at `activations.png`, one digit in all layers; `training.png`, the accuracy after each epoch;
+`mistakes.png`, errors with high confidence; `confusion.png`, which classes are mistaken for which.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from imagelab.setup.command import command_line  # first: it hears a Ctrl-C whil
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -30,15 +32,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from imagelab.data import datasets
-from imagelab.data.datasets import Dataset, load_for, mirrored, unit
+from imagelab.data.datasets import Dataset, load_for, mirrored, random_subset, unit
+from imagelab.data.embedded import small_affine
 from imagelab.report import figures, samples
 from imagelab.report.results import Result, start_result
-from imagelab.setup import settings
-from imagelab.setup.runtime import UserError, autocast, channels_last, prepare
+from imagelab.setup import runtime, settings
+from imagelab.setup.runtime import UserError, autocast, channels_last, in_eval_mode, prepare
 from imagelab.setup.settings import Count, InputFile, Limits, Rate
+from imagelab.techniques import pretrained
 from imagelab.techniques.classifier import DigitCNN, accuracy, as_unit, predict, usual_epochs
 from imagelab.techniques.export import export_network
-from imagelab.techniques.pretrained import imagenet_resnet18
 from imagelab.training.loop import Observer, Training, can_resume, no_observer, one_cycle
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 
 SCRIPT = "cnn_classifier"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
+BACKBONE_RATE = 0.1  # of the learning rate: blocks that are trained already need small steps
 
 
 # --- the networks ---------------------------------------------------------------------------------
@@ -53,43 +57,67 @@ PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
 # Conv 32 3×3, pool, Conv 64 3×3, pool, Dense 128, Dense `classes`, with ReLU between the layers.
 
 
-class FastCNN(DigitCNN):
-    """Conv 24 5×5, pool, Conv 32 3×3, pool, Dense 256, without padding: half of DigitCNN's work."""
+class UnpaddedCNN(DigitCNN):
+    """Two convolutions with pooling and two dense layers, without padding ("valid").
 
-    num_features = 256
+    Each convolution loses a border of its input. Images (B, C, H, W) in [0, 1] to logits (B, classes).
+    """
+
+    filters, kernels = (32, 64), (3, 3)
+    min_side = 10  # of smaller images nothing would be left
 
     def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__(shape, classes)
         channels, *sides = shape
-        self.conv1 = nn.Conv2d(channels, 24, 5)  #    (B, 24, 24, 24), pooled to 12×12
-        self.conv2 = nn.Conv2d(24, 32, 3)  #          (B, 32, 10, 10), pooled to 5×5
-        height, width = (((side - 4) // 2 - 2) // 2 for side in sides)
-        self.dense1 = nn.Linear(32 * height * width, self.num_features)
+        (f1, f2), (k1, k2) = self.filters, self.kernels
+        self.conv1 = nn.Conv2d(channels, f1, k1)  #    (B, 32, 26, 26), pooled to 13×13
+        self.conv2 = nn.Conv2d(f1, f2, k2)  #          (B, 64, 11, 11), pooled to 5×5
+        height, width = (((side - k1 + 1) // 2 - k2 + 1) // 2 for side in sides)
+        self.dense1 = nn.Linear(f2 * height * width, self.num_features)
         self.dense2 = nn.Linear(self.num_features, classes)
 
 
-class Transfer(nn.Module):
-    """A trained backbone and a new last layer: images (B, 3, H, W) in [0, 1] to logits (B, classes).
+class SourceCNN(UnpaddedCNN):
+    """The network of the usual MNIST example: Conv 32, pool, Conv 64, pool, Dense 128, Dense 10."""
 
-    A `frozen` backbone does not change in training; otherwise all layers learn.
+
+class FastCNN(UnpaddedCNN):
+    """Conv 24 5×5, pool, Conv 32 3×3, pool, Dense 256: half of DigitCNN's work."""
+
+    filters, kernels, num_features = (24, 32), (5, 3), 256
+    min_side = 12
+
+
+class FineTuned(nn.Module):
+    """A backbone and a new last layer: images (B, 3, H, W) in [0, 1] to logits (B, classes).
+
+    The last `unfrozen` blocks of the backbone learn as well, at a smaller rate. The other blocks do not
+    change. With None all learn from scratch.
     """
 
-    def __init__(self, body: nn.Module, classes: int, frozen: bool) -> None:
+    def __init__(
+        self, name: pretrained.ImageNetName, backbone: nn.Module, classes: int, unfrozen: int | None
+    ) -> None:
         super().__init__()
-        self.body, self.frozen = body.requires_grad_(not frozen), frozen
-        old = body.get_submodule("network.fc")
-        assert isinstance(old, nn.Linear)
-        self.last = nn.Linear(old.in_features, classes)
-        body.set_submodule("network.fc", nn.Identity())
+        self.backbone = backbone
+        self.last = nn.Linear(pretrained.remove_last_layer(name, backbone), classes)
+        blocks = pretrained.blocks(name, backbone)
+        cut = 0 if unfrozen is None else len(blocks) - unfrozen
+        if cut < 0:
+            raise UserError(f"--unfreeze {unfrozen}: {name} has {len(blocks)} blocks.")
+        self.frozen, self.unfrozen = blocks[:cut], blocks[cut:]
+        self.block_rate = 1 if unfrozen is None else BACKBONE_RATE
+        for block in self.unfrozen:
+            block.requires_grad_(True)
 
-    def train(self, mode: bool = True) -> Transfer:
+    def train(self, mode: bool = True) -> FineTuned:
         super().train(mode)
-        if self.frozen:
-            self.body.eval()  # batch normalisation keeps the statistics that it was trained with
+        for block in self.frozen:
+            block.eval()  # batch normalisation keeps the statistics that it was trained with
         return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(self.body(x))
+        return self.last(self.backbone(x))
 
 
 # --- what each layer makes of one image -----------------------------------------------------------
@@ -149,78 +177,115 @@ def diverse_filters(maps: torch.Tensor, count: int) -> list[int]:
 class Config(settings.ExportSettings, settings.ResumableSettings, settings.DataSettings):
     """Settings of the classifier."""
 
-    backbone: Literal["cnn", "resnet18"] = "cnn"
-    """The network: the small one of this project, or torchvision's ResNet-18 with a new last layer."""
+    network: Literal["cnn", "source", "fast"] = "cnn"
+    """cnn: the network of this project, with padding. source: the network and the settings of the usual
+    MNIST example (no padding, batches of 64, Adam at a constant 1e-3). fast: the quickest way to 99 % on
+    MNIST (fewer and larger filters, one epoch at a high rate)."""
+    backbone: pretrained.ImageNetName | None = None
+    """Instead of --network: a network of torchvision trained on ImageNet, with a new last layer. It takes
+    pictures in colour."""
     weights: InputFile | None = None
     """File with the backbone's weights. Default: torchvision's cache, or its download, or none."""
-    fast: bool = False
-    """The quickest way to 99 % on MNIST: fewer and larger filters, and one epoch at a high rate."""
+    unfreeze: Annotated[int, Limits(0)] = 0
+    """How many of the backbone's last blocks are trained too, at a tenth of the rate. A ResNet has five
+    blocks, VGG-16 six, EfficientNet-B0 nine."""
+    augment: bool = False
+    """Vary each training image in every epoch: rotate it (up to 12°), scale it (0.9 to 1.1), shear it
+    (0.15), shift it (1.5 pixels). The embedded digits come in 14 such variations anyway."""
+    train_images: Annotated[int, Limits(10)] | None = None
+    """Largest number of training images, a random part of all. Default: all."""
     runs: Count = 1
     """How many networks to train, each with its own seed: --seed and the numbers after it. The report
     gives their mean accuracy."""
     epochs: Count | None = None
-    """Passes over the training images. Default: 5; for the embedded digits and for --fast 1."""
-    batch_size: Count = 128
-    """Images per step."""
+    """Passes over the training images. Default: 5; for the embedded digits and for fast 1."""
+    batch_size: Count | None = None
+    """Images per step. Default: 128; for source 64."""
     lr: Rate | None = None
-    """Peak of Adam's learning rate. It rises over the first quarter of the steps, then falls to 0.
-    Default: 3e-3; for --fast 1e-2; for a backbone 1e-3."""
+    """Adam's learning rate; with one-cycle its peak. Default: 3e-3; for source and for a backbone 1e-3;
+    for fast 1e-2."""
+    schedule: Literal["one-cycle", "constant"] | None = None
+    """one-cycle: the rate rises over the first quarter of the steps, then falls to 0. constant: it stays.
+    Default: one-cycle; for source constant."""
     image_size: Annotated[int, Limits(4)] | None = None
     """Side in pixels to which the pictures of folder:PATH are scaled. Default: 32; for a backbone 160."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.fast and self.backbone != "cnn":
-            raise UserError("--fast has a network of its own: leave out --backbone.")
+        if self.backbone is None and (self.weights is not None or self.unfreeze):
+            given = "--weights" if self.weights is not None else "--unfreeze"
+            raise UserError(f"{given} is for a backbone: add --backbone resnet18.")
+        if self.backbone is not None and self.network != "cnn":
+            raise UserError(f"Choose --network {self.network} or --backbone, not both.")
+
+
+NETWORKS = {"cnn": DigitCNN, "source": SourceCNN, "fast": FastCNN}
+DEFAULTS = {
+    "cnn": {"batch_size": 128, "lr": 3e-3, "schedule": "one-cycle", "image_size": 32},
+    "source": {"batch_size": 64, "lr": 1e-3, "schedule": "constant", "image_size": 32},
+    "fast": {"batch_size": 128, "lr": 1e-2, "schedule": "one-cycle", "image_size": 32},
+    "backbone": {"batch_size": 128, "lr": 1e-3, "schedule": "one-cycle", "image_size": 160},
+}  # fmt: skip
 
 
 def with_defaults(config: Config) -> Config:
     """The settings, with the default of each that depends on another setting."""
-    epochs = 1 if config.fast or config.quick else usual_epochs(config.dataset)
-    rate = 1e-2 if config.fast else 3e-3 if config.backbone == "cnn" else 1e-3
-    return replace(
-        config,
-        epochs=config.epochs or epochs,
-        lr=config.lr or rate,
-        image_size=config.image_size or (32 if config.backbone == "cnn" else 160),
-    )
+    kind = "backbone" if config.backbone else config.network
+    epochs = 1 if config.network == "fast" or config.quick else usual_epochs(config.dataset)
+    defaults = {"epochs": epochs, **DEFAULTS[kind]}
+    return replace(config, **{k: v for k, v in defaults.items() if getattr(config, k) is None})
 
 
 def build(config: Config, data: Dataset) -> nn.Module:
-    """The network of --backbone or --fast with its first weights, the same for the same seed.
+    """The network of --backbone or --network with its first weights, the same for the same seed.
 
     Raises UserError where the pictures or other settings do not fit.
     """
     torch.manual_seed(config.seed)
-    device, classes = data.images.device, len(data.classes)
-    if config.backbone == "cnn":
-        if config.weights is not None:
-            raise UserError("--weights are those of a backbone: add --backbone resnet18.")
-        if config.fast and min(data.shape[1:]) < 12:
-            raise UserError("--fast needs pictures of at least 12 pixels a side: --image-size 12.")
-        model = (FastCNN if config.fast else DigitCNN)(data.shape, classes)
-        return channels_last(model, device)
+    device, classes, name = data.images.device, len(data.classes), config.backbone
+    if name is None:
+        network = NETWORKS[config.network]
+        side = getattr(network, "min_side", 4)
+        if min(data.shape[1:]) < side:
+            raise UserError(
+                f"--network {config.network} needs pictures of at least {side} pixels a side: "
+                f"--image-size {side}."
+            )
+        return channels_last(network(data.shape, classes), device)
     if data.shape[0] != 3:
-        raise UserError(
-            f"--backbone {config.backbone} needs pictures in colour; {data.name} is grey."
-        )
+        raise UserError(f"--backbone {name} needs pictures in colour; {data.name} is grey.")
     try:
-        body, frozen = imagenet_resnet18(config.weights, device)[0], True
+        backbone, unfrozen = (
+            pretrained.imagenet_network(name, config.weights, device)[0],
+            config.unfreeze,
+        )
     except UserError as problem:
         if config.weights is not None:
             raise
         print(f"{problem} Training all layers from scratch instead.")
-        body, frozen = imagenet_resnet18(None, device, trained_weights=False)[0], False
-    return channels_last(Transfer(body, classes, frozen), device)
+        backbone, unfrozen = pretrained.imagenet_network(name, None, device, False)[0], None
+    return channels_last(FineTuned(name, backbone, classes, unfrozen), device)
 
 
-def augment(config: Config, images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-    """Images (B, C, H, W) uint8 as floats in [0, 1]; for a backbone half of them are mirrored.
+def parameter_groups(config: Config, model: nn.Module) -> list[dict[str, Any]]:
+    """The parameters that learn, each with its learning rate: smaller for blocks trained before."""
+    assert config.lr is not None  # `with_defaults`
+    if not isinstance(model, FineTuned):
+        return [{"params": list(model.parameters()), "lr": config.lr}]
+    groups = [{"params": list(model.last.parameters()), "lr": config.lr}]
+    if model.unfrozen:
+        parameters = [p for block in model.unfrozen for p in block.parameters()]
+        groups.append({"params": parameters, "lr": model.block_rate * config.lr})
+    return groups
 
-    A mirrored cat is a cat. A mirrored digit is no digit.
+
+def augmented(config: Config, images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Images (B, C, H, W) uint8 as floats in [0, 1], varied with --augment.
+
+    For a backbone half of them are mirrored. A mirrored cat is a cat. A mirrored digit is no digit.
     """
-    x = unit(images)
-    return x if config.backbone == "cnn" else mirrored(x, rng)
+    x = unit(small_affine(images, rng) if config.augment else images)
+    return mirrored(x, rng) if config.backbone else x
 
 
 def train(
@@ -230,11 +295,10 @@ def train(
 
     `after_epoch` is called after each epoch; it changes nothing.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
     # In a short training Adam must soon forget the gradients of the first steps.
-    betas = (0.7, 0.9) if config.fast else (0.9, 0.999)
-    assert config.lr is not None
-    adam = torch.optim.Adam(parameters, lr=config.lr, betas=betas, fused=True)
+    betas = (0.7, 0.9) if config.network == "fast" else (0.9, 0.999)
+    adam = torch.optim.Adam(parameter_groups(config, model), betas=betas, fused=True)
+    rates = [group["lr"] for group in adam.param_groups]
     model.train()
     training = Training(
         path,
@@ -251,8 +315,10 @@ def train(
     with training:
         for epoch in training.epochs():
             for batch in training.batches():
-                x = augment(config, data.images[batch], training.rng)  # (B, C, H, W)
-                adam.param_groups[0]["lr"] = config.lr * one_cycle(training.progress)
+                x = augmented(config, data.images[batch], training.rng)  # (B, C, H, W)
+                for group, rate in zip(adam.param_groups, rates, strict=True):
+                    cycle = one_cycle(training.progress) if config.schedule == "one-cycle" else 1
+                    group["lr"] = rate * cycle
                 with autocast(x.device):
                     logits = model(x.contiguous(memory_format=torch.channels_last))
                     loss = F.cross_entropy(logits, data.labels[batch])
@@ -270,13 +336,25 @@ def train_all(config: Config, data: Dataset) -> list[Training]:
 
     The first network's checkpoint has no seed in its name.
     """
-    name, trainings = "fast" if config.fast else config.backbone, []
+    name, trainings = config.backbone or config.network, []
     for k in range(config.runs):
         seed = config.seed + k
         path = config.output_dir / MODELS / f"{name}{f'_seed{seed}' if k else ''}.pth"
         one = replace(config, seed=seed, resume=can_resume(config, path, first=k == 0))
-        trainings.append(train(one, data, build(one, data), path))
+        trainings.append(train(one, data, build(one, data), path, held_out_accuracy(data)))
     return trainings
+
+
+def held_out_accuracy(data: Dataset) -> Observer:
+    """After each epoch: note the accuracy on the held-out images, and the seconds that this takes."""
+
+    def after_epoch(training: Training, epoch: int) -> None:
+        model = training.networks["classifier"]
+        with in_eval_mode(model), runtime.Stopwatch() as watch:
+            share = accuracy(model, data.test_images, data.test_labels)
+        training.log(held_out=torch.tensor(share), held_out_seconds=torch.tensor(watch.seconds))
+
+    return after_epoch
 
 
 # --- where it is wrong ----------------------------------------------------------------------------
@@ -329,19 +407,22 @@ def plot_activations(model: DigitCNN, image: torch.Tensor, classes: tuple[str, .
     maps_by_layer = activations(model, image)
     features, scores = maps_by_layer.pop("features"), maps_by_layer.pop("scores")
     figure, axes = figures.new_figure(14, 5.6, 2, 4, width_ratios=[1, 2, 2, 2])
-    figures.show_image(axes[0, 0], figures.as_picture(image), "the image")
+    figures.show_image(axes[0, 0], figures.as_picture(image), "1. the image")
     places = (axes[0, 1], axes[0, 2], axes[1, 1], axes[1, 2])
-    for axis, (name, maps) in zip(places, maps_by_layer.items(), strict=True):
-        n, height, width = maps.shape
-        figures.show_image(axis, tile_maps(maps, 8), f"{name}: {n} maps of {height}×{width}")
+    for k, (axis, name) in enumerate(zip(places, maps_by_layer, strict=True), start=2):
+        n, height, width = maps_by_layer[name].shape
+        title = f"{k}. {name}: {n} maps of {height}×{width}"
+        figures.show_image(axis, tile_maps(maps_by_layer[name], 8), title)
     wide = features.reshape(8, -1).cpu().numpy()
     axes[0, 3].imshow(wide, cmap="gray", vmin=0)
     axes[0, 3].set_axis_off()
-    axes[0, 3].set_title(f"first dense layer: {features.numel()} features")
+    axes[0, 3].set_title(f"6. first dense layer: {features.numel()} features")
     axes[1, 3].bar(range(len(classes)), scores.cpu().numpy(), color=figures.PALETTE[0])
     label_classes(axes[1, 3], classes)
-    title = "second dense layer, as probabilities"
+    title = "7. second dense layer, as probabilities"
     axes[1, 3].set(title=title, ylim=(0, 1), xlabel="class", ylabel="probability")
+    key = "Maps and features:\nblack is 0,\nwhite is the largest\nvalue of its map."
+    axes[1, 0].text(0, 0.5, key, va="center", transform=axes[1, 0].transAxes)
     axes[1, 0].set_axis_off()
     return figure
 
@@ -364,6 +445,26 @@ def plot_convolutions(model: DigitCNN, image: torch.Tensor, count: int = 5) -> F
             figures.show_image(axis, (values / values.max().clamp(min=1e-6)).cpu().numpy())
         column[0].set_title(f"filter {k}")
     figures.name_rows(axes, ("the filter", "how well it fits", "ReLU", "pooled"))
+    key = (
+        "Filter and fit: purple is positive, orange negative, white 0. ReLU and pooled: black is 0, "
+        "white the largest value."
+    )
+    figure.supxlabel(key, fontsize=10)
+    return figure
+
+
+def plot_training(config: Config, trainings: list[Training], n: int) -> Figure:
+    """The training loss, and after each epoch the accuracy on n held-out images; a line per seed."""
+    figure, axes = figures.new_figure(9, 3.2, columns=2)
+    seeds = [f"seed {config.seed + k}" for k in range(len(trainings))]
+    lines = {seed: (t, "loss") for seed, t in zip(seeds, trainings, strict=True)}
+    samples.plot_logged(axes[0, 0], lines, "cross-entropy, training images")
+    figures.log_scale(axes[0, 0])
+    curves = {seed: t.curve("held_out") for seed, t in zip(seeds, trainings, strict=True)}
+    epochs = range(1, len(curves[seeds[0]]) + 1)
+    figures.plot_lines(axes[0, 1], epochs, curves, "epoch", f"accuracy, {n:,} held-out images")
+    axes[0, 1].set_xlim(0.5, len(epochs) + 0.5)
+    axes[0, 1].xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
@@ -430,10 +531,13 @@ def measure_on_mnist(config: Config, data: Dataset, model: nn.Module, result: Re
 
 
 def report_runs(config: Config, data: Dataset, trainings: list[Training], result: Result) -> None:
-    """The mean accuracy of all networks and their median time; several networks get a table."""
+    """The mean accuracy of all networks and their median time; several networks get a table.
+
+    The time does not include the measurement on held-out images after each epoch.
+    """
     models = [training.networks["classifier"] for training in trainings]
     shares = [accuracy(model, data.test_images, data.test_labels) for model in models]
-    seconds = [training.seconds_used for training in trainings]
+    seconds = [t.seconds_used - t.curve("held_out_seconds").sum().item() for t in trainings]
     result.add_metric("accuracy", np.mean(shares), len(data.test_images), better="higher")
     result.add_metric("seconds of training", np.median(seconds), len(seconds), unit="s")
     if config.runs > 1:
@@ -464,6 +568,9 @@ def run(config: Config) -> Result:
     """Train one network or several, measure them, and show one image in all layers of the first."""
     device = prepare(config.seed, config.device)
     data = load_for(with_defaults(config), device)
+    if config.train_images is not None:
+        rows = random_subset(len(data.images), config.train_images, "trained on").to(device)
+        data = replace(data, images=data.images[rows], labels=data.labels[rows])
     data.needs_two_classes()
     name = data.name if config.dataset == "auto" else config.dataset
     config = with_defaults(replace(config, dataset=name))
@@ -479,7 +586,9 @@ def run(config: Config) -> Result:
         result.add_figure("activations.png", plot_activations(first, image, data.classes), caption)
     evaluate(data, first, result)
     measure_on_mnist(config, data, first, result)
-    result.add_figure("loss.png", samples.plot_loss(trainings[0], "cross-entropy"), "The loss.")
+    n = len(data.test_images)
+    caption = f"The training loss, and the accuracy on {n:,} held-out images after each epoch."
+    result.add_figure("training.png", plot_training(config, trainings, n), caption)
     inputs = {"images": torch.rand(2, *data.shape)}
     export_network(config.export, first, inputs, "logits", classes=data.classes)
     return result.save(*lessons(result))

@@ -347,7 +347,7 @@ def plot_curves(trainings: dict[str, Training]) -> Figure:
     """L1 of both trainings, and the two adversarial losses of the GAN."""
     figure, axes = figures.new_figure(9, 3.2, columns=2)
     samples.plot_logged(axes[0, 0], {name: (t, "l1") for name, t in trainings.items()}, "L1")
-    axes[0, 0].set_yscale("log")
+    figures.log_scale(axes[0, 0])
     gan = trainings["GAN"]
     adversarial = {"D": (gan, "d_loss"), "G, adversarial": (gan, "adversarial")}
     samples.plot_logged(axes[0, 1], adversarial, "loss", first_colour=2)

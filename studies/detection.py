@@ -545,7 +545,9 @@ def plot_detections(
     """Per picture (3, S, S) uint8 a column: the true boxes, and what is right, false and missed."""
     from matplotlib.patches import Patch
 
-    figure, axes = figures.new_figure(4 * len(images), 8.4, 2, len(images))
+    rows = int((images != 128).any(dim=3).flatten(0, 1).nonzero()[:, 1].max()) + 1  # no grey margin
+    height = 0.4 + 8 * rows / images.shape[2]
+    figure, axes = figures.new_figure(4 * len(images), height, 2, len(images))
     kinds = {"right": figures.PALETTE[2], "false": figures.PALETTE[1], "missed": figures.PALETTE[3]}
     names = np.array(classes)
     for k, found in enumerate(detect(model, unit(images), MIN_SCORE)):
@@ -555,7 +557,7 @@ def plot_detections(
         texts = np.char.add(names[found["labels"].cpu().numpy()], scores)
         above, below = axes[:, k]
         for axis in (above, below):
-            figures.show_image(axis, images[k].permute(1, 2, 0).cpu().numpy())
+            figures.show_image(axis, images[k, :, :rows].permute(1, 2, 0).cpu().numpy())
         outline_boxes(above, truth, true_names, figures.PALETTE[0])
         for kind, chosen in (("right", right), ("false", ~right)):
             outline_boxes(below, found["boxes"].cpu()[chosen], texts[chosen], kinds[kind])
@@ -571,8 +573,7 @@ def plot_steps(model: Detector, images: torch.Tensor, classes: tuple[str, ...]) 
     """Per picture (3, S, S) uint8 a column: scores of the cells, boxes before and after suppression."""
     with torch.no_grad():
         objectness = model(unit(images))[..., 0].sigmoid().cpu().numpy()
-    before = detect(model, unit(images), MIN_SCORE, max_iou=1.0)
-    after = detect(model, unit(images), MIN_SCORE)
+    before, after = (detect(model, unit(images), MIN_SCORE, max_iou) for max_iou in (1.0, 0.5))
     figure, axes = figures.new_figure(3.6 * len(images), 11, 3, len(images))
     for k, column in enumerate(axes.T):
         picture = images[k].permute(1, 2, 0).cpu().numpy()
@@ -625,9 +626,8 @@ def run(config: Config) -> Result:
         raise UserError(f"--size must be a multiple of {CELL}, not {config.size}.")
     digits = config.dataset == "digit-scenes"
     count = config.scenes or (11_000 if digits else 1_500)
-    data = load_boxed(config.dataset, count, config.test_scenes, config.size, config.data_dir).to(
-        device
-    )
+    data = load_boxed(config.dataset, count, config.test_scenes, config.size, config.data_dir)
+    data = data.to(device)
     epochs = config.epochs or (4 if digits else max(round(9_000 / len(data.images)), 1))
     config = replace(config, scenes=count, epochs=epochs)
     name = checkpoint_path(config, data).stem

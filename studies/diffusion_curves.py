@@ -121,7 +121,8 @@ class Config(ResumableSettings, DataSettings):
 def network_config(model: Model, config: Config) -> unet_diffusion.Config:
     """The settings of the network's training, with those of this run in their place where it has them."""
     settings = {**model.settings, **vars(config), "eta": 0.0, "rescale": 0.0}
-    known = {f.name for f in fields(unet_diffusion.Config)} - {"sample_only", "samples_file"}
+    left_out = {"sample_only", "samples_file", "checkpoint"}
+    known = {f.name for f in fields(unet_diffusion.Config)} - left_out
     return unet_diffusion.Config(**{k: value for k, value in settings.items() if k in known})
 
 

@@ -446,7 +446,8 @@ def plot_quality(measured: dict[str, list[Measured]], evaluator: Evaluator) -> F
         axis.scatter(x, y, label=NAMES[name], **style)
     style = {"color": "#666666", "linewidth": 1, "linestyle": "--"}
     axis.axhline(evaluator.floor.frechet, label="held-out real images (floor)", **style)
-    axis.set(xscale="log", xlabel="milliseconds per image drawn")
+    figures.log_scale(axis, "x")
+    axis.set_xlabel("milliseconds per image drawn")
     axis.set_ylabel(f"Fréchet distance (n = {evaluator.n:,})")
     figures.log_scale(axis)
     figure.legend(loc="outside upper center", ncols=3)

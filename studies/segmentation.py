@@ -152,12 +152,14 @@ def dice_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """
     known = target != IGNORE
     p = logits.softmax(dim=1) * known[:, None]
-    labels = target[known]
-    p_true = p.gather(1, target.where(known, 0)[:, None])[:, 0][known]  # of each pixel's own class
-    both = torch.zeros_like(logits[0, :, 0, 0]).index_add(0, labels, p_true)  # |A∩B|
-    count = torch.bincount(labels, minlength=logits.shape[1])  # |B|
+    labels = target.where(known, 0)
+    p_true = p.gather(1, labels[:, None])  # of each pixel's own class; 0 where that is not known
+    none = torch.zeros_like(p[0, :, 0, 0])  # (classes,)
+    both = none.index_add(0, labels.flatten(), p_true.flatten())  # |A∩B|
+    count = none.index_add(0, labels.flatten(), known.flatten().to(p.dtype))  # |B|
+    score = 2 * both / (p.sum((0, 2, 3)) + count).clamp(min=1e-12)  # 0 for absent classes
     present = count > 0
-    return 1 - (2 * both[present] / (p.sum((0, 2, 3)) + count)[present]).mean()
+    return (present.to(p.dtype) - score).sum() / present.sum().clamp(min=1)
 
 
 def class_weights(masks: torch.Tensor, classes: int) -> torch.Tensor:
@@ -177,11 +179,13 @@ def segmentation_loss(
 
     Logits (B, classes, H, W), target (B, H, W). `weights` (classes,) are those of the cross-entropy.
     """
-    if not (target != IGNORE).any():
-        return 0 * logits.sum()
     loss = torch.zeros((), device=logits.device)
+    known = target != IGNORE
     if kind != "dice":
-        loss = loss + F.cross_entropy(logits, target, weights, ignore_index=IGNORE)
+        weights = logits.new_ones(logits.shape[1]) if weights is None else weights
+        of_pixels = weights[target.where(known, 0)] * known
+        total = F.cross_entropy(logits, target, weights, ignore_index=IGNORE, reduction="sum")
+        loss = loss + total / of_pixels.sum().clamp(min=1e-12)  # 0 where no pixel is known
     if kind != "cross-entropy":
         loss = loss + dice_loss(logits, target)
     return loss

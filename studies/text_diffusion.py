@@ -329,6 +329,14 @@ def plot_words(model: Model, config: Config) -> Figure:
     return figures.plot_rows(rows)
 
 
+def plot_samples(model: Model, config: Config) -> Figure:
+    """Each digit with each single word: a row per digit, a column per word."""
+    columns = [word for words in ATTRIBUTES.values() for word in words]
+    words = torch.cat([encode(f"{word} {digit}") for digit in NUMBERS for word in columns])
+    images = sample(model, words, config).split(len(columns))
+    return figures.plot_rows(dict(zip(NUMBERS, images, strict=True)), columns)
+
+
 def lessons(result: Result) -> list[str]:
     """What the figures teach, where they were measured."""
     measured = result.measured(
@@ -368,8 +376,9 @@ def run(config: Config) -> Result:
     result.add_metric("training images left out", share, len(allowed))
     images = evaluate(config, model, captioner, classifier, result)
     result.add_metric("seconds of training", training.seconds_used, training.steps_done, unit="s")
-    path = result.add_file("samples.png", "The last hundred of the table.", featured=False)
-    samples.write_grid(path, images[-samples.GRID :], training)
+    caption = "A prompt each, not picked: the word of the column and the digit of the row."
+    result.add_figure("samples.png", plot_samples(model, config), caption)
+    training.show_picture("samples", figures.grid(images[-samples.GRID :], columns=10))
     samples.write_samples(config.samples_file, images)
     return result.save(*lessons(result))
 

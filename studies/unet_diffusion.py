@@ -5,13 +5,13 @@ class of each image. In one of ten images the class is left out, so the same net
 without one. Guidance combines the two estimates (Ho and Salimans 2022). DDPM, DDIM and DPM-Solver++ draw
 from the trained network in any number of steps (imagelab/techniques/diffusion.py).
 
-    python -m studies.unet_diffusion                               # the embedded digits: fourteen minutes
-    python -m studies.unet_diffusion --dataset mnist
+    python -m studies.unet_diffusion                      # fourteen minutes; also with --dataset mnist
     python -m studies.unet_diffusion --sample-only --guidance 4 --labels 7 --num-samples 100
     python -m studies.unet_diffusion --sample-only --sampler ddim --steps 50 --samples-file samples.npz
+    python -m studies.unet_diffusion --variance learned   # for a better likelihood
     python -m studies.unet_diffusion --dataset cifar10 --epochs 100 --widths 128 256 256 256 --blocks 2 \\
         --attention 1 --patch-size 1 --dropout 0.1 --flip --lr 2e-4    # as in Ho et al.; takes a GPU
-    torchrun --nproc-per-node 2 -m studies.unet_diffusion          # two processes, one training
+    torchrun --nproc-per-node 2 -m studies.unet_diffusion # two processes, one training
 
 What to look at: `samples.png`, a class per row; `guidance.png`, the same noise under growing guidance:
 the class becomes clearer, and the images become alike; `reverse_process.gif`. diffusion_curves.py
@@ -22,10 +22,11 @@ from __future__ import annotations
 
 from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,12 +37,12 @@ from imagelab.report import figures, samples
 from imagelab.report.evaluator import Evaluator
 from imagelab.report.results import Result, start_result
 from imagelab.setup import settings
-from imagelab.setup.runtime import UserError, channels_last, prepare
+from imagelab.setup.runtime import UserError, channels_last, generator, prepare
 from imagelab.setup.settings import Count, Fraction, Limits, Rate
-from imagelab.techniques import diffusion
+from imagelab.techniques import diffusion, likelihood
 from imagelab.techniques.classifier import accuracy
 from imagelab.techniques.diffusion import Estimate, Prediction, Sampler, Schedule, ScheduleName
-from imagelab.techniques.unet import UNet
+from imagelab.techniques.unet import Pool, UNet
 from imagelab.training import distributed
 from imagelab.training.checkpoints import checkpoint_errors, load_checkpoint, load_weights
 from imagelab.training.loop import Observer, Training, no_observer, one_cycle
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
 SCRIPT = "unet_diffusion"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
 PORTION = 250  # images that are drawn at a time
-Steps = Annotated[int, Limits(1, 10_000)]
 
 # --- the mathematics ------------------------------------------------------------------------------
 
@@ -88,6 +88,75 @@ def guided(
     return rescale * shrunk + (1 - rescale) * result
 
 
+def log_variance(schedule: Schedule, v: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """The learned variance of step t (B,), as log Σ (B, ...): Nichol and Dhariwal 2021, eq. 15.
+
+    The network's v (B, ...) chooses between the smallest sensible variance, β̃_t at v = −1, and the
+    largest, β_t at v = 1.
+    """
+    smallest, largest = (
+        table.log().to(t.device)[t].reshape(-1, *[1] * (v.dim() - 1))
+        for table in (likelihood.step_variances(schedule, "posterior"), schedule.beta)
+    )
+    share = (v.double() + 1) / 2
+    return share * largest + (1 - share) * smallest
+
+
+def vlb_terms(
+    schedule: Schedule,
+    x0: torch.Tensor,
+    x0_hat: torch.Tensor,
+    log_var: torch.Tensor,
+    t: torch.Tensor,
+) -> torch.Tensor:
+    """The term of the variational bound that belongs to each t (B,), in bits per dimension, (B,).
+
+    L_t = KL(q(x_{t−1}|x_t, x₀) ‖ N(μ̃(x_t, x̂₀), Σ)); at t = 0 it is −log p(x₀|x_1) of the grey levels.
+    Images and `log_var` = log Σ are (B, ...). imagelab/techniques/likelihood.py has the whole bound.
+    """
+    beta, alpha_bar, before, beta_tilde = (
+        table.to(t.device)[t].reshape(-1, *[1] * (x0.dim() - 1))
+        for table in (
+            schedule.beta,
+            schedule.alpha_bar,
+            schedule.alpha_bar_prev,
+            likelihood.step_variances(schedule, "posterior"),
+        )
+    )
+    error = before.sqrt() * beta / (1 - alpha_bar) * (x0 - x0_hat)  # of the mean μ̃
+    kl = 0.5 * (log_var - beta_tilde.log() + (beta_tilde + error**2) / log_var.exp() - 1)
+    nats = kl.flatten(1).mean(dim=1)
+    first, std = t == 0, (log_var / 2).exp()
+    pixels = -likelihood.discretised_gaussian(
+        x0[first].double(), x0_hat[first].double(), std[first]
+    )
+    nats[first] = pixels.flatten(1).mean(dim=1)
+    return nats / math.log(2)
+
+
+def hybrid_loss(
+    model: Model,
+    out: torch.Tensor,
+    target: torch.Tensor,
+    x0: torch.Tensor,
+    x_t: torch.Tensor,
+    t: torch.Tensor,
+) -> torch.Tensor:
+    """L_simple, the squared error; with a learned variance L_simple + 0.001·L_vlb (their eq. 16).
+
+    L_vlb is the sum of all terms of the bound; T times the mean at random t estimates it. It trains v
+    alone: the estimate of the mean is detached there.
+    """
+    out, v = model.split(out)
+    simple = F.mse_loss(out, target)
+    if v is None:
+        return simple
+    schedule = model.schedule
+    x0_hat = diffusion.to_x0(schedule, model.prediction, out.detach(), x_t, t).clamp(-1, 1)
+    terms = vlb_terms(schedule, x0, x0_hat, log_variance(schedule, v, t), t)
+    return simple + 0.001 * len(schedule) * terms.mean().float()
+
+
 # --- the model ------------------------------------------------------------------------------------
 
 
@@ -99,6 +168,8 @@ class Model:
     schedule: Schedule
     prediction: Prediction
     shape: tuple[int, int, int]
+    variance: VarianceKind = "fixed"
+    """learned: the network's output has twice the channels, for its estimate and for v."""
     trained_on: str = ""
     """The name of the data set, if the network comes from a checkpoint."""
     settings: dict = field(default_factory=dict)
@@ -107,6 +178,11 @@ class Model:
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
+
+    def split(self, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The network's output as its estimate and v (B, C, H, W); v is None for a fixed variance."""
+        estimate, *v = out.chunk(2 if self.variance == "learned" else 1, dim=1)
+        return estimate, v[0] if v else None
 
     def class_estimator(
         self, labels: torch.Tensor, guidance: float = 1, rescale: float = 0
@@ -139,11 +215,12 @@ class Model:
         def estimate(x: torch.Tensor, t: int) -> torch.Tensor:
             times = torch.full((len(x),), t, device=x.device)
             if uncond is None or guidance == 1:
-                out = network(x, times / len(schedule), **cond)
+                out, _ = self.split(network(x, times / len(schedule), **cond))
             else:
                 both = {name: torch.cat([cond[name], uncond[name]]) for name in cond}
                 out = network(torch.cat([x, x]), torch.cat([times, times]) / len(schedule), **both)
-                out = guided(*out.chunk(2), guidance, rescale)
+                with_cond, without = self.split(out)[0].chunk(2)
+                out = guided(with_cond, without, guidance, rescale)
             return diffusion.to_x0(schedule, self.prediction, out, x, times).clamp(-1, 1)
 
         return estimate
@@ -156,13 +233,19 @@ def build(config: dict, shape: tuple[int, int, int], **condition: int) -> Model:
     """
     if config["prediction"] == "eps" and config["schedule"] == "zero-terminal-snr":
         raise UserError("--prediction eps cannot start from a zero SNR: take v or x0.")
-    names = ("widths", "blocks", "attention", "patch_size", "dropout")
-    network = UNet(shape[0], **{name: config[name] for name in names}, **condition)
+    names = ("widths", "blocks", "attention", "patch_size", "dropout", "pool")
+    options: dict[str, Any] = {name: config[name] for name in names} | condition
+    variance: VarianceKind = config.get("variance", "fixed")
+    outputs = 2 if variance == "learned" else 1  # its estimate, and v
+    network = UNet(shape[0], **options, outputs=outputs)
     schedule = diffusion.make_schedule(config["schedule"], config["T"])
-    return Model(network, schedule, config["prediction"], (shape[0], shape[1], shape[2]))
+    return Model(network, schedule, config["prediction"], (shape[0], shape[1], shape[2]), variance)
 
 
 # --- settings -------------------------------------------------------------------------------------
+
+Steps = Annotated[int, Limits(1, 10_000)]
+VarianceKind = Literal["fixed", "learned"]
 
 
 @dataclass(frozen=True)
@@ -189,6 +272,8 @@ class NetworkSettings(settings.TrainingSettings):
     """Residual blocks per level on the way down."""
     attention: tuple[int, ...] = ()
     """Levels whose pixels attend to each other; the outermost level is 0."""
+    pool: Pool = "average"
+    """What halves the size between levels: the average of 2×2 pixels, or the largest of them (max)."""
     patch_size: Annotated[int, Limits(1, 4)] = 2
     """Side of the square of pixels that the network takes as one; 2 is a quarter of the work of 1."""
     dropout: Fraction = 0.0
@@ -203,6 +288,11 @@ class Config(NetworkSettings, settings.SamplingSettings):
 
     drop_class: Fraction = 0.1
     """How often the class is left out in training."""
+    variance: VarianceKind = "fixed"
+    """learned: the network also learns the variance of each step (Nichol and Dhariwal 2021). That helps
+    the likelihood; sampling does not use it."""
+    bound_images: Annotated[int, Limits(0, 1000)] = 50
+    """Held-out images whose likelihood is bounded. Each takes T calls of the network. 0: none."""
     image_size: Count = 32
     """Side in pixels to which the pictures of folder:PATH are scaled."""
     sampler: Sampler = "dpm-solver"
@@ -237,7 +327,8 @@ def averaged_model(training: Training[UNet]) -> Model:
     """The model with the averaged weights of a training, to sample from."""
     config, network = training.config, training.model.eval()
     schedule = diffusion.make_schedule(config.schedule, config.T)
-    return Model(network, schedule, config.prediction, training.data.shape)
+    variance = vars(config).get("variance", "fixed")
+    return Model(network, schedule, config.prediction, training.data.shape, variance)
 
 
 def train(
@@ -264,7 +355,15 @@ def train(
         ema_decay=config.ema_decay,
         label="U-Net",
         shared=True,
-        may_change_on_resume=("sampler", "steps", "eta", "guidance", "rescale", "labels"),
+        may_change_on_resume=(
+            "sampler",
+            "steps",
+            "eta",
+            "guidance",
+            "rescale",
+            "labels",
+            "bound_images",
+        ),
     )
     if config.resume:
         training.load()
@@ -279,8 +378,8 @@ def train(
                 dropped = torch.rand(len(batch), generator=rng, device=device) < config.drop_class
                 label = torch.where(dropped, no_class, data.labels[batch])  # (B,)
                 x_t, t, target = noisy_pair(model, x0, rng)
-                predicted = ddp_network(x_t[rows], t[rows] / config.T, label=label[rows])
-                loss = F.mse_loss(predicted, target[rows])
+                out = ddp_network(x_t[rows], t[rows] / config.T, label=label[rows])
+                loss = hybrid_loss(model, out, target[rows], x0[rows], x_t[rows], t[rows])
                 adam.param_groups[0]["lr"] = config.lr * one_cycle(training.progress)
                 adam.zero_grad()
                 loss.backward()
@@ -289,6 +388,32 @@ def train(
                 training.log(loss=distributed.mean(loss))
             after_epoch(training, epoch)
     return training, averaged_model(training)
+
+
+# --- likelihood -----------------------------------------------------------------------------------
+
+
+def bound_likelihood(
+    model: Model, images: torch.Tensor, labels: torch.Tensor, rng: torch.Generator
+) -> likelihood.Bound:
+    """The bound on −log p(image | class) of images (N, C, H, W) uint8 of the classes `labels` (N,)."""
+    schedule = model.schedule
+
+    def output(x_t: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return model.split(model.network(x_t, t / len(schedule), label=labels))
+
+    def predict_x0(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        out, _ = output(x_t, t)
+        return diffusion.to_x0(schedule, model.prediction, out, x_t, t).clamp(-1, 1)
+
+    def learned(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        _, v = output(x_t, t)
+        assert v is not None
+        return log_variance(schedule, v, t).exp()
+
+    variance = learned if model.variance == "learned" else "posterior"
+    x0 = signed(images)
+    return likelihood.variational_bound(predict_x0, schedule, x0, rng, variance, portion=len(x0))
 
 
 # --- sampling -------------------------------------------------------------------------------------
@@ -353,6 +478,7 @@ def load_model(path: Path, device: torch.device, script: str = SCRIPT, **conditi
     saved = load_checkpoint(path, script, device)
     config = saved["config"]
     config.setdefault("patch_size", config.get("fold"))  # its name in older checkpoints
+    config.setdefault("pool", "average")  # which older checkpoints do not say
     with checkpoint_errors(path):
         condition = condition or {"classes": saved["dataset"]["classes"]}
         model = build(config, saved["dataset"]["shape"], **condition)
@@ -387,14 +513,15 @@ SUMMARY = (
 
 
 def observer(config: Config, evaluator: Evaluator | None) -> Observer:
-    """After each epoch it scores a few samples, drawn in ten steps."""
+    """After each epoch, or about 20 times, it scores a few samples, drawn in ten steps."""
     if evaluator is None:
         return no_observer
     ten_steps = replace(config, labels=(), steps=min(10, config.T))
 
-    def after_epoch(training: Training, _epoch: int) -> None:
-        images, _ = sample(averaged_model(training), ten_steps, TRACKED)
-        samples.track(training, evaluator, images)
+    def after_epoch(training: Training, epoch: int) -> None:
+        if epoch % max(config.epochs // 20, 1) == 0 or training.is_last(epoch):
+            images, _ = sample(averaged_model(training), ten_steps, TRACKED)
+            samples.track(training, evaluator, images)
 
     return after_epoch
 
@@ -411,11 +538,52 @@ def states_of(
     return [(t, to_uint8(x)) for t, x in states]
 
 
-def plot_guidance(model: Model, config: Config, scales: tuple[float, ...]) -> Figure:
+def plot_guidance(model: Model, config: Config, classes: tuple[str, ...]) -> Figure:
     """The same noise under growing guidance: a row per scale, a column per class."""
-    labels = torch.arange(min(model.network.classes, 10), device=model.device)
-    drawn = {scale: states_of(model, config, labels, scale, 1_000)[-1][1] for scale in scales}
-    return figures.plot_rows({f"scale {scale:g}": images for scale, images in drawn.items()})
+    labels = torch.arange(len(classes), device=model.device)
+    drawn = {
+        f"scale {scale}": states_of(model, config, labels, scale, 1_000)[-1][1]
+        for scale in (0, 1, 2, 4, 8)
+    }
+    return figures.plot_rows(drawn, columns=classes)
+
+
+def report_bound(config: Config, data: Dataset, model: Model, result: Result) -> None:
+    """The bound on the likelihood of held-out images: its value, its parts, and a figure."""
+    n = min(config.bound_images, len(data.test_images))
+    rng = generator(config.seed, "bound", model.device)
+    bound = bound_likelihood(model, data.test_images[:n], data.test_labels[:n], rng)
+    bits, error = bound.bits_per_dimension, 1.96 * bound.standard_error / bound.total
+    interval = bits * (1 - error), bits * (1 + error)
+    more = {"unit": "bits", "better": "lower", "interval": interval}
+    result.add_metric("bound per dimension", bits, n, **more)
+    parts = {"": bound.total, ": prior": bound.prior, ": reconstruction": bound.reconstruction}
+    for name, nats in parts.items():
+        result.add_metric(f"bound{name}", nats, n, unit="nats per image", better="lower")
+    caption = (
+        f"The bound on −log p(image | class) of {n} held-out images: {bits:.3g} bits per dimension. "
+        "Left: its terms. The first is the reconstruction. Right: their sum up to each t."
+    )
+    result.add_figure("bound.png", plot_bound(bound), caption)
+
+
+def plot_bound(bound: likelihood.Bound) -> Figure:
+    """The terms of the bound by t, and their sum from t = 0 on, in bits per dimension."""
+    figure, axes = figures.new_figure(9, 3.2, columns=2)
+    terms = bound.terms / (bound.dimensions * math.log(2))
+    t = torch.arange(len(terms)) + 1  # a logarithmic axis has no 0
+    axes[0, 0].plot(t, terms.clamp(min=1e-6), color=figures.PALETTE[0], linewidth=1)
+    axes[0, 0].set(xscale="log", yscale="log", ylabel="term (bits per dimension)")
+    ticks = [10.0**k for k in range(-6, 2)]
+    axes[0, 0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes[0, 1].plot(t, terms.cumsum(0), color=figures.PALETTE[1])
+    axes[0, 1].set(xscale="log", ylabel="sum of the terms up to t", ylim=(0, None))
+    for axis in axes[0]:
+        axis.set_xlabel("t + 1")
+        ticks = [10**k for k in range(len(str(len(terms))))]
+        axis.set_xticks(ticks, list(map(str, ticks)))
+        axis.minorticks_off()
+    return figure
 
 
 def evaluate(
@@ -431,17 +599,21 @@ def evaluate(
     with samples.timed_samples(result, n):
         images, labels = sample(model, config, n)
     scorer = evaluator and samples.evaluator_for(config, data, n, evaluator)
-    samples.report_samples(result, images, scorer, data, training)
+    samples.report_samples(result, images, scorer, data, training, rows=data.classes[:10])
     if scorer is not None:
         read = accuracy(scorer.classifier, images[:1000], labels[:1000])
-        result.add_metric("read as the class asked for", read, min(n, 1000), better="higher")
+        real = accuracy(scorer.classifier, data.test_images[:1000], data.test_labels[:1000])
+        name = "read as the class asked for"
+        result.add_metric(name, read, min(n, 1000), floor=real, better="higher")
     result.add_metric("seconds of training", training.seconds_used, training.steps_done, unit="s")
     samples.add_quality(result, training, evaluator)
+    if config.bound_images > 0:
+        report_bound(config, data, model, result)
     caption = (
         "A class per column, the same noise in each row. A scale of 0 ignores the class, 1 is the "
         "conditional model. More makes the class clearer and the images plainer."
     )
-    result.add_figure("guidance.png", plot_guidance(model, config, (0, 1, 2, 4, 8)), caption)
+    result.add_figure("guidance.png", plot_guidance(model, config, data.classes[:10]), caption)
     labels = torch.arange(8, device=model.device) % model.network.classes
     samples.add_trajectory(result, states_of(model, config, labels, config.guidance, 2_000))
     caption = "The loss along the training."
@@ -451,14 +623,20 @@ def evaluate(
 
 def lessons(result: Result) -> list[str]:
     """What the figures teach, where they were measured."""
-    measured = result.measured("read as the class asked for", "Fréchet distance", "coverage")
-    if measured is None:
-        return []
-    read, distance, coverage = measured
-    return [
-        f"{read:.1%} of the samples are read as the class that was asked for. Their distance from the "
-        f"data is {distance:.0f}; they cover {coverage:.0%} of it."
-    ]
+    told = []
+    if measured := result.measured("read as the class asked for", "Fréchet distance", "coverage"):
+        read, distance, coverage = measured
+        told.append(
+            f"{read:.1%} of the samples are read as the class that was asked for. Their distance from "
+            f"the data is {distance:.0f}; they cover {coverage:.0%} of it."
+        )
+    if measured := result.measured("bound per dimension", "bound", "bound: reconstruction"):
+        bits, nats, reconstruction = measured
+        told.append(
+            f"The likelihood of held-out images is bounded by {bits:.3g} bits per dimension, of which "
+            f"the reconstruction is {reconstruction / nats:.0%}."
+        )
+    return told
 
 
 def run(config: Config) -> Result | None:
@@ -467,7 +645,7 @@ def run(config: Config) -> Result | None:
     Under torchrun one process returns the result, the others None.
     """
     device = distributed.join(prepare(config.seed, config.device))
-    config = config.if_quick(widths=(16, 32), epochs=1, num_samples=300, steps=5)
+    config = config.if_quick(widths=(16, 32), epochs=1, num_samples=300, steps=5, bound_images=4)
     path = config.checkpoint or checkpoint_path(config)
     if config.sample_only:
         images, _ = sample(load_model(path, device), config, config.num_samples)

@@ -53,6 +53,12 @@ def column(result: dict, name: str, training: str) -> list[float]:
     return [float(str(cell).split(" (")[0]) for cell in cells]
 
 
+def row_of(result: dict, training: str) -> list:
+    """The row of one training in the table of strong attacks: its name, then numbers."""
+    name, *cells = next(row for row in result["tables"][1]["rows"] if row[0] == training)
+    return [name, *(float(str(cell).split(" (")[0]) for cell in cells)]
+
+
 def test_pictures_and_checkpoints_lie_where_they_belong(quick):
     assert {path.name for path in quick.iterdir()} == {"study_images", "study_models"}
     assert checkpoints(quick).keys() == {"ordinary.pth", "fast.pth", "pgd.pth"}
@@ -84,6 +90,14 @@ def test_the_table(quick):
         assert all(a <= b + 0.1 for a, b in zip(hundred, forty, strict=True))
         clean = column(result, "clean", training)
         assert clean == clean[:1] * 3 and clean[0] > 0.3  # ten classes
+        strong = dict(zip(result["tables"][1]["columns"], row_of(result, training), strict=True))
+        assert strong["PGD-100 with restarts"] == pytest.approx(hundred[-1])
+        names = ("APGD-CE", "APGD-DLR", "Square")
+        assert strong["all together"] <= min(strong[name] for name in names) + 1e-6
+        assert strong["all together"] <= hundred[-1] + 1e-6
+        for name in (*names, "all together"):
+            metric = result["metrics"][f"{training}: {name}, ε = {epsilon:g}"]
+            assert (metric["value"], metric["n"]) == (pytest.approx(strong[name]), 10)
         metric = result["metrics"][f"{training}: FGSM, ε = {epsilon:g}"]
         assert (metric["value"], metric["n"]) == (fgsm[-1], 1000) and metric["interval"] is None
         metric = result["metrics"][f"{training}: PGD-40, ε = {epsilon:g}"]
@@ -347,6 +361,41 @@ def test_a_training_that_had_not_begun_is_not_resumed(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert resumed() == [True, True, False]
+
+
+def test_the_attacks_together_leave_what_each_of_them_leaves(stripes, monkeypatch):
+    """An image counts only if it is read correctly after every attack; DLR takes three classes."""
+    x, y = unit(stripes.test_images[:4]), torch.tensor([0, 0, 0, 0])
+
+    class Reader(torch.nn.Module):
+        """Reads an image as class 0 if its first pixel is 0."""
+
+        classes = 3
+
+        def forward(self, images):
+            pixel = images[:, 0, 0, :1]
+            return torch.cat([1 - pixel, 2 * pixel, torch.zeros(len(images), self.classes - 2)], 1)
+
+    def spoiling(k: int):
+        def attack(model, images, *_, **__):
+            images = images.clone()
+            images[:, 0, 0, 0] = 0
+            images[k, 0, 0, 0] = 1
+            return images
+
+        return attack
+
+    monkeypatch.setattr(study, "pgd", spoiling(0))
+    monkeypatch.setattr(study.attacks, "apgd", spoiling(1))
+    monkeypatch.setattr(study.attacks, "square_attack", spoiling(2))
+    config = study.Config(restarts=1, square_queries=1)
+    correct = study.correct_under_strong_attacks(config, Reader(), x, y, None)
+    assert correct.keys() == set(study.STRONG)
+    assert correct["Square"].tolist() == [True, True, False, True]
+    assert correct["all together"].tolist() == [False, False, False, True]
+    two = Reader()
+    two.classes = 2
+    assert "APGD-DLR" not in study.correct_under_strong_attacks(config, two, x, y, None)
 
 
 def test_a_class_without_held_out_images_is_left_out_of_the_gallery(stripes, tmp_path):

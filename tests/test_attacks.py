@@ -13,6 +13,7 @@ from imagelab.techniques import attacks
 from imagelab.techniques.classifier import accuracy, new_classifier, predict, trained_classifier
 
 ALL = ["fgsm", "linf", "l2"]
+EVERY = [*ALL, "apgd", "apgd dlr", "apgd l2", "square"]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,11 @@ def rng(seed: int = 0) -> torch.Generator:
 def attack(kind: str, model, images, labels, epsilon: float, **more) -> torch.Tensor:
     if kind == "fgsm":
         return fgsm(model, images, labels, epsilon, **more)
+    if kind == "square":
+        return attacks.square_attack(model, images, labels, epsilon, rng(), queries=20)
+    if kind.startswith("apgd"):
+        more = {"dlr": {"loss": "dlr"}, "l2": {"norm": "l2"}, "apgd": {}}[kind.split()[-1]]
+        return attacks.apgd(model, images, labels, epsilon, rng(), steps=8, **more)
     return attacks.pgd(model, images, labels, epsilon, rng(), steps=8, norm=kind, **more)
 
 
@@ -56,10 +62,10 @@ def loss(model, images, labels) -> float:
 
 def size_of(change: torch.Tensor, norm: str) -> torch.Tensor:
     change = change.flatten(1)
-    return change.norm(dim=1) if norm == "l2" else change.abs().amax(dim=1)
+    return change.norm(dim=1) if norm.endswith("l2") else change.abs().amax(dim=1)
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", EVERY)
 @pytest.mark.parametrize("epsilon", [0.05, 0.3])
 def test_inside_the_ball_and_the_range(model, images, labels, kind, epsilon):
     changed = attack(kind, model, images, labels, epsilon)
@@ -68,7 +74,7 @@ def test_inside_the_ball_and_the_range(model, images, labels, kind, epsilon):
     assert changed.min() >= 0 and changed.max() <= 1
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", EVERY)
 def test_epsilon_zero_returns_the_input(model, images, labels, kind):
     assert torch.equal(attack(kind, model, images, labels, 0.0), images)
     assert torch.equal(attacks.sign_noise(images, 0.0, rng()), images)
@@ -302,7 +308,7 @@ def test_where_nothing_stands_nothing_is_attacked(model, images):
         assert attacks.pgd_accuracies(model, images, wrong, epsilons, rng()) == [0] * len(epsilons)
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", EVERY)
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_left_as_it_was(model, images, labels, kind, training):
     model.train(training)
@@ -358,6 +364,187 @@ def test_gaussian_noise_changes_each_image_as_much_as_the_attack(model, images, 
     assert ((x**4).mean() / (x**2).mean() ** 2).item() == pytest.approx(3, abs=0.5)
     assert abs(torch.corrcoef(torch.stack([x, y]))[0, 1]) < 0.1
     assert torch.equal(attacks.gaussian_noise_like(images, images, rng()), images)
+
+
+# --- APGD and Square ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def five() -> nn.Module:
+    """A network for five classes, without kinks at which the last bit of a sum decides a sign."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 5, stride=2), nn.Softplus(), nn.Flatten(), nn.Linear(1152, 5)
+    ).eval()
+
+
+def test_apgd_checks_its_step_size_where_the_paper_says():
+    """w_j = ⌈p_j·N⌉ with p_1 = 0.22 and p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06), in 1/100."""
+    p = [0, 22]
+    while p[-1] < 100:
+        p.append(p[-1] + max(p[-1] - p[-2] - 3, 6))
+    checkpoints = attacks.apgd_checkpoints(100)
+    assert [k for k, _ in checkpoints] == [k for k in p[1:] if k <= 100]
+    assert [n for _, n in checkpoints] == [b - a for a, b in itertools.pairwise(p) if b <= 100]
+    for steps in (1, 2, 7, 1000):
+        ends = [0, *(k for k, _ in attacks.apgd_checkpoints(steps))]
+        assert ends[1] == max(int(0.22 * steps), 1) and ends[-1] <= steps and ends == sorted(ends)
+
+
+def test_the_dlr_loss():
+    """By hand, and unchanged when logits are shifted or scaled: a confident network hides nothing."""
+    logits = torch.tensor([[5.0, 1.0, 4.0, 2.0], [5.0, 1.0, 4.0, 2.0]])
+    labels = torch.tensor([0, 3])
+    loss = attacks.dlr_loss(logits, labels)
+    assert loss.tolist() == pytest.approx([-(5 - 4) / (5 - 2), -(2 - 5) / (5 - 2)])
+    assert torch.allclose(attacks.dlr_loss(100 * logits + 7, labels), loss)
+
+
+def test_apgd_halves_its_steps_where_they_are_too_large(monkeypatch):
+    """A hill with its top inside the ball: steps of 2·ε jump over it, halved ones reach it."""
+    top = torch.full((1, 1, 8, 8), 0.47)
+
+    def hill(model, x, y, kind):
+        return -(x - top).square().flatten(1).sum(dim=1), 2 * (top - x), torch.zeros(1) > 0
+
+    monkeypatch.setattr(attacks, "_loss_and_gradient", hill)
+    grey, label = torch.full((1, 1, 8, 8), 0.5), torch.tensor([0])
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    start = (grey + attacks.random_in_ball(grey, 0.1, "linf", rng())).clamp(0, 1)
+    away = [
+        (attacks.apgd(flat, grey, label, 0.1, rng(), steps=n, start=start) - top)
+        .abs()
+        .mean()
+        .item()
+        for n in (5, 20, 100)
+    ]
+    assert away == sorted(away, reverse=True) and away[2] < 0.002 < 0.02 < away[0]
+
+
+def test_apgd_steps_as_the_paper_writes(monkeypatch):
+    """Momentum in every step but the first; at a check the step is halved and starts from the top."""
+    grey, label, seen = torch.full((1, 1, 28, 28), 0.5), torch.tensor([0]), []
+
+    def gradient(k: int) -> torch.Tensor:
+        return torch.randn(grey.shape, generator=rng(k))
+
+    def falling(model, x, y, kind):  # the loss is highest after the third step
+        seen.append(x.clone())
+        height = torch.tensor([-abs(len(seen) - 4.0)])
+        return height, gradient(len(seen) - 1), torch.tensor([False])
+
+    monkeypatch.setattr(attacks, "_loss_and_gradient", falling)
+    flat, start = nn.Sequential(nn.Flatten(), nn.Linear(784, 2)), grey + 0.03
+    got = attacks.apgd(flat, grey, label, 0.1, rng(), steps=100, start=start)
+    assert len(seen) == 101 and torch.equal(got, seen[3])
+
+    def step(x, previous, k: int, size: float, alpha: float) -> torch.Tensor:
+        z = attacks.project(x + size * gradient(k).sign(), grey, 0.1, "linf")
+        z = x + alpha * (z - x) + (1 - alpha) * (x - previous)
+        return attacks.project(z, grey, 0.1, "linf")
+
+    assert torch.equal(seen[1], step(seen[0], seen[0], 0, 0.2, 1))
+    for k in range(1, 22):
+        assert torch.allclose(seen[k + 1], step(seen[k], seen[k - 1], k, 0.2, 0.75), atol=1e-6)
+    assert torch.allclose(seen[23], step(seen[3], seen[21], 3, 0.1, 0.75), atol=1e-6)
+
+
+def test_apgd_goes_further_than_pgd(five, images):
+    labels = five(images).argmax(dim=1)
+    losses = [
+        loss(five, attacked, labels)
+        for attacked in (
+            attacks.pgd(five, images, labels, 0.01, rng(), steps=20),
+            attacks.apgd(five, images, labels, 0.01, rng(), steps=20),
+        )
+    ]
+    assert losses[1] >= losses[0] - 1e-4
+    fooled = five(attacks.apgd(five, images, labels, 0.02, rng(), steps=20)).argmax(1) != labels
+    assert 0 < fooled.sum() < 30
+    dlr = five(attacks.apgd(five, images, labels, 0.02, rng(), "dlr", steps=20)).argmax(1) != labels
+    assert dlr.sum() >= fooled.sum()  # it raises the margin, which decides
+
+
+def test_apgd_keeps_what_fooled_even_if_a_later_step_leaves_it(model, images, monkeypatch):
+    """For these images that step; for the others the one of the largest loss, which is the start."""
+    labels = model(images).argmax(dim=1)
+    seen, fooled_at_three = [], torch.arange(30) < 10
+
+    def gradient(own, x, y, kind):
+        fooled = fooled_at_three & (len(seen) == 3)
+        seen.append(x.clone())
+        return -torch.ones(30) * len(seen), torch.randn(x.shape, generator=rng(len(seen))), fooled
+
+    monkeypatch.setattr(attacks, "_loss_and_gradient", gradient)
+    got = attacks.apgd(model, images, labels, 0.1, rng(), steps=8)
+    assert len(seen) == 9
+    assert torch.equal(got[:10], seen[3][:10]) and torch.equal(got[10:], seen[0][10:])
+    fooled_at_three[:] = True  # when every image is fooled nothing is left to do
+    seen.clear()
+    attacks.apgd(model, images, labels, 0.1, rng(), steps=8)
+    assert len(seen) == 4
+
+
+def test_square_needs_no_gradient_and_more_queries_do_more_harm(model, images):
+    labels = model(images).argmax(dim=1)
+    model.requires_grad_(False)
+    standing = []
+    for queries in (1, 30, 300):
+        changed = attacks.square_attack(model, images, labels, 0.05, rng(), queries)
+        standing.append((model(changed).argmax(dim=1) == labels).sum().item())
+    assert standing == sorted(standing, reverse=True) and standing[2] < standing[0]
+    model.requires_grad_(True)
+
+
+def test_square_asks_no_more_than_it_may_and_spares_what_is_fooled(model, images):
+    labels = model(images).argmax(dim=1)
+    with seen_by(model) as seen:
+        attacks.square_attack(model, images, labels, 0.001, rng(), queries=25)
+    assert len(seen) == 25
+    with seen_by(model) as seen:
+        attacks.square_attack(model, images, (labels + 1) % 3, 0.001, rng(), queries=25)
+    assert [len(x) for x in seen] == [30]
+
+
+def test_squares_shrink_and_lie_anywhere_inside():
+    shares = [attacks.square_share(k / 10_000) for k in range(10_000)]
+    assert shares[0] == 0.8 and shares[-1] == pytest.approx(0.8 / 512)
+    assert shares == sorted(shares, reverse=True)
+    assert [k for k in range(1, 10_000) if shares[k] < shares[k - 1]] == [
+        11, 51, 201, 501, 1001, 2001, 4001, 6001, 8001]  # fmt: skip
+    masks = attacks._random_squares(500, 6, 9, 4, rng())
+    assert masks.shape == (500, 1, 6, 9) and (masks.sum(dim=(1, 2, 3)) == 16).all()
+    assert masks.any(dim=0).all()  # every pixel is reached
+    rows, columns = masks.any(dim=3).sum(dim=2), masks.any(dim=2).sum(dim=2)
+    assert (rows == 4).all() and (columns == 4).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("kind", ["ce", "dlr"])
+@pytest.mark.parametrize("steps", [10, 100])
+def test_torchattacks_climbs_as_high(five, float32, norm, kind, steps):
+    """The same images, fooled or not, from the same start.
+
+    In greys from 0.25 to 0.75, where nothing is clipped: its Euclidean projection scales and then clips.
+    """
+    torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is not installed")
+    epsilon = {"linf": 0.02, "l2": 0.4}[norm]
+    images = torch.rand(30, 1, 28, 28, generator=rng()) / 2 + 0.25
+    labels = five(images).argmax(dim=1)
+    name = {"linf": "Linf", "l2": "L2"}[norm]
+    theirs = torchattacks.APGD(five, norm=name, eps=epsilon, steps=steps, loss=kind)
+    torch.manual_seed(0)  # its start is drawn first: scaled to the surface of the ball
+    noise = torch.rand(images.shape) * 2 - 1 if norm == "linf" else torch.randn(images.shape)
+    start = images + epsilon * noise / size_of(noise, norm)[:, None, None, None]
+    torch.manual_seed(0)
+    top, standing, _, fooling = theirs.attack_single_run(images.clone(), labels.clone())
+    expected = torch.where(standing[:, None, None, None], top, fooling)
+    got = attacks.apgd(five, images, labels, epsilon, rng(), kind, steps, norm, start=start)
+    assert torch.equal(five(got).argmax(dim=1) == labels, standing) and 0 < standing.sum() < 30
+    if norm == "linf":
+        assert ((got - expected).abs() < 1e-5).float().mean() > 0.99
+    climbed = [attacks._loss_and_gradient(five, x, labels, kind)[0] for x in (got, expected)]
+    assert torch.allclose(*climbed, atol=1e-3)
 
 
 # --- against an independent implementation --------------------------------------------------------

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +16,17 @@ from imagelab.data import datasets
 from imagelab.data.datasets import load_dataset, unit
 from imagelab.data.downloads import IDX_MD5
 from imagelab.report.results import start_result
+from imagelab.setup.runtime import UserError
 from imagelab.setup.settings import Settings
+from imagelab.techniques import pretrained
 from imagelab.techniques.classifier import DigitCNN, predict
 from studies import cnn_classifier
 
 CPU = torch.device("cpu")
+FAST = ("studies.cnn_classifier", "--quick", "--network", "fast", "--dataset", "mnist-5k")
 
 
-@pytest.mark.parametrize("network", [DigitCNN, cnn_classifier.FastCNN])
+@pytest.mark.parametrize("network", cnn_classifier.NETWORKS.values())
 def test_the_activations_end_at_what_the_network_says(network):
     """The maps that are drawn are those that the network works with."""
     torch.manual_seed(0)
@@ -63,15 +67,60 @@ def test_mistakes_are_counted_and_the_surest_of_each_kind_come_first():
 def test_photographs_are_mirrored_and_digits_are_not():
     images = torch.arange(40 * 3 * 2 * 2, dtype=torch.uint8).reshape(40, 3, 2, 2)
     digits, photographs = (
-        cnn_classifier.augment(
+        cnn_classifier.augmented(
             cnn_classifier.Config(backbone=name), images, torch.Generator().manual_seed(0)
         )
-        for name in ("cnn", "resnet18")
+        for name in (None, "resnet18")
     )
     assert torch.equal(digits, unit(images))
     turned = (photographs == digits.flip(3)).flatten(1).all(dim=1)
     kept = (photographs == digits).flatten(1).all(dim=1)
     assert (turned ^ kept).all() and 10 < turned.sum() < 30
+
+
+def test_augmented_images_vary_from_epoch_to_epoch(stripes):
+    config, rng = cnn_classifier.Config(augment=True), torch.Generator().manual_seed(0)
+    first, second = (cnn_classifier.augmented(config, stripes.images[:50], rng) for _ in range(2))
+    original = unit(stripes.images[:50])
+    for a, b in ((first, original), (second, original), (first, second)):
+        assert (a != b).flatten(1).any(dim=1).all() and 0.001 < (a - b).abs().mean() < 0.5
+    again = cnn_classifier.augmented(config, stripes.images[:50], torch.Generator().manual_seed(0))
+    assert torch.equal(first, again)
+
+
+def test_the_source_network_is_the_usual_example():
+    """Layer by layer in torch's own words, with the same weights."""
+    torch.manual_seed(0)
+    ours = cnn_classifier.SourceCNN((1, 28, 28), 10)
+    usual = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 32, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
+        torch.nn.Conv2d(32, 64, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
+        torch.nn.Flatten(), torch.nn.Linear(1600, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10),
+    )  # fmt: skip
+    usual.load_state_dict(dict(zip(usual.state_dict(), ours.state_dict().values(), strict=True)))
+    x = torch.rand(3, 1, 28, 28)
+    assert torch.allclose(ours(x), usual((x - 0.13) / 0.31), atol=1e-5)
+
+
+def rates(config: cnn_classifier.Config, data, path) -> list[float]:
+    """The learning rate after each epoch."""
+    seen = []
+
+    def look(training, epoch):
+        seen.append(training.optimizers["adam"].param_groups[0]["lr"])
+
+    cnn_classifier.train(config, data, cnn_classifier.build(config, data), path, look)
+    return seen
+
+
+def test_the_rate_is_constant_for_source_and_falls_for_the_others(stripes, tmp_path):
+    for network, lr in (("source", 1e-3), ("cnn", 3e-3)):
+        config = cnn_classifier.Config(network=network, epochs=3, output_dir=tmp_path)
+        seen = rates(cnn_classifier.with_defaults(config), stripes, tmp_path / f"{network}.pth")
+        if network == "source":
+            assert seen == [lr] * 3
+        else:
+            assert lr > seen[0] > seen[1] > seen[2] > 0
 
 
 def test_an_observer_sees_every_epoch_and_changes_nothing(stripes, tmp_path):
@@ -97,22 +146,47 @@ def test_the_fast_network_works_less():
 
 
 def test_settings_that_depend_on_others():
+    def completed(**given) -> cnn_classifier.Config:
+        return cnn_classifier.with_defaults(cnn_classifier.Config(**given))
+
     for name, epochs in (("mnist", 5), ("mnist-5k", 1)):
-        assert cnn_classifier.with_defaults(cnn_classifier.Config(dataset=name)).epochs == epochs
-    fast = cnn_classifier.with_defaults(cnn_classifier.Config(dataset="mnist", fast=True))
-    assert (fast.epochs, fast.lr) == (1, 1e-2)
-    chosen = cnn_classifier.Config(dataset="mnist", fast=True, epochs=3, lr=1e-4)
-    assert (
-        cnn_classifier.with_defaults(chosen).epochs,
-        cnn_classifier.with_defaults(chosen).lr,
-    ) == (3, 1e-4)
+        assert completed(dataset=name).epochs == epochs
+    fast = completed(dataset="mnist", network="fast")
+    assert (fast.epochs, fast.lr, fast.batch_size) == (1, 1e-2, 128)
+    source = completed(dataset="mnist", network="source")
+    assert (source.epochs, source.lr, source.batch_size) == (5, 1e-3, 64)
+    chosen = completed(dataset="mnist", network="fast", epochs=3, lr=1e-4)
+    assert (chosen.epochs, chosen.lr, chosen.schedule) == (3, 1e-4, "one-cycle")
+    assert completed(backbone="vgg16").image_size == 160
+
+
+def test_the_accuracy_after_each_epoch_is_kept(stripes, tmp_path, monkeypatch):
+    """Of the network as it is then, in eval mode; measuring changes nothing."""
+    config = cnn_classifier.Config(batch_size=64, epochs=3, lr=1e-3, schedule="constant",
+                                   output_dir=tmp_path)  # fmt: skip
+    weights, shares = [], iter([0.5, 0.7, 0.9])
+
+    def accuracy(model, images, labels):
+        assert images is stripes.test_images and labels is stripes.test_labels
+        assert not model.training
+        weights.append(model.conv2.weight.detach().clone())
+        return next(shares)
+
+    monkeypatch.setattr(cnn_classifier, "accuracy", accuracy)
+    (training,) = cnn_classifier.train_all(config, stripes)
+    assert training.curve("held_out").tolist() == pytest.approx([0.5, 0.7, 0.9])
+    model = training.networks["classifier"]
+    assert torch.equal(weights[2], model.conv2.weight)
+    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
+    unseen = cnn_classifier.build(config, stripes)
+    cnn_classifier.train(config, stripes, unseen, tmp_path / "unseen.pth")
+    assert torch.equal(unseen.conv2.weight, model.conv2.weight)
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cnn")
-    run_here("studies.cnn_classifier", "--quick", "--fast", "--runs", 2, "--dataset", "mnist-5k",
-             "--output-dir", folder, "--export", folder / "classifier.onnx")  # fmt: skip
+    run_here(*FAST, "--runs", 2, "--output-dir", folder, "--export", folder / "classifier.onnx")
     return folder
 
 
@@ -122,7 +196,13 @@ def test_a_run_leaves_what_was_promised(quick):
     (left_out,) = untaught("studies.cnn_classifier", result)
     assert "MNIST's 10,000 test images" in left_out  # which are not here
     names = {entry["path"] for entry in result["files"]}
-    assert {"activations.png", "convolutions.png", "confusion.png", "mistakes.png"} <= names
+    assert {
+        "activations.png",
+        "convolutions.png",
+        "confusion.png",
+        "mistakes.png",
+        "training.png",
+    } <= names
     assert all((folder / name).is_file() for name in names)
     assert 0.75 < result["metrics"]["accuracy"]["value"] <= 1
     assert result["metrics"]["accuracy"]["n"] == 1000
@@ -145,12 +225,10 @@ def test_the_network_reads_the_same_elsewhere(quick):
 
 def test_resume_goes_on_with_a_longer_training(quick, tmp_path):
     """The third of the runs has no checkpoint yet: it begins."""
-    run_here("studies.cnn_classifier", "--quick", "--fast", "--dataset", "mnist-5k", "--resume",
-             "--epochs", 2, "--runs", 3, "--output-dir", quick)  # fmt: skip
+    run_here(*FAST, "--resume", "--epochs", 2, "--runs", 3, "--output-dir", quick)
     result = json.loads((quick / "study_images/cnn_classifier/results.json").read_text("utf-8"))
     assert result["config"]["epochs"] == 2
-    sentence = complaint("studies.cnn_classifier", "--quick", "--fast", "--dataset", "mnist-5k",
-                         "--resume", "--batch-size", 64, "--output-dir", quick)  # fmt: skip
+    sentence = complaint(*FAST, "--resume", "--batch-size", 64, "--output-dir", quick)
     assert "--batch-size" in sentence
 
 
@@ -178,14 +256,74 @@ def test_transfer_learning_changes_the_last_layer_only(pets, tmp_path):
     saved = torch.load(tmp_path / "study_models/cnn_classifier/resnet18.pth", weights_only=True)
     learnt = saved["model"]["classifier"]
     for name in ("conv1.weight", "bn1.running_mean", "layer4.1.conv2.weight"):
-        assert torch.equal(learnt[f"body.network.{name}"], trained[name])
+        assert torch.equal(learnt[f"backbone.network.{name}"], trained[name])
     assert learnt["last.weight"].shape == (2, 512)
 
 
-def test_without_weights_a_sentence_and_all_layers_learn(pets, tmp_path, monkeypatch):
-    from imagelab.setup.runtime import UserError
-    from imagelab.techniques import pretrained
+@pytest.mark.parametrize(
+    ("name", "features", "stages"),
+    [("resnet18", 512, 5), ("resnet50", 2048, 5), ("vgg16", 4096, 6), ("efficientnet_b0", 1280, 9)],
+)
+def test_every_backbone_and_its_blocks(name, features, stages, photographs, tmp_path):
+    """All weights but the last layer's are in the blocks, each once. The last blocks learn."""
+    config = cnn_classifier.with_defaults(cnn_classifier.Config(backbone=name, unfreeze=2))
+    with untrained():
+        model = cnn_classifier.build(config, photographs)
+    model.train()
+    assert model.last.in_features == features
+    assert len(model.frozen) == stages - 2 and len(model.unfrozen) == 2
+    inside = [id(p) for block in (*model.frozen, *model.unfrozen) for p in block.parameters()]
+    assert sorted(inside) == sorted(id(p) for p in model.backbone.parameters())
+    assert not any(p.requires_grad for block in model.frozen for p in block.parameters())
+    assert not any(m.training for block in model.frozen for m in block.modules())
+    assert all(p.requires_grad for block in model.unfrozen for p in block.parameters())
+    assert all(m.training for block in model.unfrozen for m in block.modules())
+    last, blocks = cnn_classifier.parameter_groups(config, model)
+    assert (last["lr"], blocks["lr"]) == pytest.approx((1e-3, 1e-4))
+    learning = [p for group in (last, blocks) for p in group["params"]]
+    assert {id(p) for p in learning} == {id(p) for p in model.parameters() if p.requires_grad}
+    assert model.eval()(unit(photographs.images[:2])).shape == (2, 2)
 
+
+@contextlib.contextmanager
+def untrained():
+    """Every pretrained network with the random weights that it has before any are loaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrained, "trained", lambda network, *_: network)
+        yield
+
+
+@pytest.fixture
+def photographs(stripes) -> datasets.Dataset:
+    """The stripes in colour, 64 pixels a side: two classes."""
+    large = torch.nn.functional.interpolate(stripes.images[:24].float(), size=64)
+    images = large.to(torch.uint8).repeat(1, 3, 1, 1)
+    labels = stripes.labels[:24]
+    return replace(stripes, images=images, labels=labels, test_images=images, test_labels=labels)
+
+
+def test_more_blocks_than_there_are(photographs):
+    config = cnn_classifier.with_defaults(cnn_classifier.Config(backbone="resnet18", unfreeze=6))
+    with untrained(), pytest.raises(UserError, match="--unfreeze 6: resnet18 has 5 blocks"):
+        cnn_classifier.build(config, photographs)
+
+
+def test_fine_tuning_changes_the_last_blocks_and_no_other(photographs, tmp_path):
+    config = cnn_classifier.with_defaults(
+        cnn_classifier.Config(
+            backbone="resnet18", unfreeze=1, batch_size=8, epochs=1, output_dir=tmp_path
+        )
+    )
+    with untrained():
+        before = cnn_classifier.build(config, photographs).state_dict()
+        model = cnn_classifier.build(config, photographs)
+    cnn_classifier.train(config, photographs, model, tmp_path / "a.pth")
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and all(k.startswith(("backbone.network.layer4", "last")) for k in changed)
+    assert {"last.weight", "backbone.network.layer4.1.bn2.running_mean"} <= changed
+
+
+def test_without_weights_a_sentence_and_all_layers_learn(pets, tmp_path, monkeypatch):
     def unreachable(*_):
         raise UserError("The weights of resnet18 could not be downloaded.")
 
@@ -196,7 +334,10 @@ def test_without_weights_a_sentence_and_all_layers_learn(pets, tmp_path, monkeyp
     )  # fmt: skip
     assert "from scratch" in shown
     saved = torch.load(tmp_path / "study_models/cnn_classifier/resnet18.pth", weights_only=True)
-    assert saved["model"]["classifier"]["body.network.bn1.running_mean"].abs().sum() > 0
+    means = saved["model"]["classifier"]["backbone.network.bn1.running_mean"]
+    assert means.abs().sum() > 0
+    last, blocks = saved["optimizer"]["adam"]["param_groups"]
+    assert last["lr"] == blocks["lr"] and len(last["params"]) + len(blocks["params"]) == 62
 
 
 def test_wrong_input(tmp_path):
@@ -205,11 +346,17 @@ def test_wrong_input(tmp_path):
     assert "colour" in complaint(*shared, "--backbone", "resnet18")
     assert "--runs" in complaint(*shared, "--runs", 0)
     assert "--backbone resnet18" in complaint(*shared, "--weights", __file__)
+    assert "--backbone resnet18" in complaint(*shared, "--unfreeze", 1)
     assert "there is no file none.pth" in complaint(*shared, "--weights", "none.pth")
+    (tmp_path / "other.pth").write_bytes(b"no weights")
+    colour = ("studies.cnn_classifier", "--dataset", "textures", "--output-dir", tmp_path)
+    for name in ("vgg16", "efficientnet_b0"):
+        told = complaint(*colour, "--backbone", name, "--weights", tmp_path / "other.pth")
+        assert f"does not hold the weights of {name}: get https://download.pytorch.org" in told
     for k in range(30):
         (tmp_path / "own" / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
         Image.new("L", (20, 20), 8 * k).save(tmp_path / "own" / "ab"[k % 2] / f"{k}.png")
-    own = ("--dataset", f"folder:{tmp_path / 'own'}", "--fast", "--image-size", 11)
+    own = ("--dataset", f"folder:{tmp_path / 'own'}", "--network", "fast", "--image-size", 11)
     assert "at least 12 pixels" in complaint(*shared, *own)
 
 
@@ -248,6 +395,14 @@ def test_what_the_embedded_part_taught_is_measured_on_mnists_test_images(
     assert (metric.value, metric.n) == (0.5, len(stripes.test_images))
 
 
-def test_fast_and_a_backbone_do_not_go_together():
-    assert "--fast" in complaint("studies.cnn_classifier", "--fast", "--backbone", "resnet18",
-                                 "--dataset", "mnist-5k")  # fmt: skip
+def test_a_network_and_a_backbone_do_not_go_together():
+    told = complaint("studies.cnn_classifier", "--network", "fast", "--backbone", "resnet18",
+                     "--dataset", "mnist-5k")  # fmt: skip
+    assert "--network fast or --backbone" in told
+
+
+def test_a_part_of_the_training_images(tmp_path):
+    run_here("studies.cnn_classifier", "--quick", "--dataset", "mnist-5k", "--train-images", 500,
+             "--output-dir", tmp_path)  # fmt: skip
+    folder = tmp_path / "study_images" / "cnn_classifier"
+    assert json.loads((folder / "results.json").read_text("utf-8"))["dataset"]["train"] == 500

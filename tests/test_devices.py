@@ -108,6 +108,8 @@ AFTERWARDS = {
 FROM_THE_UNET = ("diffusion_curves", "inpainting", "diffusion_restoration")
 IN_EVERY_SUITE = ("mlp_diffusion", "studies.detection", "studies.segmentation")
 STEPS = 20  # fewer than any quick training has
+# Pictures have boxes of different numbers, in lists: each step asks which of them are in the picture.
+WAITS_AT_EVERY_STEP = {"studies.detection"}
 
 
 def per_step(counts: dict[str, int]) -> dict[str, int]:
@@ -129,7 +131,8 @@ def test_a_quick_run_with_its_further_commands(script, tmp_path):
     shared = ("--quick", *RUNS[script], "--output-dir", tmp_path / "out")
     printed = on_standin(script, *shared, counts=tmp_path / "counts.json")
     assert "standin" in printed
-    assert per_step(json.loads((tmp_path / "counts.json").read_text())) == {}
+    waits = per_step(json.loads((tmp_path / "counts.json").read_text()))
+    assert bool(waits) == (script in WAITS_AT_EVERY_STEP), waits
     for more in AFTERWARDS.get(script, []):
         on_standin(script, *shared, *more)
     if script == "studies.unet_diffusion":

@@ -88,7 +88,7 @@ def test_without_a_second_training(unet_run):
 
 
 def test_without_a_network_one_sentence(tmp_path):
-    assert "unet_diffusion train first" in complaint(
+    assert "train first (unet_diffusion" in complaint(
         "studies.diffusion_curves", "--output-dir", tmp_path
     )
 

@@ -121,6 +121,14 @@ def test_side_by_side_has_a_place_for_every_picture(tmp_path):
     assert dark[1] > 2.5 * dark[0] and dark[2] > 2.5 * dark[0]
 
 
+def test_rows_and_columns_carry_their_names():
+    figure = figures.plot_rows({"a": random_images(2, 1), "b": random_images(2, 1)}, ["x", "y"])
+    names = [[text.get_text() for text in axis.texts] for axis in figure.axes]
+    assert names == [["a", "x", "y"], ["b"]]
+    places = [text.xy[0] for text in figure.axes[0].texts[1:]]  # the middles of the two columns
+    assert places == [0.25, 0.75]
+
+
 def test_histogram_bars_have_the_given_heights():
     _, axes = figures.new_figure(4, 2)
     shares = {"samples": [0.5, 0.3, 0.2], "real": [0.1, 0.2, 0.7]}

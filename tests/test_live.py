@@ -140,9 +140,11 @@ def test_what_cannot_be_shown(tmp_path, no_display, capfd):
     with pytest.raises(UserError, match="Camera 97 cannot be read"):
         live.show_live("97", lambda: red)
     path = str(film(tmp_path / "film.avi"))
-    with live.ThreadingHTTPServer(("127.0.0.1", 0), live.BaseHTTPRequestHandler) as other:
-        with pytest.raises(UserError, match=f"--port: {other.server_port} is in use"):
-            live.show_live(path, lambda: red, other.server_port)
+    with (
+        live.ThreadingHTTPServer(("127.0.0.1", 0), live.BaseHTTPRequestHandler) as other,
+        pytest.raises(UserError, match=f"--port: {other.server_port} is in use"),
+    ):
+        live.show_live(path, lambda: red, other.server_port)
 
 
 def test_ctrl_c_ends_it_in_a_sentence(tmp_path, no_display, monkeypatch):

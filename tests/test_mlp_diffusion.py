@@ -275,6 +275,18 @@ def test_the_bound_is_that_of_the_sampler(bound, stripes):
     assert found.dimensions == 784 and len(found.per_image) == len(stripes.test_images)
 
 
+def test_fitted_variances_are_the_best_for_the_images_that_they_are_fitted_to(stripes, tmp_path):
+    """Larger or smaller ones give a worse bound."""
+    training = ddpm.train(ddpm.Config(batch_size=32, epochs=1), stripes, tmp_path / "a.pth")
+    model, images = training.model, stripes.images[:200]
+    fitted = ddpm.fitted_variances(model, images, seed=0)
+    best = ddpm.bound_of(model, images, 0, fitted).terms
+    assert best.sum() < ddpm.bound_of(model, images, 0).terms.sum() / 2
+    for factor in (0.7, 1.4):
+        other = ddpm.bound_of(model, images, 0, fitted * factor).terms
+        assert (other > best).all()
+
+
 def test_the_plotted_error_is_that_of_the_estimate(monkeypatch, stripes, tmp_path):
     """It is taken from the terms of the bound; here it is measured."""
     training = ddpm.train(ddpm.Config(batch_size=32, epochs=1), stripes, tmp_path / "a.pth")
@@ -344,8 +356,9 @@ def test_all_recipes_are_compared_at_equal_epochs(tmp_path, stripes, compared, t
     assert all(f"\nepochs: {compared}" in name for name in drawn)
     table = next(t for t in result.tables if "bound" in t["caption"])
     names = [row[0] for row in table["rows"]]
-    assert len(names) == (4 if compared == 4 else 5) and not any("x − ε̂" in name for name in names)
-    assert names[-1].endswith("epochs: 4") and names[0].endswith(f"epochs: {compared}")
+    assert len(names) == (5 if compared == 4 else 6) and not any("x − ε̂" in name for name in names)
+    assert names[-1] == names[-2] + ", fitted variances" and names[-2].endswith("epochs: 4")
+    assert names[0].endswith(f"epochs: {compared}")
 
 
 def test_sampling_from_the_checkpoint(main_job, tmp_path):

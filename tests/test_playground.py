@@ -280,8 +280,9 @@ def test_the_u_net_brings_its_steps_and_its_worker(root):
 def test_a_u_net_that_the_worker_does_not_know_has_no_panel(root):
     path = root / "study_models/unet_diffusion/unet.pth"
     saved = torch.load(path, weights_only=True)
-    save(path, "unet_diffusion", {}, {**UNET, "attention": [1]}, {}, saved["ema"])
-    assert "playground" not in write(root, "unet_diffusion")
+    for unknown in ({"attention": [1]}, {"pool": "max"}, {"variance": "learned"}):
+        save(path, "unet_diffusion", {}, {**UNET, **unknown}, {}, saved["ema"])
+        assert "playground" not in write(root, "unet_diffusion")
 
 
 @pytest.mark.parametrize("described", [

@@ -24,6 +24,20 @@ def test_shapes(patch_size):
     assert (out == 0).all()  # at first it says nothing
 
 
+def test_two_outputs():
+    out = UNet(3, (8, 16), attention=(), outputs=2)(torch.randn(2, 3, 8, 8), torch.rand(2))
+    assert out.shape == (2, 6, 8, 8)
+
+
+def test_what_halves_the_size_can_be_chosen():
+    """Same weights, another answer; and the largest of 2×2 pixels is what max-pooling takes."""
+    x, t = torch.randn(1, 1, 8, 8), torch.tensor([0.3])
+    average, largest = (awake(UNet(1, (8, 16), attention=(), pool=p)) for p in ("average", "max"))
+    assert not torch.allclose(average(x, t), largest(x, t), atol=1e-4)
+    assert average.halve(torch.arange(4.0).reshape(1, 1, 2, 2), 2).item() == 1.5
+    assert largest.halve(torch.arange(4.0).reshape(1, 1, 2, 2), 2).item() == 3
+
+
 def test_sizes_that_were_promised():
     def parameters(model):
         return sum(p.numel() for p in model.parameters())

@@ -12,6 +12,7 @@ import torch
 from conftest import complaint, run_here, untaught
 
 from imagelab.setup.runtime import Interrupted, prepare
+from imagelab.techniques import likelihood
 from imagelab.techniques.diffusion import (
     cosine_schedule,
     linear_schedule,
@@ -22,13 +23,17 @@ from studies import unet_diffusion
 from studies.unet_diffusion import (
     Config,
     Model,
+    bound_likelihood,
     build,
     classes_to_draw,
     guided,
+    hybrid_loss,
     load_model,
+    log_variance,
     noisy_pair,
     sample,
     train,
+    vlb_terms,
 )
 
 TINY = Config(widths=(8, 16), epochs=12, batch_size=32, lr=5e-3, ema_decay=0.9, steps=3, seed=3)
@@ -89,6 +94,88 @@ def test_every_t_is_trained_and_the_targets_fit():
         assert t.unique().tolist() == list(range(7))  # T−1 as well
         early = t < 6  # at the last t of the cosine nothing is left to read ε from
         assert torch.allclose(to_x0(s, kind, wanted, x_t, t)[early], x0[early], atol=1e-3)
+
+
+def images(n: int, rng: torch.Generator) -> torch.Tensor:
+    """Random grey levels (n, 1, 4, 4) in [-1, 1]."""
+    return torch.randint(0, 256, (n, 1, 4, 4), generator=rng) / 127.5 - 1
+
+
+def test_v_chooses_between_the_two_variances():
+    s = cosine_schedule(50)
+    t = torch.tensor([0, 1, 30, 49])
+    smallest, largest, middle = (
+        log_variance(s, torch.full((4, 1), v), t) for v in (-1.0, 1.0, 0.0)
+    )
+    beta_tilde = s.beta * (1 - s.alpha_bar_prev) / (1 - s.alpha_bar)
+    beta_tilde[0] = beta_tilde[1]  # as in improved-diffusion: β̃_0 is 0
+    assert torch.allclose(smallest.exp()[:, 0], beta_tilde[t])
+    assert torch.allclose(largest.exp()[:, 0], s.beta[t])
+    assert torch.allclose(middle, (smallest + largest) / 2)
+
+
+@pytest.mark.parametrize("kind", ["posterior", "beta"])
+def test_the_terms_of_the_loss_are_those_of_the_bound(kind):
+    """Against imagelab's bound, which is checked against data of a known likelihood."""
+    s, rng = cosine_schedule(50), torch.Generator().manual_seed(0)
+    x0 = images(6, rng)
+    x0_hat = (x0 + 0.1 * torch.randn(x0.shape, generator=rng)).clamp(-1, 1)
+    t = torch.tensor([0, 0, 1, 7, 30, 49])
+    log_var = log_variance(s, torch.full_like(x0, -1.0 if kind == "posterior" else 1.0), t)
+    found = vlb_terms(s, x0, x0_hat, log_var, t)
+    for k, step in enumerate(t.tolist()):
+        x, x_hat, var = x0[k].double(), x0_hat[k].double(), log_var[k].exp()
+        if step == 0:
+            nats = -likelihood.discretised_gaussian(x, x_hat, var.sqrt())
+        else:
+            nats = likelihood.step_kl(s, step, x, x_hat, var)
+        assert found[k].item() == pytest.approx(nats.mean().item() / np.log(2))
+
+
+def test_the_likelihood_s_part_of_the_loss_trains_v_alone():
+    s, rng = cosine_schedule(50), torch.Generator().manual_seed(0)
+    model = Model(None, s, "v", (1, 4, 4), "learned")
+    x0 = images(8, rng)
+    x0[:, :, 0], x0[:, :, 1] = -1, 1  # black and white, whose bins have one end only
+    x_t, t, target = noisy_pair(model, x0, rng)
+    t[0] = 0  # its term is another formula
+    out = torch.randn(8, 2, 4, 4, generator=rng, requires_grad=True)
+    loss = hybrid_loss(model, out, target, x0, x_t, t)
+    loss.backward()
+    assert out.grad.isfinite().all() and (out.grad[:, 1] != 0).all()
+    alone = out.detach()[:, :1].clone().requires_grad_()
+    simple = hybrid_loss(replace(model, variance="fixed"), alone, target, x0, x_t, t)
+    simple.backward()
+    assert (
+        torch.equal(out.grad[:, :1], alone.grad) and loss > simple
+    )  # L_simple's gradient, no other
+
+
+def test_a_learned_variance_has_a_better_likelihood_than_both_fixed_ones(stripes, tmp_path):
+    """And the bound is told the class: with the wrong one it is worse."""
+    config = replace(TINY, T=50, variance="learned", epochs=20)
+    _, model = train(config, stripes, tmp_path / "unet.pth")
+
+    def bits(model: Model, labels: torch.Tensor) -> float:
+        rng = torch.Generator().manual_seed(0)
+        return bound_likelihood(model, stripes.test_images, labels, rng).bits_per_dimension
+
+    labels = stripes.test_labels
+    learned = bits(model, labels)
+    network = FirstHalf(model.network)
+    assert learned < bits(replace(model, network=network, variance="fixed"), labels) - 0.01
+    assert learned < bits(model, 1 - labels) - 0.1
+
+
+class FirstHalf(torch.nn.Module):
+    """A network that keeps its v to itself."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *arguments, **more):
+        return self.network(*arguments, **more).chunk(2, dim=1)[0]
 
 
 def test_it_learns(tiny):
@@ -158,10 +245,11 @@ def test_resume_ends_at_the_same_weights(study, stripes, tmp_path, monkeypatch):
 
 
 def test_an_older_checkpoint_still_draws(tiny, tmp_path):
-    """It calls the patch size "fold"."""
+    """It calls the patch size "fold", and does not say how the size is halved."""
     training, model = tiny
     saved = torch.load(training.path, weights_only=True)
     saved["config"]["fold"] = saved["config"].pop("patch_size")
+    del saved["config"]["pool"], saved["config"]["variance"]
     torch.save(saved, tmp_path / "old.pth")
     old = load_model(tmp_path / "old.pth", torch.device("cpu"))
     assert old.settings["patch_size"] == 2
@@ -193,9 +281,12 @@ def test_a_run_leaves_what_was_promised(unet_run):
     result = results(folder)
     assert untaught("studies.unet_diffusion", result) == []
     names = {entry["path"] for entry in result["files"]}
-    assert {"samples.png", "guidance.png", "reverse_process.gif"} <= names
+    assert {"samples.png", "guidance.png", "reverse_process.gif", "bound.png"} <= names
+    bits = result["metrics"]["bound per dimension"]
+    assert bits["n"] == 4 and bits["interval"][0] < bits["value"] < bits["interval"][1]
     assert all((folder / name).is_file() for name in names)
-    assert 0 <= result["metrics"]["read as the class asked for"]["value"] <= 1
+    read = result["metrics"]["read as the class asked for"]
+    assert 0 <= read["value"] <= 1 and read["floor"] > 0.5  # so many real images are read correctly
     assert result["metrics"]["coverage"]["floor"] > 0.5
 
 
@@ -219,6 +310,6 @@ def test_mistakes_are_told_in_a_sentence(unet_run, tmp_path):
     assert "between 1 and T = 8" in said(*training, "--T", 8, "--steps", 9)
     assert "divisible by" in said(*training, "--widths", 8, 8, 8, 8)
     assert path.read_bytes() == before  # refused before the training, not after it
-    assert "unet_diffusion train first" in complaint(
+    assert "train first (unet_diffusion" in complaint(
         "studies.unet_diffusion", "--sample-only", "--output-dir", tmp_path
     )

@@ -115,7 +115,7 @@ def small_affine(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     n, _, _, width = images.shape
 
     def uniform(limit: float) -> torch.Tensor:
-        return (torch.rand(n, generator=rng) * 2 - 1) * limit
+        return (torch.rand(n, generator=rng, device=rng.device) * 2 - 1) * limit
 
     angle, scale, shear = uniform(math.radians(12)), 1 + uniform(0.1), uniform(0.15)
     shift_x, shift_y = uniform(1.5) * 2 / width, uniform(1.5) * 2 / width

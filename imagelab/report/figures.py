@@ -13,7 +13,7 @@ import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -275,18 +275,22 @@ def plot_matrix(
     return shown
 
 
-def log_scale(axis) -> None:
-    """A logarithmic y axis with plain numbers at 1, 2 and 5 times the powers of ten: at more where what
-    was drawn reaches over less than one of them, at the powers alone where it reaches over four."""
+def log_scale(axis, direction: Literal["x", "y"] = "y") -> None:
+    """A logarithmic axis with plain numbers at 1, 2 and 5 times the powers of ten.
+
+    They stand at more places if the data reach over less than one power of ten, and at the powers alone
+    if they reach over four or more.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    axis.set_yscale("log")
-    low, high = axis.get_ylim()
+    axis.set(**{f"{direction}scale": "log"})
+    low, high = axis.get_xlim() if direction == "x" else axis.get_ylim()
+    ticks = axis.xaxis if direction == "x" else axis.yaxis
     subs = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 5, 7)
     subs = (1,) if high > 1e4 * low else subs
-    axis.yaxis.set_major_locator(LogLocator(subs=subs))
-    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    ticks.set_major_locator(LogLocator(subs=subs))
+    ticks.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ticks.set_minor_formatter(NullFormatter())
 
 
 def class_histogram(axis, shares: Mapping[str, Sequence[float]], classes: Sequence[str]) -> None:

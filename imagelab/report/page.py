@@ -45,6 +45,8 @@ WORDS = {
     "cnn_classifier": "It reads {value} of the held-out pictures rightly.",
     "segmentation": "What it marks and what is there overlap by {value}.",
     "detection": "Its boxes reach a mean average precision of {value}.",
+    "image_translation": "In streets that it paints from masks, a segmentation network finds the masks "
+    "again with a mean IoU of {value}.",
     "unet_diffusion": "{value} of its pictures are read as the class that was asked for.",
     "inpainting": "With a half drawn anew, {value} keep their class.",
     "diffusion_restoration": "Four times as large, its pictures gain {value} over bicubic.",

@@ -320,6 +320,8 @@ def ask(play: Playground, root: Path, results: dict) -> Panel:
     config, weights = saved["config"], saved["ema"] or saved["model"]["unet"]
     if config["attention"]:
         raise LookupError("unet.js has no attention")
+    if config.get("pool") == "max" or config.get("variance") == "learned":
+        raise LookupError("unet.js has neither max-pooling nor a learned variance")
     schedule = make_schedule(config["schedule"], config["T"])
     times = trailing_steps(config["T"], min(STEPS, config["T"]))
     add_reader(play, root, record, data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -167,16 +167,21 @@ def report_samples(
     evaluator: Evaluator | None,
     data: Dataset,
     training: Training | None = None,
+    rows: Sequence[str] = (),
 ) -> Scores | None:
     """Enter a model's samples into its result: grid, scores, class histogram, nearest neighbours.
 
-    The grid is also shown where `training`, which ends with it, is watched.
+    The grid is also shown where `training`, which ends with it, is watched. `rows` are the names of its
+    rows of ten.
     """
     path = result.add_file("samples.png", "Samples of the trained model, not picked.")
     write_grid(path, samples, training)
+    if rows:
+        named = dict(zip(rows, samples[:GRID].split(10), strict=False))
+        figures.save_figure(figures.plot_rows(named), path)
     real = result.add_file("real.png", "Training images, to compare with.")
-    rows = random_subset(len(data.images), GRID, "real grid").to(data.images.device)
-    write_grid(real, data.images[rows])
+    shown = random_subset(len(data.images), GRID, "real grid").to(data.images.device)
+    write_grid(real, data.images[shown])
     scores = evaluator.scores(samples) if evaluator else None
     if evaluator and scores:
         evaluator.add_to(result, scores)

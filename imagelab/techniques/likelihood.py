@@ -24,6 +24,7 @@ from imagelab.setup.terminal import progress
 from imagelab.techniques.diffusion import Schedule
 
 Variance = Literal["posterior", "beta"]
+FAR = 1e3  # stands for infinity, whose gradients would not be numbers
 OfImages = Callable[
     [torch.Tensor, torch.Tensor], torch.Tensor
 ]  # x_t (B, ...) and t (B,) to (B, ...)
@@ -162,8 +163,8 @@ def discretised_gaussian(x0: torch.Tensor, mean: torch.Tensor, std: torch.Tensor
     reach to −∞ and ∞, so that the 256 probabilities add up to 1.
     """
     level = ((x0 + 1) * 127.5).round()
-    lower = torch.where(level > 0, (level - 0.5) / 127.5 - 1, -math.inf)
-    upper = torch.where(level < 255, (level + 0.5) / 127.5 - 1, math.inf)
+    lower = torch.where(level > 0, (level - 0.5) / 127.5 - 1, -FAR)
+    upper = torch.where(level < 255, (level + 0.5) / 127.5 - 1, FAR)
     a, b = (lower - mean) / std, (upper - mean) / std
     mirrored = a + b > 0  # Φ is accurate far below 0; Φ(b) − Φ(a) = Φ(−a) − Φ(−b)
     a, b = torch.where(mirrored, -b, a), torch.where(mirrored, -a, b)

@@ -5,6 +5,7 @@ Weights of networks come from a file, torch's cache, or a download. The face det
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch import nn
 
 from imagelab.setup.runtime import UserError
 from imagelab.training.checkpoints import check_finite
+
+ImageNetName = Literal["resnet18", "resnet50", "vgg16", "efficientnet_b0"]
 
 
 class Normalised(nn.Module):
@@ -93,21 +96,55 @@ def coco_mask_rcnn(weights: Path | None, device: torch.device) -> tuple[nn.Modul
     return network.eval().requires_grad_(False).to(device), tuple(source.meta["categories"])
 
 
-def imagenet_resnet18(
-    weights: Path | None, device: torch.device, trained_weights: bool = True
+def imagenet_network(
+    name: ImageNetName, weights: Path | None, device: torch.device, trained_weights: bool = True
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """ResNet-18 in eval mode on `device`, for images in [0, 1], and its 1,000 class names.
+    """An ImageNet network in eval mode on `device`, for images in [0, 1], and its 1,000 class names.
 
     Without `trained_weights` its weights are random. Raises UserError as `trained` does.
     """
-    from torchvision.models import ResNet18_Weights, resnet18
+    from torchvision.models import get_model, get_model_weights
 
-    source = ResNet18_Weights.IMAGENET1K_V1
-    network = resnet18()
+    source = get_model_weights(name)["IMAGENET1K_V1"]
+    network = get_model(name)
     if trained_weights:
-        trained(network, "resnet18", source, weights)
+        trained(network, name, source, weights)
     model = Normalised(network, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     return model.eval().requires_grad_(False).to(device), tuple(source.meta["categories"])
+
+
+def imagenet_resnet18(
+    weights: Path | None, device: torch.device, trained_weights: bool = True
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """ResNet-18, as `imagenet_network` gives it."""
+    return imagenet_network("resnet18", weights, device, trained_weights)
+
+
+def remove_last_layer(name: ImageNetName, model: nn.Module) -> int:
+    """Take the last layer out of an ImageNet network: it then ends in features; their number."""
+    path = {"resnet18": "fc", "resnet50": "fc", "vgg16": "classifier.6"}.get(name, "classifier.1")
+    last = model.get_submodule(f"network.{path}")
+    assert isinstance(last, nn.Linear)
+    model.set_submodule(f"network.{path}", nn.Identity())
+    return last.in_features
+
+
+def blocks(name: ImageNetName, model: nn.Module) -> list[nn.Module]:
+    """The blocks of an ImageNet network in order: its stages, each at one resolution or width.
+
+    Five of a ResNet (the first convolution and four stages), six of VGG-16 (five times convolutions and
+    pooling, and the dense layers), nine of EfficientNet-B0.
+    """
+    parts = dict(model.get_submodule("network").named_children())
+    if name in ("resnet18", "resnet50"):
+        stages = [parts[f"layer{k}"] for k in (1, 2, 3, 4)]
+        return [nn.Sequential(parts["conv1"], parts["bn1"]), *stages]
+    layers = list(parts["features"].children())
+    if name == "efficientnet_b0":
+        return layers
+    ends = [k + 1 for k, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+    stages = [nn.Sequential(*layers[a:b]) for a, b in itertools.pairwise([0, *ends])]
+    return [*stages, parts["classifier"]]
 
 
 CocoModel = Literal["faster-rcnn", "retinanet", "ssdlite"]

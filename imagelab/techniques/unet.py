@@ -11,12 +11,15 @@ It follows Ho et al. (2020). What differs:
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from imagelab.setup.runtime import UserError, autocast
+
+Pool = Literal["average", "max"]
 
 
 class PixelNorm(nn.Module):
@@ -111,6 +114,9 @@ class UNet(nn.Module):
     The condition is a class out of `classes` (the number `classes` itself stands for no class), or words
     out of a `vocabulary`, to which the levels with attention attend, or a picture of `beside` channels,
     which is put beside the image's channels. 0 means: not used. UserError where the numbers do not fit.
+
+    `pool` halves the size between two levels: by the average of 2×2 pixels, or by the largest of them.
+    With `outputs` = 2 there are twice as many channels at the end: (B, 2·C, H, W).
     """
 
     def __init__(
@@ -124,6 +130,8 @@ class UNet(nn.Module):
         classes: int = 0,
         vocabulary: int = 0,
         beside: int = 0,
+        pool: Pool = "average",
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         levels = range(len(widths))
@@ -132,6 +140,7 @@ class UNet(nn.Module):
         if any(width % 4 for width in widths):
             raise UserError(f"The widths of a U-Net must be divisible by 4; they are {widths}.")
         self.classes, self.patch_size = classes, patch_size
+        self.halve = F.max_pool2d if pool == "max" else F.avg_pool2d
         self.divisor = patch_size * 2 ** (len(widths) - 1)  # of the images' sides
         embedding = 4 * widths[0]
         self.frequencies = widths[0]
@@ -166,7 +175,7 @@ class UNet(nn.Module):
                 self.grow.append(nn.ConvTranspose2d(now, widths[level - 1], 2, stride=2))
                 now = widths[level - 1]
         self.norm = PixelNorm(now)
-        self.last = nn.Conv2d(now, channels * patch_size**2, 3, padding=1)
+        self.last = nn.Conv2d(now, outputs * channels * patch_size**2, 3, padding=1)
         _zero_init(self.last)
 
     def embed(self, t: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
@@ -201,7 +210,7 @@ class UNet(nn.Module):
             h = self.first(x)
             skips = [h]
             for level, stages in enumerate(self.down):
-                h = F.avg_pool2d(h, 2) if level else h
+                h = self.halve(h, 2) if level else h
                 for stage in stages.children():
                     h = stage(h, e, text)
                     skips.append(h)
