@@ -221,7 +221,7 @@ def plot_steps(clean: np.ndarray, clean_blurred: np.ndarray, steps: list[Step]) 
         rows[0][title] = np.clip(noisy, 0, 1)
         title = f"step {i}, blurred\nPSNR {measured['PSNR (dB) blurred']:.1f} dB"
         rows[1][title] = np.clip(blurred, 0, 1)
-    return figures.plot_side_by_side(rows[0] | rows[1], rows=2, height=2.7)
+    return figures.plot_side_by_side(rows[0] | rows[1], rows=2, height=2.3)
 
 
 def plot_errors(clean: np.ndarray, steps: list[Step]) -> Figure:
@@ -229,14 +229,14 @@ def plot_errors(clean: np.ndarray, steps: list[Step]) -> Figure:
     from matplotlib.colors import PowerNorm
 
     errors = np.abs([[step.noisy - clean, step.blurred - clean] for step in steps])
-    height = 2.3 * clean.shape[0] / clean.shape[1]
-    figure, axes = figures.new_figure(2.1 * len(steps) + 1, 2 * height + 0.6, 2, len(steps))
+    height = 1.6 * clean.shape[0] / clean.shape[1] + 0.5
+    figure, axes = figures.new_figure(1.6 * len(steps) + 1, 2 * height, 2, len(steps))
     scale = PowerNorm(0.5, 0, max(float(errors.max()), 1e-9))  # √ of the distance: small ones show
     for column, pair, step in zip(axes.T, errors, steps, strict=True):
         for axis, error, title in zip(column, pair, (step.label, "blurred"), strict=True):
             shown = axis.imshow(error, cmap="magma", norm=scale)
             axis.set_axis_off()
-            axis.set_title(f"{title}: mean {error.mean():.3f}")
+            axis.set_title(f"{title}\nmean {error.mean():.3f}")
     figure.colorbar(shown, ax=axes, label="distance from the clean picture", shrink=0.9)
     return figure
 

@@ -259,16 +259,15 @@ def report_noise(config: Config, result: Result) -> None:
     pairs, weights = {"original": picture}, tuple(dict.fromkeys((weight, 1.0)))
     for w in weights:
         for name, x in (
-            ("as often written: bytes", add_noise_in_bytes(picture, noise, w)),
-            ("corrected: floats", np.clip(picture + w * noise, 0, 1)),
+            ("as often written:\nbytes", add_noise_in_bytes(picture, noise, w)),
+            ("corrected:\nfloats", np.clip(picture + w * noise, 0, 1)),
         ):
             brighter = round(255 * (x - picture).mean(), 1) + 0.0  # no −0.0
-            title = f"{name}\nweight {w:g}: PSNR {psnr(picture, x):.1f} dB"
-            pairs[f"{title}\nmean grey {brighter:+.1f}"] = x
-    figure = figures.plot_side_by_side(pairs, height=3.4)
+            pairs[f"{name}, weight {w:g}\n{psnr(picture, x):.1f} dB, grey {brighter:+.1f}"] = x
+    figure = figures.plot_side_by_side(pairs, height=2.8)
     caption = (
         "The same noise as unsigned bytes and as floats. In bytes every negative value wraps around and "
-        "becomes nearly white, so the picture grows brighter (mean grey, of 255)."
+        "becomes nearly white, so the picture grows brighter. Above each: PSNR, change of the mean grey."
     )
     result.add_figure("bytes_and_floats.png", figure, caption)
 

@@ -23,10 +23,8 @@ def plot_restored(
     from matplotlib.patches import Rectangle
 
     names, (first, *_) = ["clean", *next(iter(found.values()))], clean.values()
-    height = 1.95 * (1 if side else first.shape[0] / first.shape[1]) + 0.3
-    figure, axes = figures.new_figure(
-        1.85 * len(names), height * len(found), len(found), len(names)
-    )
+    height = 1.45 * (1 if side else first.shape[0] / first.shape[1]) + 0.25
+    figure, axes = figures.new_figure(1.5 * len(names), height * len(found), len(found), len(names))
     for k, (row, (name, restored)) in enumerate(zip(axes, found.items(), strict=True)):
         best = max(restored, key=lambda method: restored[method].psnr)
         for axis, method in zip(row, names, strict=True):
