@@ -259,11 +259,12 @@ def report_noise(config: Config, result: Result) -> None:
     pairs, weights = {"original": picture}, tuple(dict.fromkeys((weight, 1.0)))
     for w in weights:
         for name, x in (
-            (f"as often written: bytes, weight {w:g}", add_noise_in_bytes(picture, noise, w)),
-            (f"corrected: floats, weight {w:g}", np.clip(picture + w * noise, 0, 1)),
+            ("as often written: bytes", add_noise_in_bytes(picture, noise, w)),
+            ("corrected: floats", np.clip(picture + w * noise, 0, 1)),
         ):
-            brighter = 255 * (x - picture).mean()
-            pairs[f"{name}\nPSNR {psnr(picture, x):.1f} dB, mean grey {brighter:+.1f}"] = x
+            brighter = round(255 * (x - picture).mean(), 1) + 0.0  # no −0.0
+            title = f"{name}\nweight {w:g}: PSNR {psnr(picture, x):.1f} dB"
+            pairs[f"{title}\nmean grey {brighter:+.1f}"] = x
     figure = figures.plot_side_by_side(pairs, height=3.4)
     caption = (
         "The same noise as unsigned bytes and as floats. In bytes every negative value wraps around and "

@@ -507,7 +507,7 @@ def epoch_grid(result: Result, epoch: int) -> Path:
 def name_of(training: Training[Denoiser]) -> str:
     """The recipe's title in one line, and the epochs."""
     title = training.model.recipe.title.replace("\n", " ")
-    return f"{title}, epochs: {training.steps_done / training.steps_per_epoch:.3g}"
+    return f"{title}, epochs: {training.epochs_done:.3g}"
 
 
 def plot_errors(trainings: list[Training[Denoiser]], bounds: dict[str, Bound]) -> Figure:
@@ -591,7 +591,7 @@ def report_recipes(
     }
     drawn = {k: sample(m, n, some.data.shape, some.config.seed) for k, m in models.items()}
     scores = {k: evaluator.scores(images) for k, images in drawn.items()} if evaluator else {}
-    epochs = f"{some.steps_done / some.steps_per_epoch:.3g}"
+    epochs = f"{some.epochs_done:.3g}"
     steps = {
         "subtract": "3 convolutions,\nx − ε̂",
         "subtract, DDPM's step": "3 convolutions,\nDDPM's step",

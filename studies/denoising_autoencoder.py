@@ -474,8 +474,8 @@ def lessons(result: Result) -> list[str]:
     )
     if leads := result.measured(*names):
         taught.append(
-            "It was trained on Gaussian noise, and there it is {:+.1f} dB ahead of the best classical "
-            "method. Where a fifth of the values is lost, that is {:+.1f} dB: a method must suit the "
+            "Compared with the best classical method, it reaches {:+.1f} dB on Gaussian noise, which it "
+            "was trained on, and {:+.1f} dB where a fifth of the values is lost. A method must suit the "
             "noise.".format(*leads)
         )
     return taught

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -486,11 +487,11 @@ def evaluate_digits(
     classifier = partial(trained_classifier, digits, config.output_dir, config.seed, config.quick)
     reads_a = classifier()
     reads_b = classifier("cnn_ink", lambda images, _rng: to_ink(images))
-    to_a = set_b.test_images, set_a.test_images, "to_a", "to_b", reads_a
-    to_b = set_a.test_images, set_b.test_images, "to_b", "to_a", reads_b
+    a, b = set_a.test_images, set_b.test_images
+    b_to_a, a_to_b = ("B to A", b, a, "to_a", reads_a), ("A to B", a, b, "to_b", reads_b)
     n = len(set_a.test_images)
-    for x, truth, way, back, reader in (to_a, to_b):
-        made = {name: translate(nets[way], signed(x)) for name, nets in networks.items()}
+    for way, x, truth, key, reader in (b_to_a, a_to_b):
+        made = {name: translate(nets[key], signed(x)) for name, nets in networks.items()}
         made, scores = {"untranslated": x} | made | {"true translation": truth}, {}
         for name, images in made.items():
             kept = accuracy(reader, images, set_a.test_labels)
@@ -501,17 +502,18 @@ def evaluate_digits(
             }  # fmt: skip
         add_scores(result, f"digits, {way}", scores, n)
         for name, nets in networks.items():
+            back = "to_b" if key == "to_a" else "to_a"
             error = l1(translate(nets[back], signed(made[name])), x)
             result.add_metric(f"digits, {way}, {name}: L1, there and back", error, n)
-        caption = f"Held-out digits, {way}, beside the true translation."
-        result.add_figure(f"digits_{way}.png", plot_rows(made), caption)
+        caption = f"Held-out digits, translated from {way}, above the true translation."
+        result.add_figure(f"digits_{key}.png", plot_rows(made), caption)
 
 
 def plot_losses(trainings: dict[str, Training], shared: str) -> Figure:
     """The loss `shared` of a method's trainings, and the game of the last one."""
     figure, axes = figures.new_figure(9, 3.2, columns=2)
     lines = {k: (t, shared) for k, t in trainings.items() if shared in t.history}
-    samples.plot_logged(axes[0, 0], lines, f"{shared} loss")
+    samples.plot_logged(axes[0, 0], lines, "L1" if shared == "l1" else "cycle loss")
     last = list(trainings.values())[-1]
     game = {"discriminator": (last, "d_loss"), "generator": (last, "g_loss")}
     samples.plot_logged(axes[0, 1], game, f"adversarial losses, {last.label}", first_colour=2)
@@ -535,14 +537,14 @@ def lessons(result: Result) -> list[str]:
     ways = ("untranslated: L1 to the truth", "CycleGAN: L1 to the truth", "CycleGAN: class kept",
             "GAN alone: class kept", "CycleGAN: rows down", "CycleGAN: columns right",
             "CycleGAN: L1 to the truth moved so")  # fmt: skip
-    if found := result.measured(*(f"digits, to_b, {way}" for way in ways)):
+    if found := result.measured(*(f"digits, A to B, {way}" for way in ways)):
         before, after, kept, alone, down, right, moved = found
         taught.append(
             f"From A to B, CycleGAN comes within {after:.2f} of the true translation without one pair "
             f"(untranslated: {before:.2f}). {kept:.1%} keep their class; with the discriminators alone "
-            f"{alone:.1%}. What it draws is moved by {down:.0f} rows down and {right:.0f} columns to "
-            f"the right: the way back undoes that, and the cycle loss cannot see it. Moved likewise, "
-            f"the truth is {moved:.2f} away."
+            f"{alone:.1%}. What it draws is moved as a whole by {math.hypot(down, right):.1f} pixels: "
+            f"the way back undoes that, and the cycle loss cannot see it. Moved likewise, the truth is "
+            f"{moved:.2f} away."
         )
     return taught
 

@@ -38,7 +38,8 @@ def plot_restored(
                 box = Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, clip_on=False)
                 box.set(linewidth=4, edgecolor=figures.PALETTE[1])
                 axis.add_patch(box)
-    figures.name_rows(axes, list(found))
+    names = [name.replace(" = ", "\u00a0=\u00a0") for name in found]  # on one line
+    figures.name_rows(axes, names)
     return figure
 
 
