@@ -4,7 +4,7 @@ One pass of a small convolutional network divides a picture into a grid of cells
 cell predicts whether the centre of an object lies in it, the object's box, and its class. Several cells
 often find the same object. Of boxes that overlap, non-maximum suppression keeps the best one.
 
-    python -m studies.detection                            # drawn streets, two minutes
+    python -m studies.detection                            # drawn streets, three minutes
     python -m studies.detection --dataset digit-scenes     # digits over photographs, nine minutes
     python -m studies.detection --dataset folder:FOLDER    # your own pictures and boxes (see --help)
     python -m studies.detection predict --source photo.jpg --output found.png

@@ -53,9 +53,12 @@ def write_text(
 
 
 def outline_boxes(
-    axis, boxes: torch.Tensor, texts: Sequence[str], colour: str, dashed: bool = False
+    axis, boxes: torch.Tensor, texts: Sequence[str] | np.ndarray, colour: str, dashed: bool = False
 ) -> None:
-    """Boxes (n, 4) x1 y1 x2 y2 as outlines on an axis that shows a picture, each with its text above."""
+    """Boxes (n, 4) x1 y1 x2 y2 as outlines on an axis that shows a picture, each with its text above.
+
+    Without `texts` there are outlines alone.
+    """
     from matplotlib.patches import Rectangle
 
     for k, (left, top, right, bottom) in enumerate(boxes.tolist()):
