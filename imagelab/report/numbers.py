@@ -39,7 +39,7 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     middle = share + z**2 / (2 * n)
     reach = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     low, high = (edge / (1 + z**2 / n) for edge in (middle - reach, middle + reach))
-    return max(low, 0.0), min(high, 1.0)
+    return (low if share > 0 else 0.0), (high if share < 1 else 1.0)  # exactly, without rounding
 
 
 def share_cell(share: float, n: int) -> float | str:
