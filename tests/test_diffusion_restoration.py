@@ -72,7 +72,7 @@ def test_a_run_leaves_what_was_promised(quick):
 
 def test_without_a_network_one_sentence(tmp_path):
     sentence = complaint("studies.diffusion_restoration", "--output-dir", tmp_path)
-    assert "unet_diffusion train first" in sentence
+    assert "train first (unet_diffusion" in sentence
 
 
 def test_an_enlarger_of_another_factor_is_refused(quick):

@@ -193,7 +193,9 @@ def test_mistakes_are_told_in_a_sentence(unet_run, tmp_path):
     assert "hides all" in said(*own, tmp_path / "all.png")
     assert "hides nothing" in said(*own, tmp_path / "one.png")
     assert "must end in" in said("--image", "none.png", "--output", tmp_path / "o.txt")
-    assert "unet_diffusion train first" in complaint("studies.inpainting", "--output-dir", tmp_path)
+    assert "train first (unet_diffusion" in complaint(
+        "studies.inpainting", "--output-dir", tmp_path
+    )
 
 
 def test_neither_picture_nor_hole_is_written_over(tmp_path):
