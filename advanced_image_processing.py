@@ -73,7 +73,7 @@ DEMOS: dict[str, Demo] = {
 
 
 STUDIES: dict[str, Demo] = {
-    "adversarial_training": Demo("study_images/adversarial_training", 115, 25, "PGD: PGD-40"),
+    "adversarial_training": Demo("study_images/adversarial_training", 185, 25, "PGD: PGD-40"),
     "vae": Demo("study_images/vae", 40, 15, "Fréchet distance"),
     "dcgan": Demo("study_images/dcgan", 180, 20, "Fréchet distance"),
     "model_comparison": Demo("study_images/model_comparison", 900, 45, "DCGAN: Fréchet distance"),
@@ -87,7 +87,7 @@ STUDIES: dict[str, Demo] = {
     "image_translation": Demo(
         "study_images/image_translation", 240, 25, "streets, Pix2Pix: mean IoU"
     ),
-    "unet_diffusion": Demo("study_images/unet_diffusion", 830, 20, "read as the class asked for"),
+    "unet_diffusion": Demo("study_images/unet_diffusion", 920, 20, "read as the class asked for"),
     "diffusion_curves": Demo("study_images/diffusion_curves", 1600, 20, "dpm-solver in"),
     "inpainting": Demo("study_images/inpainting", 600, 10, "half: class kept by diffusion"),
     "diffusion_restoration": Demo(

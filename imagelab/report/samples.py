@@ -257,11 +257,13 @@ def add_trajectory(
         )
     result.add_figure("reverse_process.png", figure, caption)
     if forward:
-        frames = [both_processes(*states) for states in zip(forward, reverse, strict=True)]
+        pairs = list(zip(forward, reverse, strict=True))
+        pairs = [*pairs[:-1:2], pairs[-1]]  # every second one: noise makes large files
+        frames = [both_processes(*states) for states in pairs]
     else:
         frames = [figures.grid(images, columns=n, scale=3) for _, images in reverse]
-    caption = "The same, step by step" + (": forward beside reverse." if forward else ".")
-    write_gif(result.add_file("reverse_process.gif", caption), frames, seconds_per_frame=0.12)
+    caption = "The same as an animation" + (": forward beside reverse." if forward else ".")
+    write_gif(result.add_file("reverse_process.gif", caption), frames, seconds_per_frame=0.2)
 
 
 def both_processes(
