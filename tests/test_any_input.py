@@ -218,11 +218,8 @@ def test_any_picture_is_attacked_or_refused(victim, judged, monkeypatch):
         path.write_bytes(file[0])
         result = start_result("fgsm", "", "", config, fgsm.PICTURES, torch.device("cpu"), data)
         with one_sentence():
-            fgsm.noise_half(config, result)
-            if victim == "cnn":
-                fgsm.attack_own_digit(config, data, result)
-            else:
-                fgsm.attack_own_photo(config, torch.device("cpu"), result)
+            fgsm.report_noise(config, result)
+            fgsm.report_own_picture(config, data, path, result)
             outcomes.append("your picture: smallest ε that fools" in result.metrics)
 
     attack()
@@ -412,4 +409,7 @@ def test_any_settings_are_taken_or_refused(kind: type[Settings], data):
     values = {name: data.draw(values_of(hints[name]), label=name) for name in sorted(names)}
     with one_sentence():
         config = kind(**values)
+        if values.get("checkpoint") is not None:
+            assert config.sample_only  # which --checkpoint means
+            names.discard("sample_only")
         assert all(getattr(config, name) is values[name] for name in names)

@@ -484,7 +484,7 @@ def test_camvid_frames_have_boxes_in_the_scaled_picture(tmp_path):
     assert data.boxes[0].tolist() == data.test_boxes[0].tolist() == [[60, 50, 120, 100]]
     assert data.labels[0].tolist() == [data.classes.index("car")]
     assert (data.images[0, :, 52:98, 62:118] > 240).all()
-    with pytest.raises(UserError, match="CamVid is not whole"):
+    with pytest.raises(UserError, match="CamVid is incomplete"):
         load_boxed("camvid", 0, 0, 240, tmp_path / "nowhere")
 
 

@@ -106,7 +106,7 @@ AFTERWARDS = {
     "studies.unet_diffusion": [("--sample-only", "--labels", "7")],
 }
 FROM_THE_UNET = ("diffusion_curves", "inpainting", "diffusion_restoration")
-IN_EVERY_SUITE = ("mlp_diffusion", "studies.detection", "studies.segmentation")
+IN_EVERY_SUITE = ("studies.segmentation",)
 STEPS = 20  # fewer than any quick training has
 # Pictures have boxes of different numbers, in lists: each step asks which of them are in the picture.
 WAITS_AT_EVERY_STEP = {"studies.detection"}
