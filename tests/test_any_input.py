@@ -212,7 +212,7 @@ def test_any_picture_is_attacked_or_refused(victim, judged, monkeypatch):
     path.touch()
     config = fgsm.Config(image=path, quick=True, output_dir=judged, victim=victim)
 
-    @settings(STEADY, max_examples=12)
+    @settings(STEADY, max_examples=20)
     @given(file=picture_files(damage=False))
     def attack(file) -> None:
         path.write_bytes(file[0])
