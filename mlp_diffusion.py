@@ -6,11 +6,11 @@ betas (1e-4 to 0.02), and an MLP 784 → 512 → 256 → 784 predicts the noise.
 
 1. **End in noise.** After 50 steps with these betas ᾱ_T is 0.60, so x_T still shows the digit. But
    sampling starts from pure noise, which the network has never seen. Betas × 1000/T make ᾱ_T 8e-6.
-2. **Let the noise pass.** Noise has 784 independent directions. 256 units can express 256 of them, so at
-   least 67 % of the noise cannot be predicted. A digit needs far fewer directions. So the network
+2. **Keep the noise out of the narrow layer.** Noise has 784 independent directions. 256 units express
+   256 of them, so at least 67 % of the noise cannot be predicted. A digit needs far fewer. So the network
    predicts the clean image x̂₀, and the noise follows from it: ε̂ = (x_t − √ᾱ_t·x̂₀)/√(1 − ᾱ_t).
-3. **Train where the digit is decided.** An even loss on ε̂ is a loss on x̂₀ with the weight SNR_t, nearly
-   all of it on nearly clean images. The weight 1 − ᾱ_t falls on noisy ones.
+3. **Train where the digit is decided,** which is in much noise. The squared error of ε̂ is that of x̂₀
+   times SNR_t, nearly all of it on nearly clean images. The weight 1 − ᾱ_t is largest on noisy ones.
 
 Look at `recipes.png` and `subtraction.png` (with --compare), `errors.png`, `bound.png`.
 
@@ -60,7 +60,8 @@ PICTURES, MODELS = "diffusion_samples", "diffusion_models"
 def noise_schedule(T: int, beta_start: float, beta_end: float, rescaled: bool) -> Schedule:
     """β_t on a line from `beta_start` to `beta_end`, for t = 0 … T − 1; `rescaled`: times 1000/T.
 
-    A Schedule (imagelab/techniques/diffusion.py) holds tables over t, (T,) each:
+    `Schedule(beta)` (imagelab/techniques/diffusion.py) computes tables over t, (T,) each. Their index t
+    counts from 0: it belongs to the state after t + 1 steps of noise.
 
         beta_t         the variance of the noise that step t adds
         alpha_bar_t    ᾱ_t = (1 − β_0)·(1 − β_1) ⋯ (1 − β_t); before the first step ᾱ is 1
@@ -90,11 +91,12 @@ class Recipe:
     subtracts: bool = False
     """Whether each step of sampling is x − ε̂, which is a mistake; if not, it is DDPM's step."""
     weight: Literal["snr", "min-snr", "noise-variance"] = "noise-variance"
-    """The weight of the squared error of x̂₀ in the loss, see `weight_on_x0`."""
+    """The weight of the squared error of x̂₀ in the loss, see `weight_on_x0`. "snr" is what the unweighted
+    loss on ε̂ amounts to: it serves only the plot."""
 
 
-# The corrections are added in turn. With the first one the learning rate also rises and falls. With the
-# second one come min-SNR weights, a tanh and dimmer images. Only the third one is alone.
+# Each recipe adds a correction. But 1 also changes the learning rate, and 2 also adds min-SNR weights, a
+# tanh and dimmer images. Only 3 changes one thing alone.
 RECIPES: dict[str, Recipe] = {
     "subtract": Recipe(
         "as often written:\n3 convolutions, x − ε̂",
@@ -286,8 +288,8 @@ class Config(SamplingSettings):
     batch_size: Annotated[int, Limits(2)] = 512
     """Images per step, each at its own random t."""
     lr: Rate = 2e-3
-    """Adam's learning rate. Uncorrected recipes keep it. In the others it rises to twice as much over the
-    first twentieth of the training, and falls to 0 over the last two thirds."""
+    """Adam's learning rate. literal and subtract keep it. In the others it rises to twice as much over
+    the first twentieth of the training, and falls to 0 over the last two thirds."""
     T: Annotated[int, Limits(21, 10_000)] = 50
     """Steps of the diffusion process."""
     beta_start: Annotated[float, Limits(1e-8, 0.5)] = 1e-4
@@ -322,7 +324,7 @@ def train(
         ema="denoiser", ema_decay=config.ema_decay,
         may_change_on_resume=("compare", "compare_epochs"), label=f"DDPM, {config.recipe}",
     )  # fmt: skip
-    # The report's playground samples too. Besides the weights it needs these.
+    # The playground in the report also draws samples. Besides the weights it needs these.
     training.extra = {
         "alpha_bar": model.schedule.alpha_bar,
         "predicts_x0": torch.tensor(model.recipe.predicts_x0),
@@ -381,6 +383,7 @@ def reverse_process(
         if model.recipe.subtracts:
             x = x - eps
         else:
+            # x is the state after t + 1 steps of noise, and becomes the one after t.
             x, variance = model.schedule.posterior(model.in_range(x0), x, t)
             if t > 0:
                 x = x + math.sqrt(variance) * torch.randn(x.shape, generator=rng).to(x.device)
@@ -425,8 +428,8 @@ def bound_of(
 def fitted_variances(model: Denoiser, images: torch.Tensor, seed: int) -> torch.Tensor:
     """The variances (T,) that give these images the best bound (Bao et al. 2022).
 
-    β̃_t would be best if x̂₀ were right. The squared error of the step's mean comes on top, which is
-    2·β̃_t·L_t/D. In the last step, t = 0, the mean is x̂₀ itself.
+    The best variance is β̃_t plus the mean squared error of the step's mean: β̃_t·(1 + 2·L_t/D). In the
+    last step, t = 0, the mean is x̂₀ itself.
     """
     schedule, bound = model.schedule, bound_of(model, images, seed)
     variances = step_variances(schedule, "posterior") * (1 + 2 * bound.terms / bound.dimensions)

@@ -105,14 +105,16 @@ class SegmentationUNet(nn.Module):
 
 def pad_to_multiple(x: torch.Tensor, n: int) -> torch.Tensor:
     """Pictures (B, C, H, W) with repeated last rows and columns, so that n divides both sides."""
+    # −side % n is what is missing to the next multiple of n. F.pad takes the width first.
     return F.pad(x, (0, -x.shape[3] % n, 0, -x.shape[2] % n), mode="replicate")
 
 
 class PlainUNet(nn.Module):
     """The U-Net of many tutorials: grey pictures, one class, one convolution a level.
 
-    Pictures (B, 3, H, W) in [0, 1], of any size, to logits (B, 2, H, W) of "other" and the class. These
-    are 0 and z. Their softmax is sigmoid(z), so that their cross-entropy is the binary cross-entropy.
+    Pictures (B, 3, H, W) in [0, 1], of any size, to logits (B, 2, H, W). The network computes one number
+    z per pixel. The logits are 0 for "other" and z for the class. Their softmax is sigmoid(z), and their
+    cross-entropy is the binary cross-entropy.
     """
 
     def __init__(self) -> None:
@@ -182,10 +184,11 @@ def segmentation_loss(
     loss = torch.zeros((), device=logits.device)
     known = target != IGNORE
     if kind != "dice":
+        # The weighted mean, as reduction="mean", but 0 and not NaN where no pixel is known.
         weights = logits.new_ones(logits.shape[1]) if weights is None else weights
         of_pixels = weights[target.where(known, 0)] * known
         total = F.cross_entropy(logits, target, weights, ignore_index=IGNORE, reduction="sum")
-        loss = loss + total / of_pixels.sum().clamp(min=1e-12)  # 0 where no pixel is known
+        loss = loss + total / of_pixels.sum().clamp(min=1e-12)
     if kind != "cross-entropy":
         loss = loss + dice_loss(logits, target)
     return loss
@@ -209,14 +212,17 @@ def warp(
     Returns the pictures, and the masks as int64.
     """
     n, _, height, width = images.shape
-    step, ratio = 1 / scale, width / height  # pixels of the original from one pixel to the next
+    # theta maps a position in the new picture to one in the old, both from −1 to 1. `step`: how far it
+    # is in the old picture from one pixel to the next. `ratio`: x and y have different units.
+    step, ratio = 1 / scale, width / height
     cos, sin = angle.cos() * step, angle.sin() * step
     rows = [cos * flip, -sin / ratio, shift[:, 0],
             sin * ratio * flip, cos, shift[:, 1]]  # fmt: skip
     theta = torch.stack(rows, dim=1).reshape(n, 2, 3)
     grid = F.affine_grid(theta, [n, 3, height, width], align_corners=False)
     x = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-    # grid_sample fills in 0 from outside. So IGNORE (255) goes through as 0, and each class as class + 1.
+    # Outside, grid_sample gives 0. So 0 must mean IGNORE: add 1 modulo 256 (255 becomes 0), sample, and
+    # subtract 1.
     y = F.grid_sample((masks[:, None].float() + 1) % 256, grid, mode="nearest", align_corners=False)
     return x.clamp(0, 1), (y[:, 0].long() - 1) % 256
 
@@ -260,8 +266,8 @@ class Config(ExportSettings, ResumableSettings):
     dataset: str = "scenes"
     """scenes (drawn, embedded), camvid or cityscapes (files placed under --data-dir), or
     folder:IMAGES:MASKS for your own. A mask has the name of its picture. It holds the class of each
-    pixel: 0, 1, 2, ..., or 255 for no class. Where all masks hold only 0 and 255, 255 is the object.
-    Every tenth picture is held out."""
+    pixel: 0, 1, 2, ...; 255 means no class. Exception: if all masks hold only 0 and 255, then 255 is
+    the object. Every tenth picture is held out."""
     classes: tuple[str, ...] = ()
     """Learn only these classes, such as road. All pixels of other classes become 'other'."""
     network: Literal["unet", "plain"] = "unet"
@@ -280,10 +286,10 @@ class Config(ExportSettings, ResumableSettings):
     test_scenes: Count = TEST_SCENES
     """Scenes to draw for the measurement."""
     pretrained: bool = False
-    """Start from the network that was trained on the drawn scenes. Only its last layer is new."""
+    """Start from the network of an earlier run on the drawn scenes. Only its last layer is new."""
     widths: tuple[Count, ...] = (32, 64, 128, 256)
-    """Channels of each level, from the top. The top level has 1/patch_size of the picture's size, and
-    each next level half the size of the one before."""
+    """Channels of each level, from the top. The top level is patch_size times smaller than the
+    picture in height and width, each next level half as high and wide as the one before."""
     patch_size: Count = 2
     """The network works on squares with this many pixels a side, not on single pixels. Larger is
     faster."""
@@ -404,6 +410,7 @@ def predict_strips(
     logits = model(unit(x))  # (1, classes, height, width)
     for top in range(0, picture.shape[0], strip):
         rows = slice(top, min(top + strip, picture.shape[0]))
+        # Where the centre of each row lies in the small logits: between their rows above and below.
         y = torch.arange(rows.start, rows.stop, device=x.device) + 0.5
         y = (y * height / picture.shape[0] - 0.5).clamp(min=0)
         above = y.long().clamp(max=height - 1)

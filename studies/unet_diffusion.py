@@ -64,6 +64,7 @@ def noisy_pair(
 
     Each image has its own random t. x_t = √ᾱ_t·x₀ + √(1 − ᾱ_t)·ε. The target is ε, x₀ or v, as
     `model.prediction` says. `model.schedule.alpha_bar[t]` is ᾱ_t and `.snr[t]` is ᾱ_t/(1 − ᾱ_t), float64.
+    t counts from 0 in code: x_t here is x_{t+1} of the papers.
     """
     t = torch.randint(0, len(model.schedule), (len(x0),), generator=rng, device=x0.device)
     eps = torch.randn(x0.shape, generator=rng, device=x0.device)
@@ -111,7 +112,7 @@ def vlb_terms(
 ) -> torch.Tensor:
     """The term of the variational bound that belongs to each t (B,), in bits per dimension, (B,).
 
-    L_t = KL(q(x_{t−1}|x_t, x₀) ‖ N(μ̃(x_t, x̂₀), Σ)); at t = 0 it is −log p(x₀|x_1) of the grey levels.
+    L_t = KL(q(x_{t−1}|x_t, x₀) ‖ N(μ̃(x_t, x̂₀), Σ)). At t = 0 it is −log p of the grey levels of x₀.
     Images and `log_var` = log Σ are (B, ...). imagelab/techniques/likelihood.py has the whole bound.
     """
     beta, alpha_bar, before, beta_tilde = (
@@ -142,10 +143,10 @@ def hybrid_loss(
     x_t: torch.Tensor,
     t: torch.Tensor,
 ) -> torch.Tensor:
-    """L_simple, the squared error; with a learned variance L_simple + 0.001·L_vlb (their eq. 16).
+    """L_simple, the squared error; with a learned variance L_simple + 0.001·L_vlb.
 
-    L_vlb is the sum of all terms of the bound; T times the mean at random t estimates it. It trains v
-    alone: the estimate of the mean is detached there.
+    (Nichol and Dhariwal 2021, eq. 16.) L_vlb is the sum of all terms of the bound; T times the mean at
+    random t estimates it. It trains the variance alone: the estimate of the image is detached.
     """
     out, v = model.split(out)
     simple = F.mse_loss(out, target)
@@ -191,7 +192,7 @@ class Model:
 
         `guidance` and `rescale` are the scale and the rescale of `guided`.
         """
-        no_class = torch.full_like(labels, self.network.classes)
+        no_class = torch.full_like(labels, self.network.classes)  # the label after the last class
         if guidance == 0:  # one estimate is enough: half the work
             labels, guidance = no_class, 1
         return self.estimator({"label": labels}, {"label": no_class}, guidance, rescale)
@@ -203,7 +204,7 @@ class Model:
         guidance: float = 1,
         rescale: float = 0,
     ) -> Estimate:
-        """The same for any condition: a function of x_t and t that estimates x̂₀, clipped to [-1, 1].
+        """Like `class_estimator`, for any condition: a function of x_t and t to x̂₀, clipped to [-1, 1].
 
         `cond` holds further arguments of UNet.forward by name. `uncond` holds the same arguments with the
         condition left out. Where it is given and `guidance` is not 1, the network makes both estimates in
@@ -325,6 +326,7 @@ def batch_images(
 
 def averaged_model(training: Training[UNet]) -> Model:
     """The model with the averaged weights of a training, to sample from."""
+    # training.model is the averaged copy, not the network that trains.
     config, network = training.config, training.model.eval()
     schedule = diffusion.make_schedule(config.schedule, config.T)
     variance = vars(config).get("variance", "fixed")
@@ -369,7 +371,8 @@ def train(
         training.load()
     rng = training.rng
     no_class = network.classes  # the classes are 0 … classes − 1, and "no class" is one more
-    rows = distributed.own_rows(min(config.batch_size, len(data.images)))  # all, without torchrun
+    # The rows of each batch that this process computes: all of them without torchrun.
+    rows = distributed.own_rows(min(config.batch_size, len(data.images)))
     ddp_network = distributed.replicated(network)  # the network itself, without torchrun
     with training:
         for epoch in training.epochs():
@@ -413,6 +416,7 @@ def bound_likelihood(
 
     variance = learned if model.variance == "learned" else "posterior"
     x0 = signed(images)
+    # One portion: the labels belong to these rows.
     return likelihood.variational_bound(predict_x0, schedule, x0, rng, variance, portion=len(x0))
 
 
