@@ -336,12 +336,8 @@ def report_attacks(config: Config, data: Dataset, target: int | None, result: Re
 
 def report_own_picture(config: Config, data: Dataset, path: Path, result: Result) -> None:
     """Attack --image as it is read: a photograph for a ResNet-18, else a digit, centred like the data."""
-    device, target, classes, epsilons = (
-        data.images.device,
-        config.targeted,
-        data.classes,
-        EPSILONS[1:],
-    )
+    device, target = data.images.device, config.targeted
+    classes, epsilons = data.classes, EPSILONS[1:]
     if config.victim == "resnet18":
         model, classes = imagenet_resnet18(config.weights, device)
         image, epsilons = read_photo(path, 224, 224), PHOTO_EPSILONS

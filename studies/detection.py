@@ -95,7 +95,7 @@ def resnet18_backbone(weights: Path | None = None) -> nn.Module:
         source = ResNet18_Weights.IMAGENET1K_V1
         pretrained.trained(network, "ResNet-18", source, weights, option="--pretrained")
     features = nn.Sequential(*list(network.children())[:7])  # the next one halves the size again
-    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet's pictures in [0, 1]
+    mean, std = pretrained.IMAGENET_MEAN, pretrained.IMAGENET_STD
     return pretrained.Normalised(features, [2 * m - 1 for m in mean], [2 * s for s in std])
 
 

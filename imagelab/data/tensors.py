@@ -132,14 +132,16 @@ def mirrored(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     return torch.where(turned, images.flip(3), images)
 
 
-def batch_indices(n: int, batch_size: int, seed: int, epoch: int) -> list[torch.Tensor]:
-    """The batches of one epoch: slices of a permutation drawn from (seed, epoch) alone.
+def batch_indices(
+    n: int, batch_size: int, seed: int, epoch: int, device: torch.device | str = "cpu"
+) -> list[torch.Tensor]:
+    """The batches of one epoch, on `device`: slices of a permutation drawn from (seed, epoch) alone.
 
     The incomplete last batch is dropped unless it is the only one.
     """
     order = torch.randperm(n, generator=generator(seed, f"order of epoch {epoch}"))
     full = max(n // batch_size, 1) * batch_size
-    return list(order[:full].split(batch_size))
+    return list(order[:full].to(device).split(batch_size))
 
 
 def shuffled(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -191,9 +191,8 @@ def kernel_distance(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
     distance = distance.to(x.device)
     distance.update(y, real=True)
     distance.update(x, real=False)
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # torchmetrics draws the subsets from the global generator
+    # torchmetrics draws the subsets from the CPU's global generator.
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         mean, spread = distance.compute()
     return mean.item(), spread.item()

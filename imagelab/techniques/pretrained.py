@@ -19,6 +19,11 @@ from imagelab.setup.runtime import UserError
 from imagelab.training.checkpoints import check_finite
 
 ImageNetName = Literal["resnet18", "resnet50", "vgg16", "efficientnet_b0"]
+CocoModel = Literal["faster-rcnn", "retinanet", "ssdlite"]
+# A picture (H, W, 3) uint8 to boxes (n, 4) x1 y1 x2 y2 in pixels, labels (n,), and perhaps scores (n,).
+Finder = Callable[[np.ndarray], dict[str, torch.Tensor]]
+# Of ImageNet's pictures in [0, 1], red, green and blue.
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 class Normalised(nn.Module):
@@ -71,7 +76,7 @@ def voc_segmentation(
     network = build(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
     network = trained(network, name, source, weights)
     network.register_module("aux_classifier", None)  # it helps in training only
-    model = Normalised(Logits(network), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    model = Normalised(Logits(network), IMAGENET_MEAN, IMAGENET_STD)
     return model.eval().requires_grad_(False).to(device), tuple(source.meta["categories"])
 
 
@@ -88,12 +93,15 @@ def coco_mask_rcnn(weights: Path | None, device: torch.device) -> tuple[nn.Modul
     network = trained(
         maskrcnn_resnet50_fpn(weights=None, weights_backbone=None), "maskrcnn", source, weights
     )
-    for (
-        module
-    ) in network.modules():  # torchvision trained with frozen batch statistics, without eps
+    without_eps(network)
+    return network.eval().requires_grad_(False).to(device), tuple(source.meta["categories"])
+
+
+def without_eps(network: nn.Module) -> None:
+    """Batch statistics without eps, as torchvision froze them while it trained its detectors."""
+    for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = 0.0
-    return network.eval().requires_grad_(False).to(device), tuple(source.meta["categories"])
 
 
 def imagenet_network(
@@ -109,7 +117,7 @@ def imagenet_network(
     network = get_model(name)
     if trained_weights:
         trained(network, name, source, weights)
-    model = Normalised(network, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    model = Normalised(network, IMAGENET_MEAN, IMAGENET_STD)
     return model.eval().requires_grad_(False).to(device), tuple(source.meta["categories"])
 
 
@@ -147,13 +155,6 @@ def blocks(name: ImageNetName, model: nn.Module) -> list[nn.Module]:
     return [*stages, parts["classifier"]]
 
 
-CocoModel = Literal["faster-rcnn", "retinanet", "ssdlite"]
-
-
-# A picture (H, W, 3) uint8 to boxes (n, 4) x1 y1 x2 y2 in pixels, labels (n,), and perhaps scores (n,).
-Finder = Callable[[np.ndarray], dict[str, torch.Tensor]]
-
-
 def coco_detector(
     name: CocoModel, weights: Path | None, device: torch.device
 ) -> tuple[Finder, tuple[str, ...]]:
@@ -179,10 +180,8 @@ def coco_detector(
         ),
     }[name]
     network = trained(build(weights=None, weights_backbone=None), name, source, weights)
-    if name != "ssdlite":  # torchvision trained these two with frozen batch statistics, without eps
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eps = 0.0
+    if name != "ssdlite":
+        without_eps(network)
     network.eval().requires_grad_(False).to(device)
 
     def find(picture: np.ndarray) -> dict[str, torch.Tensor]:

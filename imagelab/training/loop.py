@@ -314,10 +314,9 @@ class Training(Generic[Network]):
     def batches(self) -> Iterator[torch.Tensor]:
         """Index tensors of the batches still to do in this epoch, or in this part of it."""
         seed, n = self.config.seed, len(self.data.images)
-        order = batch_indices(n, self.config.batch_size, seed, self.epoch + 1)
-        sizes = [len(indices) for indices in order]
-        on_device = torch.cat(order).to(self.data.images.device).split(sizes)  # one copy an epoch
-        for indices in on_device[self.step :]:
+        device = self.data.images.device
+        order = batch_indices(n, self.config.batch_size, seed, self.epoch + 1, device)
+        for indices in order[self.step :]:
             self.step += 1
             yield indices
             self._update_average()
@@ -354,9 +353,7 @@ class Training(Generic[Network]):
         parts = self.history.get(name)
         if not parts:
             return torch.zeros(0)
-        on_cpu = [
-            part for part in parts if part.device.type == "cpu"
-        ]  # those of a loaded checkpoint
+        on_cpu = [part for part in parts if part.device.type == "cpu"]  # of a loaded checkpoint
         new = parts[len(on_cpu) :]  # one copy for all of them
         return torch.cat([*on_cpu, *([torch.cat(new).cpu()] if new else [])]).float()
 
