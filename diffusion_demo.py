@@ -274,8 +274,8 @@ def report_restored(
         f"{NOISES[kind].name} noise under {len(by) - 1} classical methods and a trained network "
         "(learned). Each is told how strong the noise is; so the Gaussian blur has another width in each "
         "row. Below each: its PSNR, the highest of the row framed. Noise clipped at black and white "
-        "makes dark areas lighter, and bright ones darker; the classical methods keep that. The network was "
-        "trained on other photographs, with Gaussian noise only."
+        "makes dark areas lighter, and bright ones darker; the classical methods keep that. The network "
+        "was trained on other photographs, with Gaussian noise only."
     )
     figure = plot_restored(found, dict.fromkeys(found, clean))
     result.add_figure("compared.png", figure, caption)
