@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from torch.utils import backend_registration
 
 from imagelab.setup import runtime
 from imagelab.setup.runtime import UserError, explain, pick_device
+from imagelab.techniques.pretrained import trained
 from imagelab.training.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -243,7 +245,7 @@ def test_a_device_that_is_named_and_cannot_compute_is_refused():
         MemoryError(),
     ],
 )
-def test_no_memory_is_never_a_damaged_checkpoint(error, tmp_path, monkeypatch):
+def test_no_memory_is_never_a_damaged_checkpoint_or_weights_file(error, tmp_path, monkeypatch):
     sentence, status = explain(error)
     assert sentence.startswith("Out of memory") and status == 2
     path = tmp_path / "a.pth"
@@ -255,6 +257,9 @@ def test_no_memory_is_never_a_damaged_checkpoint(error, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "load", fails)
     with pytest.raises(type(error)):
         load_checkpoint(path, "gan_mnist")
+    source = SimpleNamespace(url="https://example.org/w.pth")
+    with pytest.raises(type(error)):
+        trained(torch.nn.Linear(2, 2), "a network", source, path)
 
 
 def test_an_error_of_the_accelerator_is_named():
