@@ -160,7 +160,7 @@ WAITS_AT_EVERY_STEP = {"studies.detection"}
 
 def per_step(counts: dict[str, int]) -> dict[str, int]:
     """Functions of trainings that made the program wait at every step."""
-    return {place: n for place, n in counts.items() if n >= STEPS and " train" in place}
+    return {place: n for place, n in counts.items() if n >= STEPS and " in train" in place}
 
 
 @pytest.mark.parametrize("device", [STANDIN, CUDA])

@@ -10,34 +10,38 @@ import importlib
 import json
 import os
 import sys
-import traceback
 from pathlib import Path
 
-# What a training calls now and then, not at every step.
-AT_TIMES = {"after_epoch", "save", "announce_means", "_show_progress"}
 ROOT = Path(__file__).resolve().parent.parent
 
 counted: collections.Counter[str] = collections.Counter()
+_seen: set[tuple] = set()
 
 
 def note() -> None:
     """Count one wait for the function of the project that caused it.
 
-    As 'gan_mnist.py sample', or 'studies/vae.py encode in train' where a training's step called it.
+    As 'gan_mnist.py sample', or 'studies/vae.py encode in train' where a step of a training called it. Of
+    these the steps are counted: waiting twice in one step counts once.
     """
-    frames = [
-        (path.relative_to(ROOT).as_posix(), frame.name)
-        for frame in reversed(traceback.extract_stack())
-        if (path := Path(frame.filename)).is_relative_to(ROOT)
-        and path.parent != Path(__file__).parent
-        and ".venv" not in path.parts
-    ]
-    path, function = frames[0] if frames else ("?", "?")
-    names = [name for _, name in frames]
-    training = next((name for name in names if name == "train" or name.startswith("train_")), None)
-    if training is not None and not AT_TIMES & set(names[: names.index(training)]):
-        function += f" in {training}"
-    counted[f"{path} {function}"] += 1
+    frame, place = sys._getframe(1), ""
+    while frame is not None:
+        path, function = Path(frame.f_code.co_filename), frame.f_code.co_name
+        if (
+            path.is_relative_to(ROOT)
+            and path.parent != Path(__file__).parent
+            and ".venv" not in path.parts
+        ):
+            place = place or f"{path.relative_to(ROOT).as_posix()} {function}"
+            training = frame.f_locals.get("training")
+            if (function == "train" or function.startswith("train_")) and training is not None:
+                place += f" in {function}"
+                if (place, id(training), training.steps_done) in _seen:
+                    return
+                _seen.add((place, id(training), training.steps_done))
+                break
+        frame = frame.f_back
+    counted[place or "?"] += 1
 
 
 def run_script() -> None:
