@@ -108,8 +108,6 @@ AFTERWARDS = {
 FROM_THE_UNET = ("diffusion_curves", "inpainting", "diffusion_restoration")
 IN_EVERY_SUITE = ("studies.segmentation",)
 STEPS = 20  # fewer than any quick training has
-# Pictures have boxes of different numbers, in lists: each step asks which of them are in the picture.
-WAITS_AT_EVERY_STEP = {"studies.detection"}
 
 
 def per_step(counts: dict[str, int]) -> dict[str, int]:
@@ -135,7 +133,7 @@ def test_a_quick_run_with_its_further_commands(script, tmp_path):
     printed = on_standin(script, *shared, counts=tmp_path / "counts.json")
     assert "standin" in printed
     waits = per_step(json.loads((tmp_path / "counts.json").read_text()))
-    assert bool(waits) == (script in WAITS_AT_EVERY_STEP), waits
+    assert not waits
     for more in AFTERWARDS.get(script, []):
         on_standin(script, *shared, *more)
     if script == "studies.unet_diffusion":
