@@ -15,8 +15,8 @@ What to look at: whole strokes, where the dense GAN draws specks; `classes.png` 
 would show a collapse onto few images: empty classes, and a coverage that falls.
 
 Three things differ from the paper. Adam has no momentum, as in gan_mnist.py. The learning rate is five
-times the paper's, and falls to 0 over the second half. The generator has half the discriminator's channels:
-it works on larger maps, and a step takes about half the time.
+times the paper's, and falls to 0 over the second half. The generator has half the discriminator's
+channels, because its maps are larger: a step then takes about half the time.
 """
 
 from __future__ import annotations
