@@ -154,8 +154,6 @@ AFTERWARDS = {
 FROM_THE_UNET = ("diffusion_curves", "inpainting", "diffusion_restoration")
 IN_EVERY_SUITE = ("studies.segmentation",)
 STEPS = 20  # fewer than any quick training has
-# Pictures have boxes of different numbers, in lists: each step asks which of them are in the picture.
-WAITS_AT_EVERY_STEP = {"studies.detection"}
 
 
 def per_step(counts: dict[str, int]) -> dict[str, int]:
@@ -174,7 +172,7 @@ def test_a_quick_run_with_its_further_commands(script, device, tmp_path):
     printed = on(device, script, *shared, counts=tmp_path / "counts.json")
     assert re.search(rf"seed 0, {device}", printed)
     waits = per_step(json.loads((tmp_path / "counts.json").read_text()))
-    assert bool(waits) == (script in WAITS_AT_EVERY_STEP), waits
+    assert not waits
     for more in AFTERWARDS.get(script, []):
         on(device, script, *shared, *more)
     if script == "studies.unet_diffusion":

@@ -101,7 +101,7 @@ def without_eps(network: nn.Module) -> None:
     """Batch statistics without eps, as torchvision froze them while it trained its detectors."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.eps = 0.0
+            module.eps = torch.finfo(torch.float32).tiny  # 0 is refused by torch 2.11
 
 
 def imagenet_network(
