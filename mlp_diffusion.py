@@ -553,7 +553,8 @@ def plot_bound(bounds: dict[str, Bound]) -> Figure:
 def report_likelihood(trainings: list[Training[Denoiser]], result: Result) -> None:
     """Errors and bounds of all trainings on held-out images; metrics of the last one."""
     last = trainings[-1]
-    data, seed, images = last.data, last.config.seed, last.data.test_images[:500]
+    data, seed = last.data, last.config.seed
+    images = data.test_images[: 100 if last.config.quick else 500]
     bounds = {name_of(training): bound_of(training.model, images, seed) for training in trainings}
     caption = (
         "Left: the error of x̂₀ at every t. The recipe to the letter never sees more noise than its x_T "
@@ -561,7 +562,7 @@ def report_likelihood(trainings: list[Training[Denoiser]], result: Result) -> No
         "t, so its error rises there again."
     )
     result.add_figure("errors.png", plot_errors(trainings, bounds), caption)
-    some = random_subset(len(data.images), 500, "variances").to(data.images.device)
+    some = random_subset(len(data.images), len(images), "variances").to(data.images.device)
     variances = fitted_variances(last.model, data.images[some], seed)
     fitted = f"{name_of(last)}, fitted variances"
     bounds[fitted] = bound_of(last.model, images, seed, variances)
