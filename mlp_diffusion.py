@@ -281,7 +281,7 @@ class Config(SamplingSettings):
     convolutions that ignore t, and x − ε̂ as the step of sampling."""
     compare: bool = False
     """Also train every recipe for --compare-epochs and show their samples side by side."""
-    compare_epochs: Count = 4
+    compare_epochs: Count = 3
     """Epochs of each recipe in the comparison."""
     epochs: Count = 24
     """Passes over the training images."""
@@ -720,6 +720,7 @@ def run(config: Config) -> Result:
         return samples.sampled_only(SCRIPT, TITLE, PICTURES, config, device, images)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
+    samples.show_training_images(result, data)
     for name in RECIPES if config.compare else ():  # refuses unfit settings before the training
         build(settings_dict(replace(config, recipe=name)), data.shape)
     evaluator = samples.evaluator_for(config, data, samples.TRACKED)
