@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 import gan_mnist
 import mlp_diffusion
 from imagelab.data import datasets
+from imagelab.techniques.unet import PixelNorm
 from studies import dcgan, unet_diffusion
 
 
@@ -151,11 +152,23 @@ def classifier(data: datasets.Dataset, size: int, lr: float) -> list[float]:
     return losses
 
 
+def with_group_norm(network: nn.Module) -> nn.Module:
+    """The network with the norm of most U-Nets, over 8 groups of channels, in place of our PixelNorm."""
+    for module in list(network.modules()):
+        for name, part in list(module.named_children()):
+            if isinstance(part, PixelNorm):
+                setattr(module, name, nn.GroupNorm(8, *part.norm.normalized_shape))
+    return network
+
+
 @in_float32
-def unet_ddpm(data: datasets.Dataset, config: unet_diffusion.Config) -> list[float]:
+def unet_ddpm(
+    data: datasets.Dataset, config: unet_diffusion.Config, group_norm: bool = False
+) -> list[float]:
     device = data.images.device
     model = unet_diffusion.build(vars(config), data.shape, classes=len(data.classes))
-    model.network.to(device)
+    network = with_group_norm(model.network) if group_norm else model.network
+    network.to(device)
     alpha_bar = model.schedule.alpha_bar.to(device)
     adam, losses = torch.optim.Adam(model.network.parameters(), lr=config.lr), []
     for x0, labels in batches(data, config.batch_size):

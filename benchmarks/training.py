@@ -102,6 +102,14 @@ def training(device: torch.device, quick: bool) -> Iterator[tuple]:
     data = load_dataset("mnist-5k", Path("data")).to(device)
     for name, (size, n, ours, other) in trainings(data).items():
         yield f"{name}, batch {size}", "images trained", n, quietly(ours), other
+    # The norm is chosen for its speed. So beside the same network stands one with the usual norm.
+    size, n, ours, _ = trainings(data)["U-Net DDPM"]
+    unet = unet_diffusion.Config(epochs=1)
+
+    def usual() -> list[float]:
+        return ordinary.unet_ddpm(part(data, n), unet, group_norm=True)
+
+    yield f"U-Net DDPM, batch {size}; usual: group norm", "images trained", n, quietly(ours), usual
 
 
 def limit(device: torch.device, quick: bool) -> Iterator[tuple]:

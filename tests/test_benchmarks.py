@@ -15,6 +15,7 @@ from benchmarks import attack, main_job, ordinary, shares, training
 from imagelab.data.datasets import Dataset, load_dataset, unit
 from imagelab.setup import runtime
 from imagelab.techniques.classifier import new_classifier
+from imagelab.techniques.unet import UNet
 from studies import dcgan, unet_diffusion
 
 
@@ -63,6 +64,12 @@ def small(n: int) -> Dataset:
         (lambda d: ordinary.mlp_ddpm(d, mlp_diffusion.Config(batch_size=16)), 8),
         (lambda d: ordinary.classifier(d, 16, 3e-3), 8),
         (lambda d: ordinary.unet_ddpm(d, unet_diffusion.Config(batch_size=16, widths=(8, 16))), 8),
+        (
+            lambda d: ordinary.unet_ddpm(
+                d, unet_diffusion.Config(batch_size=16, widths=(8, 16)), group_norm=True
+            ),
+            8,
+        ),
     ],
 )
 def test_the_ordinary_way_learns_as_well(train, n, monkeypatch):
@@ -92,7 +99,7 @@ def test_ours_runs_on_every_network_of_the_comparison(monkeypatch):
     monkeypatch.setattr(training, "IMAGES", sizes)
     monkeypatch.setattr(training, "load_dataset", lambda *of: small(1024))
     cases = training.training(torch.device("cpu"), True)
-    for size, (_, _, n, ours, _) in zip(sizes.values(), cases, strict=True):
+    for size, (_, _, n, ours, _) in zip([*sizes.values(), sizes["unet"]], cases, strict=True):
         assert n == size
         ours()
     for _, _, _, ours, alone in training.limit(torch.device("cpu"), True):
@@ -185,3 +192,10 @@ def test_a_part_that_is_measured_again_leaves_the_others(tmp_path):
     path.write_text("cut sho")
     benchmarks.enter(path, "limit", {}, [])
     assert list(json.loads(path.read_text("utf-8"))) == ["limit"]
+
+
+def test_the_usual_norm_takes_the_place_of_every_other():
+    network = ordinary.with_group_norm(UNet(1, widths=(8, 16), attention=(1,)))
+    norms = [type(part).__name__ for part in network.modules() if "Norm" in type(part).__name__]
+    assert set(norms) == {"GroupNorm"} and len(norms) > 10
+    assert network(torch.zeros(2, 1, 28, 28), torch.zeros(2)).shape == (2, 1, 28, 28)
