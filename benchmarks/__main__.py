@@ -17,7 +17,6 @@ from imagelab.setup.command import command_line
 
 import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from benchmarks.shares import shares
 from benchmarks.training import limit, training
 from imagelab.report.numbers import text_table
 from imagelab.report.results import write_json
-from imagelab.setup.runtime import machine, prepare, versions
+from imagelab.setup.runtime import Stopwatch, machine, prepare, versions
 from imagelab.setup.settings import Checked, Count
 
 RATIOS = {"training": training, "limit": limit, "attack": attack, "sampling": sampling}
@@ -40,7 +39,11 @@ Name = Literal["training", "limit", "attack", "sampling", "growth", "shares", "m
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """Settings of the benchmarks, which measure the CPU."""
+    """Settings of the benchmarks."""
+
+    device: str = "cpu"
+    """The device to measure, both sides on it: 'cpu', 'cuda', ... ('auto': the accelerator, if any).
+    shares and main-job always measure the CPU."""
 
     output_dir: Path = Path(".")
     """The folder under which benchmarks/results.json is written."""
@@ -68,18 +71,28 @@ class Ratio:
 
 
 def measure(
-    what: str, unit: str, amount: float, ours: Callable, other: Callable | None, repeats: int
+    repeats: int,
+    what: str,
+    unit: str,
+    amount: float,
+    ours: Callable,
+    other: Callable | None,
+    other_amount: float | None = None,
 ) -> Ratio:
-    """Run both sides by turns, after one turn that does not count; `amount` of `unit` per turn."""
+    """Run both sides by turns, after one turn that does not count.
+
+    `amount` of `unit` per turn; of the other side `other_amount`, if that does another part of the work.
+    """
+    amounts = amount, amount if other_amount is None else other_amount
     rates = []
     for turn in range(repeats + 1):
         seconds = []
         for side in filter(None, (ours, other)):
-            started = time.perf_counter()
-            side()
-            seconds.append(time.perf_counter() - started)
+            with Stopwatch() as watch:
+                side()
+            seconds.append(watch.seconds)
         if turn:
-            rates.append([amount / s for s in seconds])
+            rates.append([part / s for part, s in zip(amounts, seconds, strict=False)])
     medians = [statistics.median(side) for side in zip(*rates, strict=True)]
     if other is None:
         return Ratio(what, unit, *medians)
@@ -115,7 +128,7 @@ class Report:
 
 def run(config: Config) -> Report:
     """Run the chosen benchmarks and enter each into `benchmarks/results.json` under --output-dir."""
-    device = prepare(0, "cpu")
+    device = prepare(0, config.device)
     repeats = 1 if config.quick else config.repeats
     facts = {"device": machine(device), "versions": versions(), "quick": config.quick}
     outcome = Report({})
@@ -129,7 +142,7 @@ def run(config: Config) -> Report:
             found = main_job(quick=True)
         else:
             cases = RATIOS[name](device, config.quick)
-            found = [asdict(measure(*case, repeats)) for case in cases]
+            found = [asdict(measure(repeats, *case)) for case in cases]
         outcome.measured[name] = found
         more = {"repeats": repeats} if name in RATIOS else {}
         enter(config.output_dir / "benchmarks" / "results.json", name, facts | more, found)

@@ -55,8 +55,8 @@ def test_other_sizes_get_more_stages(shape, start):
 
 
 @pytest.fixture(scope="module")
-def quick(main_job, tmp_path_factory) -> Path:
-    folder = with_classifier(main_job, tmp_path_factory.mktemp("dcgan"))
+def quick(quick_classifier, tmp_path_factory) -> Path:
+    folder = with_classifier(quick_classifier, tmp_path_factory.mktemp("dcgan"))
     run_here(
         "studies.dcgan", "--quick", "--dataset", "mnist-5k", "--output-dir", folder,
         "--samples-file", folder / "s.npz", "--export", folder / "g.onnx",
