@@ -8,6 +8,7 @@ Both sides of a ratio run by turns in one process, several times; the median and
 ratios are printed and written into `benchmarks/results.json`. An absolute time says little: the same
 machine is a third faster or slower an hour later. `training` is ours against the ordinary script
 (ordinary.py), `limit` ours against the matrix products and convolutions of the same steps alone,
+`variants` training steps in other forms, `compiled` trainings with --compile against without,
 `shares` what the operators' time in a training goes into (Python's between them is not in it).
 """
 
@@ -28,13 +29,18 @@ from benchmarks.main_job import main_job, table
 from benchmarks.sampling import sampling
 from benchmarks.shares import shares
 from benchmarks.training import limit, training
+from benchmarks.variants import compiled, variants
 from imagelab.report.numbers import text_table
 from imagelab.report.results import write_json
 from imagelab.setup.runtime import Stopwatch, machine, prepare, versions
 from imagelab.setup.settings import Checked, Count
 
-RATIOS = {"training": training, "limit": limit, "attack": attack, "sampling": sampling}
-Name = Literal["training", "limit", "attack", "sampling", "growth", "shares", "main-job"]
+RATIOS = {
+    "training": training, "limit": limit, "attack": attack, "sampling": sampling,
+    "variants": variants, "compiled": compiled,
+}  # fmt: skip
+USUAL = Literal["training", "limit", "attack", "sampling", "growth", "shares", "main-job"]
+Name = Literal[USUAL, "variants", "compiled"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Config(Checked):
     debug: bool = False
     """Show the traceback of an error."""
     only: tuple[Name, ...] = ()
-    """Run these only."""
+    """Run these only. variants and compiled, which take long, are run only if they are named."""
     repeats: Count = 3
     """Turns of both sides of a ratio."""
 
@@ -132,7 +138,7 @@ def run(config: Config) -> Report:
     repeats = 1 if config.quick else config.repeats
     facts = {"device": machine(device), "versions": versions(), "quick": config.quick}
     outcome = Report({})
-    for name in config.only or get_args(Name):
+    for name in config.only or get_args(USUAL):
         print(f"{name} ...", flush=True)
         if name == "growth":
             found = growth(device, config.quick)

@@ -98,7 +98,7 @@ def sampling(device: torch.device, quick: bool) -> Iterator[tuple]:
 
         return usual_ddpm(predict, unet.schedule, noise(n, *shape), timed)
 
-    timed = 5 if quick else 20  # of the config.T steps of the usual way
+    timed = 2 if quick else 20  # of the config.T steps of the usual way
     for name, n, sample, usual, share in (
         ("MLP GAN", 10_000, lambda n: gan_mnist.sample(gan, n, 0), lambda n: usual_gan(gan, n), 1),
         ("VAE, 16 latents", 10_000, lambda n: vae.sample(coder, n, 0), lambda n: usual_vae(coder, n), 1),

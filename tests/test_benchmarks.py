@@ -11,7 +11,7 @@ from conftest import run_here
 import gan_mnist
 import mlp_diffusion
 from benchmarks import __main__ as benchmarks
-from benchmarks import attack, main_job, ordinary, shares, training
+from benchmarks import attack, main_job, ordinary, shares, training, variants
 from imagelab.data.datasets import Dataset, load_dataset, unit
 from imagelab.setup import runtime
 from imagelab.techniques.classifier import new_classifier
@@ -199,3 +199,23 @@ def test_the_usual_norm_takes_the_place_of_every_other():
     norms = [type(part).__name__ for part in network.modules() if "Norm" in type(part).__name__]
     assert set(norms) == {"GroupNorm"} and len(norms) > 10
     assert network(torch.zeros(2, 1, 28, 28), torch.zeros(2)).shape == (2, 1, 28, 28)
+
+
+def test_every_variant_of_a_step_trains(monkeypatch):
+    monkeypatch.setattr(variants, "SHAPE", (1, 8, 8))
+    names = []
+    for what, _, amount, other, as_it_is, base in variants.variants(torch.device("cpu"), True):
+        other(), as_it_is()
+        names.append(what)
+        assert (amount == 128) == ("128" in what) and base == 64
+    assert len(names) == 11
+
+
+def test_trainings_are_compared_with_and_without_the_compiler(monkeypatch):
+    asked = []
+    monkeypatch.setattr(variants, "load_dataset", lambda *of: small(1024))
+    for module in (variants.unet_diffusion, variants.mlp_diffusion, variants.gan_mnist):
+        monkeypatch.setattr(module, "train", lambda config, *of: asked.append(config.compile))
+    for _, _, _, with_it, without in variants.compiled(torch.device("cpu"), True):
+        with_it(), without()
+    assert asked == [True, False] * 4
