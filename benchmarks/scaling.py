@@ -65,7 +65,7 @@ class Config(Checked):
     """Images per step of one process alone."""
     steps: Count = 5
     """Measured steps of each turn; two more do not count."""
-    repeats: Count = 5
+    repeats: Count = 3
     """Turns of each case."""
 
 
