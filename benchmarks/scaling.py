@@ -65,7 +65,7 @@ class Config(Checked):
     """Images per step of one process alone."""
     steps: Count = 5
     """Measured steps of each turn; two more do not count."""
-    repeats: Count = 5
+    repeats: Count = 3
     """Turns of each case."""
 
 
@@ -260,6 +260,7 @@ class Report:
             if "cases" in each:
                 print(table_of_cases(each["cases"]))
             print(
+                f"one process {own.images_per_second:,.0f} images per second; of a step: "
                 f"draw {own.draw * 1e6:.1f} µs per image, update {own.update * 1e3:.2f} ms per step, "
                 f"gradients {own.gradient_bytes / 1e6:.2f} MB"
                 + (f", their sum {own.sum * 1e3:.2f} ms" if own.sum else "")

@@ -415,7 +415,7 @@ class Training(Generic[Network]):
         self._stop, self._asked = number, time.perf_counter()
 
     def _asked_to_stop(self) -> bool:
-        if self.shared and distributed.any_of(self._stop is not None, self.data.images.device):
+        if self.shared and distributed.any_of(self._stop is not None):
             self._stop = self._stop or signal.SIGINT
         return self._stop is not None
 
