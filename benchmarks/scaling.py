@@ -244,7 +244,7 @@ def launch() -> int:
 
 
 @dataclass
-class Report:
+class Scaling:
     """What the command line prints."""
 
     found: list[dict]
@@ -292,7 +292,7 @@ def table_of_cases(cases: dict[str, dict]) -> str:
     return text_table(["", *columns], rows)
 
 
-def run(config: Config) -> Report:
+def run(config: Config) -> Scaling:
     """Measure, and write benchmarks/scaling.json under --output-dir."""
     if config.quick:
         config = replace(config, steps=1, repeats=1)
@@ -305,7 +305,7 @@ def run(config: Config) -> Report:
         facts = {"device": machine(device), "versions": versions(), "batch size": config.batch_size,
                  "steps": config.steps, "repeats": config.repeats, "found": found}  # fmt: skip
         write_json(config.output_dir / "benchmarks" / "scaling.json", facts)
-    return Report(found, config.batch_size)
+    return Scaling(found, config.batch_size)
 
 
 def main() -> None:
