@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from imagelab.setup.runtime import UserError
+from imagelab.setup.runtime import UserError, is_of_the_machine
 from imagelab.training.checkpoints import check_finite
 
 ImageNetName = Literal["resnet18", "resnet50", "vgg16", "efficientnet_b0"]
@@ -247,6 +247,8 @@ def trained(
         AttributeError,
         pickle.UnpicklingError,
     ) as error:
+        if is_of_the_machine(error):  # then no file is wrong
+            raise
         problem = (
             f"{weights} does not hold the weights of {name}"
             if weights
