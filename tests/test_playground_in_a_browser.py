@@ -1050,6 +1050,6 @@ def test_the_film_of_the_readme_is_made_by_its_command(main_job, tmp_path):
                           capture_output=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     with Image.open(film) as shown, Image.open(ROOT / ".github" / "playground.gif") as readme:
-        assert shown.size == readme.size == (720, 616) and shown.info["loop"] == 0
+        assert shown.size == readme.size == (720, 640) and shown.info["loop"] == 0
         assert min(shown.n_frames, readme.n_frames) > 60
     assert (ROOT / ".github" / "playground.gif").stat().st_size < 1_500_000

@@ -939,7 +939,7 @@ async function attackPanel({ readers, digits, noun }, { classes, network }, stag
       make("div", { class: "left" }, board, hint, tools, shelf),
       make("div", { class: "right" },
         make("div", { class: "controls" }, kinds, size.row,
-          make("div", { class: "tools" }, make("label", { for: "play-aim" }, "The attack leads"), aim, search), found),
+          make("div", { class: "tools" }, make("label", { for: "play-aim" }, "Its aim"), aim, search), found),
         make("div", { class: "readers" }, ...cards.map(({ card }) => card)))));
   choose(0);
 }
