@@ -122,7 +122,7 @@ class Evaluator:
             ("density", lambda s: s.density, "higher"),
             ("coverage", lambda s: s.coverage, "higher"),
             ("rarest class", lambda s: min(s.class_shares), "higher"),
-            ("surely read", lambda s: s.surely_read, "higher"),
+            ("surely read", lambda s: s.surely_read, None),  # noise may be read as surely
             ("speckle", lambda s: s.speckle, None),
         ):
             result.add_metric(

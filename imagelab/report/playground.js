@@ -1411,16 +1411,16 @@ async function noisePanel({ clean, steps, sigmas, restored }, _, stage) {
     if (!loaded.has(url)) loaded.set(url, greysOf(await canvasOf(url)));
     return loaded.get(url);
   };
-  const state = { step: steps.length, by: "blur", sigma: 1 };
+  const state = { step: steps.length, by: "blur", sigma: 1, chosen: false }; // whether the width was chosen for the step
   const best = steps.map(() => null); // of the blur at each step: its width and decibels
   const [left, right] = [picture("noisy"), picture("restored")];
   const BLUR = "blur, width by hand", CLEAN = "the clean picture";
   const options = [["blur", BLUR], ...Object.keys(restored).map((name) => [name, name]), ["clean", CLEAN]];
   const by = choice({ label: "Filter of the right picture", options, value: "blur", act: (v) => { state.by = v; refresh(); } });
   const step = slider({ label: "Noise", min: 0, max: steps.length, step: 1, value: state.step,
-    shown: (v) => (v ? `step ${v}, σ = ${sigmas[v - 1].toFixed(2)}` : "none"), act: (v) => { state.step = v; refresh(); } });
+    shown: (v) => (v ? `step ${v}, σ = ${sigmas[v - 1].toFixed(2)}` : "none"), act: (v) => { Object.assign(state, { step: v, chosen: false }); refresh(); } });
   const wide = slider({ label: "Width of the blur, in pixels", min: 0, max: 4, step: 0.1, value: state.sigma,
-    shown: (v) => v.toFixed(1), act: (v) => { state.sigma = v; refresh(); } });
+    shown: (v) => v.toFixed(1), act: (v) => { Object.assign(state, { sigma: v, chosen: true }); refresh(); } });
   const told = make("p", { class: "hint", "aria-live": "polite" });
   const decibels = (x) => {
     const value = psnr(original, x);
@@ -1432,7 +1432,7 @@ async function noisePanel({ clean, steps, sigmas, restored }, _, stage) {
     if (state.by === "blur") {
       result = blurred(noisy, width, height, state.sigma);
       const value = psnr(original, result);
-      if (state.step && !(value <= best[state.step - 1]?.value)) best[state.step - 1] = { value, sigma: state.sigma };
+      if (state.step && state.chosen && !(value <= best[state.step - 1]?.value)) best[state.step - 1] = { value, sigma: state.sigma };
     } else if (state.by !== "clean" && state.step) result = await greysAt(restored[state.by][state.step - 1]);
     else if (state.by !== "clean") name = "no noise to filter";
     wide.row.hidden = state.by !== "blur";
