@@ -820,7 +820,17 @@ def test_watching_diffusion_forwards_and_backwards(page):
     assert (shown() == start).all()
     assert page.locator("text=▶ Play").is_visible()
     names = page.locator("#play-diffusion .recipe:last-child .strip figcaption").all_inner_texts()
-    assert [name.split("\n")[0] for name in names] == "12 10 9 7 6 4 3 1 0".split()
+    assert [name.split("\n")[0] for name in names] == [
+        "12",
+        "10",
+        "9",
+        "7",
+        "6",
+        "4",
+        "3",
+        "1",
+        "0",
+    ]
     assert all(len(name.split("\n")) == 2 for name in names)
     page.click("text=Another seed")
     page.wait_for_timeout(100)
