@@ -107,7 +107,7 @@ def measure(
 
 
 @dataclass
-class Report:
+class Findings:
     """What the command line prints."""
 
     measured: dict[str, list[dict]]
@@ -132,12 +132,12 @@ class Report:
             print("\n" + table(found["main-job"]))
 
 
-def run(config: Config) -> Report:
+def run(config: Config) -> Findings:
     """Run the chosen benchmarks and enter each into `benchmarks/results.json` under --output-dir."""
     device = prepare(0, config.device)
     repeats = 1 if config.quick else config.repeats
     facts = {"device": machine(device), "versions": versions(), "quick": config.quick}
-    outcome = Report({})
+    outcome = Findings({})
     for name in config.only or get_args(USUAL):
         print(f"{name} ...", flush=True)
         if name == "growth":

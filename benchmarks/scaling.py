@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -154,7 +155,8 @@ def parts(config: Config, widths: tuple[int, ...], data: Dataset, rate: float) -
     """What a step of one process is made of, each part measured alone; `rate` is measured already."""
     settings = unet_diffusion.Config(epochs=1, widths=widths, batch_size=config.batch_size)
     own = part(data, config.batch_size)
-    training, _ = quietly(lambda at: unet_diffusion.train(settings, own, at / "unet.pth"))()
+    trained: Any = quietly(lambda at: unet_diffusion.train(settings, own, at / "unet.pth"))()
+    training = trained[0]
     network, rng = training.networks["unet"], training.rng
     model = unet_diffusion.build(vars(settings), data.shape, classes=len(data.classes))
     many = torch.arange(config.batch_size, device=own.images.device).repeat(32)

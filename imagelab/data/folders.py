@@ -146,7 +146,7 @@ def kept_squares(files: list[Path], size: int, root: Path, folder: Path) -> torc
             tell_once(f"{len(files):,} pictures are decoded once, into {readable(path)}.")
             with atomic_path(path) as temporary, temporary.open("wb") as file:
                 for square in _each_square(files, size):
-                    file.write(square)
+                    file.write(square.data)
             for other in folder.glob(f"{own}-{size}-*.uint8"):
                 if other != path:
                     with contextlib.suppress(OSError):  # another run has it open, on Windows
