@@ -312,7 +312,7 @@ def plot_curves(lines: Lines, x: str, scale: str, evaluator: Evaluator) -> Figur
         axis.set(xscale=scale, xlabel=x, ylabel=name)
         axis.set_xticks(measured, [f"{at:g}" for at in measured], rotation=60)
         axis.minorticks_off()
-        axis.set_ylim(0, 1.02 if name != names[0] else None)
+    axes[0, 0].set_ylim(0)
     floor = {"color": "#666666", "linewidth": 1.2, "linestyle": "--"}
     axes[0, 0].axhline(evaluator.floor.frechet, label="held-out images (floor)", **floor)
     axes[0, 1].axhline(evaluator.floor.coverage, **floor)

@@ -39,7 +39,7 @@ from torch import nn
 
 from imagelab.data.datasets import EMBEDDED, Dataset, load_for, to_uint8
 from imagelab.report import figures, samples
-from imagelab.report.numbers import wilson
+from imagelab.report.numbers import mean_and_reach, wilson
 from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import UserError, channels_last, prepare
 from imagelab.setup.settings import Count, Fraction, Limits
@@ -339,12 +339,6 @@ def draw_both(
     return found, images
 
 
-def mean_difference(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
-    """The mean of a - b over pairs (N,), and how far its 95 % interval reaches to each side."""
-    difference = a.double() - b.double()
-    return difference.mean().item(), 1.96 * difference.std().item() / len(a) ** 0.5
-
-
 def evaluate(result: Result, found: dict[str, torch.Tensor], networks: int) -> None:
     """The table, the metrics and the figure of the agreement."""
     n, rows = len(found[SEEN]), []
@@ -356,8 +350,9 @@ def evaluate(result: Result, found: dict[str, torch.Tensor], networks: int) -> N
             result.add_metric(f"{name}: {what}", share, n, interval=interval, better="higher")
         rows.append([name, *cells])
     cells = []
-    for k, what in enumerate(ASKED):
-        mean, to_each_side = mean_difference(found[UNSEEN][:, k], found[SEEN][:, k])
+    pairs = found[UNSEEN].double() - found[SEEN].double()  # row by row
+    for what, differences in zip(ASKED, pairs.T.tolist(), strict=True):
+        mean, to_each_side = mean_and_reach(differences)
         interval = mean - to_each_side, mean + to_each_side
         cells.append(f"{mean:+.3f} ({interval[0]:+.3f} to {interval[1]:+.3f})")
         result.add_metric(f"unseen less seen: {what}", mean, n, interval=interval)
@@ -394,7 +389,7 @@ def plot_agreement(found: dict[str, torch.Tensor], networks: int) -> Figure:
         (axes[0, 1], NUMBERS, "all four agree"),
     ):
         axis.set_xticks(range(len(names)), names)
-        axis.set(ylabel=what, ylim=(0, 1.02))
+        axis.set(ylabel=what, ylim=(-0.02, 1.02))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
