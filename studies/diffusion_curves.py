@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 SCRIPT = "diffusion_curves"
 PICTURES = f"study_images/{SCRIPT}"
 FEW = 20  # up to so many steps --sampler draws, DDPM takes more
-DRAWS = 100  # of the bootstrap
+DRAWS = 200  # of the bootstrap
 
 # --- one set of samples, and its intervals --------------------------------------------------------
 
