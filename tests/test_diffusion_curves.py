@@ -15,12 +15,11 @@ from studies.diffusion_curves import (
     Config,
     Point,
     bootstrap_counts,
-    coverages,
+    coverage_and_reach,
     evaluator_of,
     frechet_distances,
     lesson_of_guidance,
     lesson_of_steps,
-    reach,
 )
 
 
@@ -34,36 +33,47 @@ def point(distance: float, spread: float, seed: int = 0) -> Point:
     rng = torch.Generator().manual_seed(seed)
     draws = distance + spread * torch.randn(400, generator=rng)
     values = torch.cat([torch.tensor([distance]), draws])
-    return Point(values, values / 1000, accuracy=0.97, milliseconds=5.0, n=300)
+    return Point(values, 0.9, 0.02, accuracy=0.97, milliseconds=5.0, n=300)
 
 
 def measured(samples: torch.Tensor, real: torch.Tensor) -> Point:
-    counts = bootstrap_counts(len(samples))
-    distances, shares = frechet_distances(samples, real, counts), coverages(samples, real, counts)
-    return Point(distances, shares, accuracy=0.9, milliseconds=1.0, n=len(samples))
+    distances = frechet_distances(samples, real, bootstrap_counts(len(samples)))
+    shares = coverage_and_reach(samples, real)
+    return Point(distances, *shares, accuracy=0.9, milliseconds=1.0, n=len(samples))
 
 
 def test_the_set_itself_has_the_scores_of_the_evaluator_and_a_draw_those_of_its_rows():
     samples, real = gaussian(400, 1, 1.2, 0.3), gaussian(500, 2)
     counts = bootstrap_counts(400, draws=2)
     assert (counts[0] == 1).all() and (counts.sum(dim=1) == 400).all()
-    distances, shares = frechet_distances(samples, real, counts), coverages(samples, real, counts)
-    for row, distance, share in zip(counts, distances, shares, strict=True):
+    for row, distance in zip(counts, frechet_distances(samples, real, counts), strict=True):
         drawn = samples.repeat_interleave(row, dim=0)
         assert distance.item() == pytest.approx(frechet_distance(drawn, real), rel=1e-6)
-        assert share.item() == pytest.approx(density_and_coverage(drawn, real)[1], abs=1e-6)
     assert torch.equal(counts, bootstrap_counts(400, draws=2))  # the same rows for every set
 
 
+def test_the_coverage_is_the_evaluator_s_and_its_interval_the_jackknife_s():
+    """By its definition: the share without each sample in turn."""
+    samples, real = gaussian(60, 1, 1.2, 0.3), gaussian(1200, 2)
+    share, to_each_side = coverage_and_reach(samples, real)
+    assert share == pytest.approx(density_and_coverage(samples, real)[1], abs=1e-6)
+    without = [
+        density_and_coverage(torch.cat([samples[:k], samples[k + 1 :]]), real)[1] for k in range(60)
+    ]
+    without = torch.tensor(without, dtype=torch.float64)
+    variance = 59 / 60 * (without - without.mean()).square().sum().item()
+    assert to_each_side == pytest.approx(1.96 * variance**0.5, rel=1e-3)
+
+
 def test_the_intervals_reach_as_far_as_sets_vary():
-    real = gaussian(300, 0)
-    points = [measured(gaussian(300, k, 1.2, 0.3), real) for k in range(1, 31)]
-    for name in ("distances", "coverages"):
-        varies = torch.stack([getattr(p, name)[0] for p in points]).std().item()
-        found = [reach(getattr(p, name)[1:]) for p in points]
-        assert sum(found) / len(found) == pytest.approx(1.96 * varies, rel=0.35), name
-    again = measured(gaussian(300, 1, 1.2, 0.3).repeat(4, 1), real)
-    assert reach(again.distances[1:]) < 0.7 * reach(points[0].distances[1:])  # of more, less
+    real = gaussian(500, 0)
+    points = [measured(gaussian(500, k, 1.1), real) for k in range(1, 41)]
+    for name in ("distance", "coverage"):
+        values = torch.tensor([getattr(p, name) for p in points])
+        mean = sum(getattr(p, f"{name}_reach") for p in points) / len(points)
+        assert mean == pytest.approx(1.96 * values.std().item(), rel=0.35), name
+    again = measured(gaussian(500, 1, 1.1).repeat(4, 1), real)
+    assert again.distance_reach < 0.7 * points[0].distance_reach  # of more, less
 
 
 def test_sets_of_the_same_kind_rarely_differ_and_others_do():
