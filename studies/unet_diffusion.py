@@ -96,7 +96,7 @@ def log_variance(schedule: Schedule, v: torch.Tensor, t: torch.Tensor) -> torch.
     largest, β_t at v = 1.
     """
     smallest, largest = (
-        table.log().to(t.device)[t].reshape(-1, *[1] * (v.dim() - 1))
+        table.log().to(t.device, non_blocking=True)[t].reshape(-1, *[1] * (v.dim() - 1))
         for table in (likelihood.step_variances(schedule, "posterior"), schedule.beta)
     )
     share = (v.double() + 1) / 2
@@ -116,7 +116,7 @@ def vlb_terms(
     Images and `log_var` = log Σ are (B, ...). imagelab/techniques/likelihood.py has the whole bound.
     """
     beta, alpha_bar, before, beta_tilde = (
-        table.to(t.device)[t].reshape(-1, *[1] * (x0.dim() - 1))
+        table.to(t.device, non_blocking=True)[t].reshape(-1, *[1] * (x0.dim() - 1))
         for table in (
             schedule.beta,
             schedule.alpha_bar,
