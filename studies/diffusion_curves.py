@@ -145,16 +145,21 @@ class Point:
         difference, to_each_side = self.less(other)
         return abs(difference) > to_each_side
 
-    def cells(self) -> list:
-        """For a table, under COLUMNS."""
+    def cells(self, other: Point) -> list:
+        """For a table, under COLUMNS and the distance less that of `other`."""
         low, high = wilson(self.accuracy, self.n)
         coverage, accuracy = (
             (self.coverage, self.coverage_reach),
             (self.accuracy, f"{low:.3f} to {high:.3f}"),
         )
-        return [self.distance, self.distance_reach, *coverage, *accuracy, self.milliseconds]
+        difference, to_each_side = self.less(other)
+        edges = difference - to_each_side, difference + to_each_side
+        less = "" if other is self else f"{difference:+.1f} ({edges[0]:+.1f} to {edges[1]:+.1f})"
+        shares = *coverage, *accuracy, self.milliseconds, less
+        return [self.distance, self.distance_reach, *shares]
 
 
+# A last column says how much larger the distance is than another, with the interval of the difference.
 COLUMNS = [
     "Fréchet distance",
     "± (95 %)",
@@ -334,41 +339,52 @@ def plot_curves(lines: Lines, x: str, scale: str, evaluator: Evaluator) -> Figur
 
 
 def report_curves(
-    result: Result, file: str, lines: Lines, x: str, scale: str, evaluator: Evaluator
-) -> None:
-    """A table and a figure `file` of curves over `x`, on a log or linear `scale`."""
+    result: Result, file: str, lines: Lines, x: str, scale: str, evaluator: Evaluator,
+    against: tuple[str, Point],
+) -> None:  # fmt: skip
+    """A table and a figure `file` of curves over `x`, on a log or linear `scale`.
+
+    The table compares each point with the point `against`, which has a name.
+    """
     n, floor = evaluator.n, evaluator.floor
+    name_of_other, other = against
     rows = [
-        [name, at, *point.cells()] for name, line in lines.items() for at, point in line.items()
+        [name, at, *point.cells(other)]
+        for name, line in lines.items()
+        for at, point in line.items()
     ]
-    rows.append(["held-out images (floor)", "", floor.frechet, "", floor.coverage, "", "", "", ""])
-    result.add_table(f"By {x}, n = {n:,}", ["sampler", x, *COLUMNS], rows)
+    rows.append(["held-out images (floor)", "", floor.frechet, "", floor.coverage, *[""] * 5])
+    columns = ["sampler", x, *COLUMNS, f"distance less {name_of_other} (95 %)"]
+    result.add_table(f"By {x}, n = {n:,}", columns, rows)
     caption = f"Quality by {x}, n = {n:,} a point. Bars: 95 % intervals over sets of samples."
     result.add_figure(file, plot_curves(lines, x, scale, evaluator), caption)
 
 
 def lesson_of_steps(found: Lines, n: int, result: Result) -> str:
-    """Whether few steps of the second-order solver differ from many of DDPM, as far as n samples tell."""
-    counts = found["dpm-solver"]
-    few = max((steps for steps in counts if steps <= FEW), default=min(counts))
+    """Whether few steps differ from many of DDPM, as far as n samples tell: the solver's, and DDPM's."""
     most = max(found["ddpm"])
-    solver, ddpm = counts[few], found["ddpm"][most]
-    difference, to_each_side = solver.less(ddpm)
-    low, high = difference - to_each_side, difference + to_each_side
-    gap = f"dpm-solver in {few} steps: distance less ddpm's in {most}"
-    result.add_metric(gap, difference, n, interval=(low, high))
-    if solver.differs(ddpm):
-        verdict = f"{'the few' if difference < 0 else 'the many'} steps come nearer to the data."
-    else:
-        verdict = (
-            f"{n:,} samples do not tell them apart, and they differ by less than "
-            f"{max(-low, high):.1f}."
+    many, told = found["ddpm"][most], []
+    for name, in_words in (("dpm-solver", "DPM-Solver++"), ("ddpm", "DDPM")):
+        few = max((steps for steps in found[name] if steps <= FEW), default=min(found[name]))
+        point = found[name][few]
+        difference, to_each_side = point.less(many)
+        low, high = difference - to_each_side, difference + to_each_side
+        gap = f"{name} in {few} steps: distance less ddpm's in {most}"
+        result.add_metric(gap, difference, n, interval=(low, high))
+        told.append(
+            f"{in_words} in {few} steps has a distance of {point.distance:.1f}, DDPM in {most:,} of "
+            f"{many.distance:.1f}. The difference is {difference:.1f} (95 %: {low:.1f} to {high:.1f}): "
         )
-    return (
-        f"DPM-Solver++ in {few} steps has a distance of {solver.distance:.1f}, DDPM in {most:,} of "
-        f"{ddpm.distance:.1f}. The difference is {difference:.1f} (95 %: {low:.1f} to {high:.1f}): "
-        + verdict
-    )
+        if point.differs(many):
+            told[-1] += (
+                f"{'the few' if difference < 0 else 'the many'} steps come nearer to the data."
+            )
+        else:
+            told[-1] += (
+                f"{n:,} samples do not tell them apart, and they differ by less than "
+                f"{max(-low, high):.1f}."
+            )
+    return " ".join(told)
 
 
 def lesson_of_guidance(found: dict[float, Point], n: int, result: Result) -> str:
@@ -384,9 +400,11 @@ def report_lengths(
     result: Result, found: dict[tuple[str, str], tuple[Point, torch.Tensor]], n: int
 ) -> None:
     """The table of two trainings with different T, and fifty images of each row."""
-    rows = [[*names, *point.cells()] for names, (point, _) in found.items()]
+    fewest = min(found, key=lambda names: int(names[0].split()[-2]))  # of the first training
+    rows = [[*names, *point.cells(found[fewest][0])] for names, (point, _) in found.items()]
     caption = f"By T of the training, n = {n:,}; one training of each T"
-    result.add_table(caption, ["", "sampler", *COLUMNS], rows)
+    columns = ["", "sampler", *COLUMNS, f"distance less that of {fewest[0]} (95 %)"]
+    result.add_table(caption, columns, rows)
     grids = {
         name.replace(", ", "\n"): figures.grid(images, columns=5)
         for (name, _), (_, images) in found.items()
@@ -417,9 +435,15 @@ def run(config: Config) -> Result:
     n = evaluator.n
     by_scale = measure_guidance(model, evaluator, config, unet_config)
     curve = {config.sampler: by_scale}
-    report_curves(result, "guidance_curve.png", curve, "guidance scale", "linear", evaluator)
+    best = min(by_scale, key=lambda scale: by_scale[scale].distance)
+    against = f"that of scale {best:g}", by_scale[best]
+    report_curves(
+        result, "guidance_curve.png", curve, "guidance scale", "linear", evaluator, against
+    )
     by_steps = measure_steps(model, evaluator, config, unet_config)
-    report_curves(result, "steps.png", by_steps, "steps", "log", evaluator)
+    most = max(by_steps["ddpm"])
+    against = f"ddpm's in {most}", by_steps["ddpm"][most]
+    report_curves(result, "steps.png", by_steps, "steps", "log", evaluator, against)
     if config.short_t is not None:
         models = model, train_with(config.short_t, config, unet_config, data)
         report_lengths(result, compare_lengths(models, evaluator, config, unet_config, by_steps), n)

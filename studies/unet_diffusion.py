@@ -512,7 +512,7 @@ TITLE = "U-Net diffusion: the class that is asked for"
 SUMMARY = (
     "A convolutional network with skip connections learns to remove noise from images. It is told "
     "their class, so it draws the class that is asked for. Guidance trades variety for a clearer class. "
-    "A second-order solver draws in twenty steps what took a thousand."
+    "A second-order solver draws in twenty steps, where DDPM takes a thousand."
 )
 
 

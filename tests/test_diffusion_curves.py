@@ -94,31 +94,32 @@ def test_what_two_sets_have_in_common_cancels():
     assert moved[0].differs(moved[1]) and not others[0].differs(others[1])
 
 
-def lesson(solver: Point, ddpm: Point) -> tuple[str, SimpleNamespace]:
+def lesson(solver: Point, ddpm: Point, few: Point) -> tuple[str, list]:
+    """What is said of the solver and of DDPM in 20 steps, and what is noted, beside DDPM in 1,000."""
     found = {
-        "ddpm": {10: point(60, 5), 1000: ddpm},
+        "ddpm": {10: point(60, 5), 20: few, 1000: ddpm},
         "ddim": {20: point(99, 1)},
         "dpm-solver": {20: solver, 50: point(20, 1)},
     }
-    metrics = {}
+    metrics = []
     result = SimpleNamespace(
-        add_metric=lambda name, value, n, interval=None: metrics.update({name: (value, interval)})
+        add_metric=lambda name, value, n, interval: metrics.append((name, value, interval))
     )
-    told = lesson_of_steps(found, 2000, result)
-    (metric,) = metrics.values()
-    return told, metric
+    return lesson_of_steps(found, 2000, result), metrics
 
 
 def test_few_steps_are_called_like_many_only_as_far_as_was_measured():
-    told, (value, (low, high)) = lesson(point(40, 2), point(41, 2, seed=1))
-    assert "in 20 steps has a distance of 40.0, DDPM in 1,000 of 41.0" in told
+    many = point(41, 2, seed=1)
+    told, ((name, value, (low, high)), _) = lesson(point(40, 2), many, point(55, 2))
+    assert name == "dpm-solver in 20 steps: distance less ddpm's in 1000"
+    assert "DPM-Solver++ in 20 steps has a distance of 40.0, DDPM in 1,000 of 41.0" in told
     assert value == pytest.approx(-1, abs=1e-5) and low < -6 and high > 4
-    assert told.endswith(f"do not tell them apart, and they differ by less than {-low:.1f}.")
-    told, (_, (low, high)) = lesson(point(40, 2), point(55, 2, seed=1))
-    assert high < 0 and told.endswith("the few steps come nearer to the data.")
-    assert lesson(point(55, 2), point(40, 2, seed=1))[0].endswith(
-        "the many steps come nearer to the data."
-    )
+    assert f"do not tell them apart, and they differ by less than {-low:.1f}. DDPM in 20" in told
+    assert told.endswith("the many steps come nearer to the data.")  # than DDPM's few
+    told, ((_, _, (low, high)), (name, value, _)) = lesson(point(26, 2), many, point(42, 2))
+    assert high < 0 and "): the few steps come nearer to the data. DDPM in 20 steps has" in told
+    assert name == "ddpm in 20 steps: distance less ddpm's in 1000" and value == pytest.approx(1)
+    assert "do not tell them apart" in told.split("DDPM in 20")[1]
     only = {"ddpm": {10: point(60, 5)}, "dpm-solver": {50: point(20, 1)}}
     nothing = SimpleNamespace(add_metric=lambda *_, **__: None)
     assert "in 50 steps has a distance of 20" in lesson_of_steps(only, 2000, nothing)
@@ -176,6 +177,11 @@ def test_curves_come_from_the_checkpoint(unet_run):
     assert gap["value"] == pytest.approx(difference) and gap["n"] == 300
     low, high = gap["interval"]
     assert low < difference < high
+    last = {(row[0], row[1]): row[-1] for row in steps["rows"]}
+    assert last["ddpm", 10] == ""  # itself
+    assert last["dpm-solver", 5] == f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
+    assert steps["columns"][-1] == "distance less ddpm's in 10 (95 %)"
+    assert [row[-1] == "" for row in lengths["rows"]] == [True, False]
 
 
 def test_without_a_second_training(unet_run):

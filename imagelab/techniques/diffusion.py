@@ -62,7 +62,9 @@ class Schedule:
         self, t: torch.Tensor, like: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """√ᾱ_t and √(1 − ᾱ_t) for t (B,), float32, in a shape that multiplies `like` (B, ...)."""
-        alpha_bar = self.alpha_bar.to(t.device, non_blocking=True)[t].reshape(-1, *[1] * (like.dim() - 1))
+        alpha_bar = self.alpha_bar.to(t.device, non_blocking=True)[t].reshape(
+            -1, *[1] * (like.dim() - 1)
+        )
         return alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
 
     def q_sample(self, x0: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
@@ -261,4 +263,11 @@ def image_noise(
     So an image does not depend on the others that are drawn with it.
     """
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + first + k) for k in range(count)]
-    return lambda: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+
+    def noise() -> torch.Tensor:
+        numbers = torch.empty(count, *shape)
+        for image, own in zip(numbers, generators, strict=True):
+            image.normal_(generator=own)
+        return numbers.to(device)
+
+    return noise
