@@ -1,18 +1,18 @@
 """What steps and guidance buy: one trained network of studies/unet_diffusion.py, sampled in many ways.
 
     python -m studies.unet_diffusion            # first: trains the network
-    python -m studies.diffusion_curves          # 35 minutes on two CPU cores, a few on a GPU
-    python -m studies.diffusion_curves --num-samples 10000 --few-steps 5 10 20 50 100 \\
-        --many-steps 500 1000 --lengths 1000 500 20    # the full grid, for a GPU
+    python -m studies.diffusion_curves          # 35 minutes on two CPU cores, four on a GPU
+    python -m studies.diffusion_curves --short-t None --num-samples 5000 --few-steps 5 10 20 50 100
 
-What to look at: `steps.png`, how near twenty steps of a second-order solver come to a thousand of DDPM;
-`guidance_curve.png`, where accuracy rises first and coverage falls after it; the table of T.
+What to look at: `steps.png`, how near twenty steps of a second-order solver, or of DDPM itself, come to a
+thousand of DDPM; `guidance_curve.png`, where accuracy rises first and coverage falls after it; the table
+of T.
 
-Another set of samples has another distance. The bars are 95 % intervals for that, by the bootstrap. Two
-points are compared by the interval of their difference. It is narrower than the two bars together,
-because image k starts from the same noise at both points. Where the interval holds 0, that many samples
-do not tell the two points apart. That does not make them equal: the interval says how much they may
-differ. It says nothing of another training, which would give another network.
+Another set of samples has another distance. The bars are 95 % intervals for that: of the distance by the
+bootstrap, of the coverage by the jackknife. Two points are compared by the interval of their difference.
+It is narrower than the bars suggest, because image k starts from the same noise at both points. Where the
+interval holds 0, that many samples do not tell the two points apart. That does not make them equal: the
+interval says how much they may differ. It says nothing of another training, which gives another network.
 """
 
 from __future__ import annotations
@@ -162,9 +162,9 @@ class Point:
 # A last column says how much larger the distance is than another, with the interval of the difference.
 COLUMNS = [
     "Fréchet distance",
-    "± (95 %)",
+    "distance ± (95 %)",
     "coverage",
-    "± (95 %) ",
+    "coverage ± (95 %)",
     "accuracy",
     "95 %",
     "ms per image",
@@ -367,6 +367,8 @@ def lesson_of_steps(found: Lines, n: int, result: Result) -> str:
     for name, in_words in (("dpm-solver", "DPM-Solver++"), ("ddpm", "DDPM")):
         few = max((steps for steps in found[name] if steps <= FEW), default=min(found[name]))
         point = found[name][few]
+        if point is many:
+            continue
         difference, to_each_side = point.less(many)
         low, high = difference - to_each_side, difference + to_each_side
         gap = f"{name} in {few} steps: distance less ddpm's in {most}"

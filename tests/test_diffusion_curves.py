@@ -122,7 +122,8 @@ def test_few_steps_are_called_like_many_only_as_far_as_was_measured():
     assert "do not tell them apart" in told.split("DDPM in 20")[1]
     only = {"ddpm": {10: point(60, 5)}, "dpm-solver": {50: point(20, 1)}}
     nothing = SimpleNamespace(add_metric=lambda *_, **__: None)
-    assert "in 50 steps has a distance of 20" in lesson_of_steps(only, 2000, nothing)
+    told = lesson_of_steps(only, 2000, nothing)
+    assert "in 50 steps has a distance of 20" in told and "DDPM in 10 steps has" not in told
 
 
 def test_the_best_scale_is_named_with_those_that_may_be_as_good():
@@ -166,8 +167,8 @@ def test_curves_come_from_the_checkpoint(unet_run):
         rows = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
         assert (rows[-1][""] if "" in rows[-1] else rows[-1]["sampler"]) and len(rows) > 1
         for row in rows[:-1]:
-            assert 0 < row["± (95 %)"] < row["Fréchet distance"]
-            assert 0 < row["± (95 %) "] < 0.2
+            assert 0 < row["distance ± (95 %)"] < row["Fréchet distance"]
+            assert 0 < row["coverage ± (95 %)"] < 0.2
             low, high = map(float, row["95 %"].split(" to "))
             assert low < row["accuracy"] < high
     assert [table["rows"][-1][0] for table in (guidance, steps)] == ["held-out images (floor)"] * 2
