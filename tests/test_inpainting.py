@@ -129,7 +129,7 @@ def test_the_interval_of_the_hole_s_psnr_is_that_of_other_images():
     rng = torch.Generator().manual_seed(0)
     images = torch.zeros(4000, 1, 8, 8, dtype=torch.uint8)
     holes = torch.rand(4000, 1, 8, 8, generator=rng) < torch.rand(4000, 1, 1, 1, generator=rng)
-    levels = 20 + 60 * torch.rand(4000, 1, 1, 1, generator=rng)
+    levels = 60 + 20 * torch.rand(4000, 1, 1, 1, generator=rng)
     filled = (levels * torch.ones(1, 1, 8, 8)).byte()
     parts = zip(*(x.split(100) for x in (filled, images, holes)), strict=True)
     found = torch.tensor([hole_psnr(*part) for part in parts])
