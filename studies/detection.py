@@ -197,7 +197,8 @@ def generalised_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """
 
     def area(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-        return (high - low).clamp(min=0).prod(dim=-1)
+        width, height = (high - low).clamp(min=0).unbind(dim=-1)
+        return width * height  # the gradient of prod would ask the GPU for zeros, and wait
 
     (a_low, a_high), (b_low, b_high) = a.split(2, dim=-1), b.split(2, dim=-1)
     common = area(torch.maximum(a_low, b_low), torch.minimum(a_high, b_high))

@@ -6,8 +6,8 @@ an inner level attend to all words (Rombach et al. 2022). The vectors of the wor
 rest.
 
 Does it put words together that it never saw together? For each digit one pair of stroke and slant is left
-out of the training: thin zeros that lean backward, bold ones that are slanted, and so on. The opposite
-pair stays in: bold slanted zeros, thin backward ones. Both kinds are drawn equally often, for the same
+out of the training: thin backward zeros, bold backward twos, and so on. The opposite pair stays in: bold
+slanted zeros, thin slanted twos. Both kinds are drawn equally often, for the same
 digits and the same widths, and each word stands in both kinds equally often. So the words alone make
 neither kind harder. Still, another pair of the same words may be harder for a digit. --crossover trains a
 second network, which leaves out the opposite pairs. Then each combination is drawn by a network that saw
