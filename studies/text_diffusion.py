@@ -9,9 +9,9 @@ Does it put words together that it never saw together? For each digit one pair o
 out of the training: thin backward zeros, bold backward twos, and so on. The opposite pair stays in: bold
 slanted zeros, thin slanted twos. Both kinds are drawn equally often, for the same digits and the same
 widths, and each word stands in both kinds equally often. So the words alone make neither kind harder.
-Still, another pair of the same words may be harder for a digit. --crossover trains a second network, which
-leaves out the opposite pairs. Then each combination is drawn by a network that saw it and by one that did
-not, from the same noise.
+Still, another pair of the same words may be harder for a digit. --crossover trains a second network,
+which leaves out the opposite pairs. Then each combination is drawn by a network that saw it and by one
+that did not, from the same noise.
 
     python -m studies.text_diffusion                                  # twelve minutes on two CPU cores
     python -m studies.text_diffusion --crossover                      # twice as long
