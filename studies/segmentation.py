@@ -233,20 +233,22 @@ def relight(images: torch.Tensor, gamma: torch.Tensor, gain: torch.Tensor) -> to
 
 
 def augment(
-    images: torch.Tensor, masks: torch.Tensor, rng: torch.Generator
+    images: torch.Tensor, masks: torch.Tensor, rng: torch.Generator, strength: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Flip half of the pictures; rotate (±10°), scale (0.8 to 1.6), shift and relight all of them.
 
-    Pictures (B, 3, H, W) in [0, 1] and masks (B, H, W) uint8 to the same, masks as int64.
+    Pictures (B, 3, H, W) in [0, 1] and masks (B, H, W) uint8 to the same, masks as int64. Rotations,
+    scales and shifts are `strength` times as far from no change as said.
     """
     n = len(images)
 
     def uniform(low: float, high: float) -> torch.Tensor:
         return torch.rand(n, generator=rng, device=images.device) * (high - low) + low
 
-    angle, scale = uniform(-1, 1) * math.pi / 18, uniform(0.8, 1.6)
+    angle = strength * uniform(-1, 1) * math.pi / 18
+    scale = uniform(1 - 0.2 * strength, 1 + 0.6 * strength)
     flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
-    shift = torch.stack([uniform(-0.15, 0.15), uniform(-0.1, 0.1)], dim=1)
+    shift = strength * torch.stack([uniform(-0.15, 0.15), uniform(-0.1, 0.1)], dim=1)
     x, y = warp(images, masks, angle, scale, flip, shift)
     gamma, brightness = uniform(-0.7, 0.7).exp(), uniform(0.75, 1.25)
     tint = 1 + 0.1 * torch.randn(n, 3, generator=rng, device=images.device)
@@ -257,6 +259,7 @@ def augment(
 
 
 STEPS = {"scenes": 700, "others": 1300}  # of a training without --epochs
+AUGMENTATION = {"scenes": 0.5}  # of a training without --augmentation; else 1
 
 
 @dataclass(frozen=True)
@@ -295,6 +298,9 @@ class Config(ExportSettings, ResumableSettings):
     faster."""
     loss: Literal["cross-entropy", "dice", "both"] = "both"
     """Cross-entropy of each pixel, dice loss of each class's area, or their sum."""
+    augmentation: Annotated[float, Limits(0, 2)] | None = None
+    """How far the training pictures are rotated, scaled and shifted: 1 means up to 10° and 0.8 to 1.6
+    times as large, 0.5 half of that. Default: 0.5 for drawn scenes, else 1."""
     unweighted: bool = False
     """All pixels count alike in the cross-entropy. Without this, pixels of rare classes count more."""
     epochs: Count | None = None
@@ -348,6 +354,7 @@ def train(
     """Train the network, or go on with --resume. `after_epoch` is called after every epoch."""
     model = new_model(config, data)
     weights = None if config.unweighted else class_weights(data.masks, len(data.classes))
+    strength = 1.0 if config.augmentation is None else config.augmentation
     adamw = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2, fused=True)
     path = checkpoint_path(config, run_name(config, data))
     training = Training(
@@ -359,7 +366,8 @@ def train(
     with training:
         for epoch in training.epochs():
             for batch in training.batches():
-                x, target = augment(unit(data.images[batch]), data.masks[batch], training.rng)
+                images, masks = unit(data.images[batch]), data.masks[batch]
+                x, target = augment(images, masks, training.rng, strength)
                 loss = segmentation_loss(model(x), target, config.loss, weights)
                 adamw.param_groups[0]["lr"] = config.lr * one_cycle(training.progress)
                 adamw.zero_grad()
@@ -605,6 +613,8 @@ def run(config: Config) -> Result:
     if config.epochs is None:
         steps = STEPS.get(config.dataset, STEPS["others"])
         config = replace(config, epochs=max(round(steps * config.batch_size / len(data.images)), 1))
+    if config.augmentation is None:
+        config = replace(config, augmentation=AUGMENTATION.get(config.dataset, 1.0))
     name = run_name(config, data)
     folder = PICTURES if name == "scenes" else f"{PICTURES}/{name}"
     result = start_result(SCRIPT, TITLE, SUMMARY, config, folder, device, data)
