@@ -198,7 +198,7 @@ def generalised_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
     def area(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         width, height = (high - low).clamp(min=0).unbind(dim=-1)
-        return width * height  # the gradient of prod() would make the program wait for a GPU
+        return width * height  # the gradient of prod would ask the GPU for zeros, and wait
 
     (a_low, a_high), (b_low, b_high) = a.split(2, dim=-1), b.split(2, dim=-1)
     common = area(torch.maximum(a_low, b_low), torch.minimum(a_high, b_high))
