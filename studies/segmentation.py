@@ -4,7 +4,7 @@ A U-Net halves the picture level by level, so that it sees far, and then doubles
 each level also gets the features of the way down. They keep edges sharp. It learns from drawn scenes
 (imagelab/data/road_scenes.py) or from real pictures.
 
-    python -m studies.segmentation                                  # drawn scenes, five minutes
+    python -m studies.segmentation                                  # drawn scenes, six minutes
     python -m studies.segmentation --dataset camvid                 # real ones, of data/CamVid/
     python -m studies.segmentation --dataset camvid --pretrained    # from the network of the drawn ones
     python -m studies.segmentation --dataset folder:IMAGES:MASKS    # yours; masks hold class numbers
@@ -72,9 +72,10 @@ class DoubleConv(nn.Sequential):
 class SegmentationUNet(nn.Module):
     """Pictures (B, 3, H, W) in [0, 1], of any size, to logits (B, classes, H, W).
 
-    To be fast, it works on patches of 2×2 pixels (`patch_size` 2). With `widths` (32, 64, 128, 256) the
-    features on the way down are (B, 32, H/2, W/2), (B, 64, H/4, W/4), (B, 128, H/8, W/8) and
-    (B, 256, H/16, W/16). The way up has the same shapes in reverse.
+    With `widths` (16, 32, 64, 128, 256) the features on the way down are (B, 16, H, W),
+    (B, 32, H/2, W/2), and so on to (B, 256, H/16, W/16). The way up has the same shapes in reverse. With
+    `patch_size` 2 it works on patches of 2×2 pixels, and all heights and widths are halved: this is
+    faster, but thin things suffer.
     """
 
     def __init__(self, classes: int, widths: tuple[int, ...], patch_size: int) -> None:
@@ -91,7 +92,7 @@ class SegmentationUNet(nn.Module):
         height, width = x.shape[2:]
         x = pad_to_multiple(2 * x - 1, self.patch_size * 2 ** len(self.upsample))
         with autocast(x.device):
-            # Each patch of pixels becomes one position with more channels: (B, 12, H/2, W/2).
+            # A patch of 2×2 pixels becomes one position with more channels: (B, 12, H/2, W/2).
             h = F.pixel_unshuffle(x, self.patch_size).contiguous(memory_format=torch.channels_last)
             skips = []
             for level, convolutions in enumerate(self.down):
@@ -290,12 +291,12 @@ class Config(ExportSettings, ResumableSettings):
     """Scenes to draw for the measurement."""
     pretrained: bool = False
     """Start from the network of an earlier run on the drawn scenes. Only its last layer is new."""
-    widths: tuple[Count, ...] = (32, 64, 128, 256)
+    widths: tuple[Count, ...] = (16, 32, 64, 128, 256)
     """Channels of each level, from the top. The top level is patch_size times smaller than the
     picture in height and width, each next level half as high and wide as the one before."""
-    patch_size: Count = 2
-    """The network works on squares with this many pixels a side, not on single pixels. Larger is
-    faster."""
+    patch_size: Count = 1
+    """The network works on squares with this many pixels a side. Larger is faster, but sees thin things
+    less well. Half of the time: --patch-size 2 --widths 32 64 128 256."""
     loss: Literal["cross-entropy", "dice", "both"] = "both"
     """Cross-entropy of each pixel, dice loss of each class's area, or their sum."""
     augmentation: Annotated[float, Limits(0, 2)] | None = None
@@ -308,7 +309,7 @@ class Config(ExportSettings, ResumableSettings):
     scenes, 208 for 50 real pictures, and fewer the more pictures there are."""
     batch_size: Count = 8
     """Pictures per step."""
-    lr: Rate = 1e-3
+    lr: Rate = 2e-3
     """Peak of AdamW's learning rate. It rises over the first quarter of the steps, then falls to 0."""
 
 

@@ -271,7 +271,7 @@ def test_a_run_leaves_what_was_promised(quick):
 def test_the_network_predicts_the_same_elsewhere_at_any_size(quick):
     saved = load_checkpoint(quick / "study_models/segmentation/scenes.pth", "segmentation")
     model = segmentation.SegmentationUNet(
-        len(saved["extra"]["classes"]), saved["config"]["widths"], 2
+        len(saved["extra"]["classes"]), saved["config"]["widths"], saved["config"]["patch_size"]
     )
     model.load_state_dict(saved["model"]["unet"])
     pictures = torch.rand(3, 3, 45, 81)
@@ -294,7 +294,7 @@ def test_an_older_checkpoint_is_still_read(quick, tmp_path):
     assert {"grow.0.weight", "last.weight"} <= saved["model"]["unet"].keys()
     torch.save(saved, tmp_path / "old.pth")
     (old, classes, height), (new, *_) = map(segmentation.load_model, (tmp_path / "old.pth", path))
-    assert old.patch_size == 2 and height == 128 and "pedestrian" in classes
+    assert old.patch_size == 1 and height == 128 and "pedestrian" in classes
     x = torch.rand(1, 3, 32, 48)
     assert torch.equal(old(x), new(x))
 
