@@ -82,7 +82,7 @@ STUDIES: dict[str, Demo] = {
     ),
     "denoising_gan": Demo("study_images/denoising_gan", 200, 30, "GAN: PSNR"),
     "cnn_classifier": Demo("study_images/cnn_classifier", 25, 10, "accuracy"),
-    "segmentation": Demo("study_images/segmentation", 300, 15, "mean IoU", {"dataset": "scenes"}),
+    "segmentation": Demo("study_images/segmentation", 360, 15, "mean IoU", {"dataset": "scenes"}),
     "detection": Demo("study_images/detection", 180, 15, "mAP at 0.5", {"dataset": "scenes"}),
     "image_translation": Demo(
         "study_images/image_translation", 240, 25, "streets, Pix2Pix: mean IoU"
