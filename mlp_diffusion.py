@@ -541,16 +541,16 @@ def plot_errors(trainings: list[Training[Denoiser]], bounds: dict[str, Bound]) -
 
 def plot_bound(bounds: dict[str, Bound]) -> Figure:
     """The steps of the bounds as lines; the reconstruction at t = 0 and the prior at t = T as dots."""
-    figure, axes = figures.new_figure(8.5, 4.6)
+    figure, axes = figures.new_figure(8.5, 5.6)
     axis, T = axes[0, 0], len(next(iter(bounds.values())).terms)
     xlabel = f"t (dots at 0: reconstruction; lines: steps; dots at {T}: prior)"
     for k, (name, bound) in enumerate(bounds.items()):
-        label = f"{name}: {bound.bits_per_dimension:.1f} bits"
+        label = f"{name}, sum: {bound.bits_per_dimension:.1f} bits"
         style = {"color": figures.PALETTE[k], "linestyle": DASHES[k]}
         axis.plot(range(1, T), bound.terms[1:], label=label, **style)
         axis.plot([0, T], [bound.reconstruction, bound.prior], "o", color=figures.PALETTE[k])
     axis.set(xlabel=xlabel, ylabel="term, nats per image")
-    axis.legend(title="the sum, in bits per dimension")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper left")
     figures.log_scale(axis)
     return figure
 
@@ -579,8 +579,9 @@ def report_likelihood(trainings: list[Training[Denoiser]], result: Result) -> No
         for part, value in bounds[name].parts().items():
             result.add_metric(f"{prefix}: {part}", value, n, better="lower")
     caption += (
-        ", term by term. Small t are the last steps of sampling. The bound does not rank the pictures: "
-        "most of it is decided there, in noise that nobody sees."
+        ", term by term; behind each name its sum in bits per dimension. Small t are the last steps of "
+        "sampling. The bound does not rank the pictures: most of it is decided there, in noise that "
+        "nobody sees."
     )
     result.add_figure("bound.png", plot_bound(bounds), caption)
 
