@@ -107,7 +107,7 @@ def measure(
 
 
 @dataclass
-class Findings:
+class Speeds:
     """What the command line prints."""
 
     measured: dict[str, list[dict]]
@@ -132,12 +132,12 @@ class Findings:
             print("\n" + table(found["main-job"]))
 
 
-def run(config: Config) -> Findings:
+def run(config: Config) -> Speeds:
     """Run the chosen benchmarks and enter each into `benchmarks/results.json` under --output-dir."""
     device = prepare(0, config.device)
     repeats = 1 if config.quick else config.repeats
     facts = {"device": machine(device), "versions": versions(), "quick": config.quick}
-    outcome = Findings({})
+    outcome = Speeds({})
     for name in config.only or get_args(USUAL):
         print(f"{name} ...", flush=True)
         if name == "growth":
