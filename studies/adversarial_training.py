@@ -37,7 +37,7 @@ from imagelab.report.numbers import share_cell
 from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import autocast, generator, prepare
 from imagelab.setup.settings import BoardSettings, Count, DataSettings, Limits, Rate
-from imagelab.techniques import attacks
+from imagelab.techniques import attacks, strong_attacks
 from imagelab.techniques.attacks import pgd, pgd_accuracies
 from imagelab.techniques.classifier import accuracy, new_classifier, predict
 from imagelab.training.loop import Observer, Training, can_resume, no_observer, one_cycle
@@ -284,11 +284,11 @@ def correct_under_strong_attacks(
     assert restarts is not None and queries is not None  # `with_defaults`
     attacked = {
         STRONG[0]: pgd(model, x, y, epsilon, rng, steps=100, restarts=restarts),
-        "APGD-CE": attacks.apgd(model, x, y, epsilon, rng),
-        "Square": attacks.square_attack(model, x, y, epsilon, rng, queries),
+        "APGD-CE": strong_attacks.apgd(model, x, y, epsilon, rng),
+        "Square": strong_attacks.square_attack(model, x, y, epsilon, rng, queries),
     }
     if predict(model, x[:1]).shape[1] > 2:  # the DLR loss takes three classes
-        attacked["APGD-DLR"] = attacks.apgd(model, x, y, epsilon, rng, loss="dlr")
+        attacked["APGD-DLR"] = strong_attacks.apgd(model, x, y, epsilon, rng, loss="dlr")
     correct = {name: read_correctly(model, images, y) for name, images in attacked.items()}
     return {**correct, "all together": torch.stack(list(correct.values())).all(dim=0)}
 

@@ -386,8 +386,8 @@ def test_the_attacks_together_leave_what_each_of_them_leaves(stripes, monkeypatc
         return attack
 
     monkeypatch.setattr(study, "pgd", spoiling(0))
-    monkeypatch.setattr(study.attacks, "apgd", spoiling(1))
-    monkeypatch.setattr(study.attacks, "square_attack", spoiling(2))
+    monkeypatch.setattr(study.strong_attacks, "apgd", spoiling(1))
+    monkeypatch.setattr(study.strong_attacks, "square_attack", spoiling(2))
     config = study.Config(restarts=1, square_queries=1)
     correct = study.correct_under_strong_attacks(config, Reader(), x, y, None)
     assert correct.keys() == set(study.STRONG)
