@@ -167,8 +167,9 @@ def test_the_command(tmp_path):
                         "--output-dir", tmp_path)  # fmt: skip
     assert "PGD on the CNN" in shown and "ratio" in shown
     written = json.loads((tmp_path / "benchmarks" / "results.json").read_text("utf-8"))
-    (attacked,), drawn = written["attack"]["found"], written["sampling"]["found"]
+    (attacked, trained), drawn = written["attack"]["found"], written["sampling"]["found"]
     assert attacked["what"] == "PGD on the CNN" and attacked["ratio"] > 0
+    assert trained["what"].startswith("Training on PGD") and trained["ratio"] > 0
     assert len(drawn) == 6 and all(entry["ratio"] is None for entry in drawn)
     assert written["attack"]["repeats"] == 1 and written["attack"]["quick"]
     assert "--only" in "".join(run_here("benchmarks.__main__", "--only", "nonsense", status=2))
