@@ -62,6 +62,7 @@ def small(n: int) -> Dataset:
         (lambda d: ordinary.conv_gan(d, dcgan.Config(batch_size=16)), 2 * 8),
         (lambda d: ordinary.mlp_ddpm(d, mlp_diffusion.Config(batch_size=16)), 8),
         (lambda d: ordinary.classifier(d, 16, 3e-3), 8),
+        (lambda d: attack.ordinary_training(d, 16, 3e-3, steps=2), 8),
         (lambda d: ordinary.unet_ddpm(d, unet_diffusion.Config(batch_size=16, widths=(8, 16))), 8),
     ],
 )
