@@ -23,7 +23,7 @@ from imagelab.setup.command import command_line  # first: it hears a Ctrl-C whil
 import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -35,11 +35,11 @@ from imagelab.data.datasets import EMBEDDED, Dataset, load_for, random_subset, u
 from imagelab.report import figures, samples
 from imagelab.report.numbers import share_cell
 from imagelab.report.results import Result, start_result
-from imagelab.setup.runtime import autocast, generator, prepare
+from imagelab.setup.runtime import autocast, channels_last, generator, prepare
 from imagelab.setup.settings import BoardSettings, Count, DataSettings, Limits, Rate
 from imagelab.techniques import attacks, strong_attacks
 from imagelab.techniques.attacks import pgd, pgd_accuracies
-from imagelab.techniques.classifier import accuracy, new_classifier, predict
+from imagelab.techniques.classifier import DigitCNN, accuracy, new_classifier, predict
 from imagelab.training.loop import Observer, Training, can_resume, no_observer, one_cycle
 
 if TYPE_CHECKING:
@@ -50,6 +50,38 @@ PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
 METHODS = ("ordinary", "fast", "PGD")
 ATTACKS = ("random signs", "Gaussian, same L2", "FGSM", "PGD-40", "PGD-100 with restarts")
 STRONG = ("PGD-100 with restarts", "APGD-CE", "APGD-DLR", "Square", "all together")
+
+
+# --- the network ----------------------------------------------------------------------------------
+
+RAMPS = 2  # for each pixel
+LEAK = 0.01  # a ramp's slope outside
+
+
+class RampCNN(DigitCNN):
+    """DigitCNN behind a first layer that looks at each pixel alone: two learnt ramps from 0 to 1.
+
+    Under an attack a black pixel stays below ε and a white one above 1 − ε. A ramp that rises in between
+    gives nearly the same for both as without the attack. It is learnt, not set: its steepness and its
+    place are weights. It is never quite flat, so that an attack finds a gradient everywhere.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+        channels, height, width = shape
+        super().__init__((RAMPS * channels, height, width), classes)
+        self.ramps = nn.Conv2d(channels, RAMPS * channels, 1)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.ramps((x - 0.5) / 0.3)  #                                            (B, 2·C, H, W)
+        return super().features(z.clamp(0, 1) + LEAK * z)  #                          (B, 128)
+
+
+def new_network(config: Config, data: Dataset) -> DigitCNN:
+    """An untrained network for `data`, the same for the same seed."""
+    if config.network == "plain":
+        return new_classifier(data, config.seed)
+    torch.manual_seed(config.seed)
+    return channels_last(RampCNN(data.shape, len(data.classes)), data.images.device)
 
 
 # --- the attacks that are trained on --------------------------------------------------------------
@@ -76,6 +108,17 @@ def continued_pgd(
     In the first epoch `start` is None: the attack starts at a random point.
     """
     return pgd(model, x, y, epsilon, rng, steps, step_size=epsilon / 3, start=start)
+
+
+def random_shift(limit: int, rng: torch.Generator) -> tuple[int, int]:
+    """Rows down and columns to the right, each from −limit to limit."""
+    down, right = torch.randint(-limit, limit + 1, (2,), generator=rng, device=rng.device).tolist()
+    return down, right
+
+
+def shifted(images: torch.Tensor, down: int, right: int) -> torch.Tensor:
+    """Images (N, C, H, W) moved by pixels; what leaves on one side comes in on the other."""
+    return images.roll((down, right), dims=(2, 3))
 
 
 def loss_surface(
@@ -113,7 +156,14 @@ class Config(BoardSettings, DataSettings):
     fast_epochs: Count | None = None
     """Epochs of the training with one step of 1.25·ε. Default: 6; on the embedded digits 3."""
     pgd_epochs: Count | None = None
-    """Epochs of the training with PGD. Default: 12; on the embedded digits 4."""
+    """Epochs of the training with PGD. Default: 25 on MNIST, 4 on the embedded digits,
+    else 12."""
+    network: Literal["plain", "ramps"] | None = None
+    """The networks' layers: "plain" as in the other scripts, "ramps" with learnt ramps in front, for
+    images that are black and white. Default: ramps on MNIST, else plain."""
+    shift: Annotated[int, Limits(0, 4)] | None = None
+    """Images and their attacks are moved by up to this many pixels, at random, in the training with PGD.
+    Default: 1 on MNIST, else 0."""
     pgd_steps: Count = 2
     """Steps of the PGD training in each epoch, of ε/3 each."""
     batch_size: Count | None = None
@@ -134,20 +184,21 @@ class Config(BoardSettings, DataSettings):
 # Defaults that depend on the data. Of each embedded digit there are 14 variations, so a part of them is
 # enough. Fewer images make fewer steps, so the batches are smaller.
 DEFAULTS = {
-    "embedded": {
+    EMBEDDED: {
         "train_images": 10_000, "batch_size": 32, "ordinary_epochs": 3, "fast_epochs": 3,
         "pgd_epochs": 4, "pgd_images": 200, "restarts": 3, "square_queries": 1000,
     },
+    "mnist": {"network": "ramps", "shift": 1, "pgd_epochs": 25},
     "others": {
-        "train_images": 60_000, "batch_size": 128, "ordinary_epochs": 5, "fast_epochs": 6,
-        "pgd_epochs": 12, "pgd_images": 1000, "restarts": 10, "square_queries": 5000,
+        "network": "plain", "shift": 0, "train_images": 60_000, "batch_size": 128, "ordinary_epochs": 5,
+        "fast_epochs": 6, "pgd_epochs": 12, "pgd_images": 1000, "restarts": 10, "square_queries": 5000,
     },
 }  # fmt: skip
 
 
 def with_defaults(config: Config, data: Dataset) -> Config:
     """The settings, with the defaults that depend on the data."""
-    defaults = DEFAULTS["embedded" if data.name == EMBEDDED else "others"]
+    defaults = {**DEFAULTS["others"], **DEFAULTS.get(data.name, {})}
     return replace(config, **{k: v for k, v in defaults.items() if getattr(config, k) is None})
 
 
@@ -163,6 +214,8 @@ class Defence:
     lr: float
     seed: int
     resume: bool
+    network: str = "plain"
+    shift: int = 0
     quick: bool = False
     tensorboard: bool = False
 
@@ -173,7 +226,9 @@ def checkpoint_path(config: Config, method: str) -> Path:
 
 def defence(config: Config, method: str) -> Defence:
     """The settings in `config` of one method."""
-    shared = ("epsilon", "pgd_steps", "batch_size", "lr", "seed", "quick", "tensorboard")
+    shared = (
+        "epsilon", "pgd_steps", "batch_size", "lr", "seed", "network", "shift", "quick", "tensorboard"
+    )  # fmt: skip
     return Defence(
         method=method,
         epochs=getattr(config, f"{method.lower()}_epochs"),
@@ -247,9 +302,13 @@ def train(
                 if defence.method == "fast":
                     x = fast_attack(model, x, y, epsilon, rng)
                 elif defence.method == "PGD":
-                    start = x + found[batch].float() / 255 if epoch > 1 else None
+                    # The attack is kept in the image's own frame and moves with it.
+                    down, right = random_shift(defence.shift, rng) if defence.shift else (0, 0)
+                    x, last = (shifted(t, down, right) for t in (x, found[batch].float() / 255))
+                    start = x + last if epoch > 1 else None
                     attacked = continued_pgd(model, x, y, epsilon, rng, defence.pgd_steps, start)
-                    found[batch] = ((attacked - x) * 255).round().clamp(-127, 127).to(torch.int8)
+                    change = shifted(attacked - x, -down, -right)
+                    found[batch] = (change * 255).round().clamp(-127, 127).to(torch.int8)
                     x = attacked
                 adam.param_groups[0]["lr"] = defence.lr * one_cycle(training.progress)
                 with autocast(x.device):
@@ -563,7 +622,7 @@ def run(config: Config) -> Result:
     training_images, validation = split(config, data)
     observer, trainings = announce_checks(validation), {}
     for method in METHODS:
-        model, path = new_classifier(data, config.seed), checkpoint_path(config, method)
+        model, path = new_network(config, data), checkpoint_path(config, method)
         settings = defence(config, method)
         trainings[method] = train(settings, model, training_images, validation, path, observer)
     evaluate(config, data, trainings, result)

@@ -242,6 +242,50 @@ def test_pgd_training_goes_on_from_the_perturbation_of_the_last_epoch(
     assert found.abs().max() <= 0.3 * 255 + 0.5 and (found != 0).float().mean() > 0.5
 
 
+def test_an_attack_moves_with_its_image(stripes, aside, tmp_path, attacks_made, trained_on):
+    """Each batch by steps of its own; what is kept is moved back."""
+    training = train(defence("PGD", shift=2), stripes, aside, tmp_path / "a.pth")
+    last, moves = torch.zeros(stripes.images.shape), set()
+    for k, (call, batch) in enumerate(zip(attacks_made, batches(stripes), strict=True)):
+        x = unit(stripes.images[batch])
+        by = [
+            (down, right)
+            for down, right in itertools.product(range(-2, 3), repeat=2)
+            if torch.equal(x.roll((down, right), (2, 3)), call.images)
+        ]
+        assert len(by) == 1 and torch.equal(trained_on[k], call.result)
+        moves |= set(by)
+        if k >= 5:
+            found = (call.start - call.images).roll([-d for d in by[0]], (2, 3))
+            assert (found - last[batch]).abs().max() <= 0.5 / 255 + 1e-6
+        last[batch] = (call.result - call.images).roll([-d for d in by[0]], (2, 3))
+    assert len(moves) > 3
+    assert (training.extra["found"].float() - last * 255).abs().max() <= 0.5 + 1e-3
+
+
+def test_a_ramp_tells_black_from_white_under_any_attack(stripes, float32):
+    """With ramps that rise between ε and 1 − ε, an attack within ε changes next to nothing.
+
+    They are weights like all others. The gradient of the loss reaches them, and the pixels outside them.
+    """
+    config = study.Config(network="ramps")
+    model = study.new_network(config, stripes).eval()
+    assert torch.equal(model.conv1.weight, study.new_network(config, stripes).conv1.weight)
+    assert type(study.new_network(replace(config, network="plain"), stripes)) is study.DigitCNN
+    x, rng = unit(stripes.images[:8]).round(), torch.Generator().manual_seed(0)
+    noisy = (x + 0.3 * (torch.rand(x.shape, generator=rng) * 2 - 1)).clamp(0, 1)
+    torch.nn.functional.cross_entropy(model(noisy), stripes.labels[:8]).backward()
+    assert model.ramps.weight.grad.abs().min() > 0 and model.ramps.bias.grad.abs().min() > 0
+    moved = [(model(noisy) - model(x)).abs().max().item()]
+    with torch.no_grad():  # in (x − 0.5)/0.3: from 0 at x = 0.3 to 1 at x = 0.7
+        model.ramps.weight.fill_(0.75)
+        model.ramps.bias.fill_(0.5)
+    moved.append((model(noisy) - model(x)).abs().max().item())
+    assert moved[1] < 0.1 * moved[0]
+    gradient = study.attacks.input_gradient(model, x, stripes.labels[:8])  # black and white pixels
+    assert (gradient != 0).float().mean() > 0.95
+
+
 def test_perturbations_come_back_on_resume(stripes, aside, tmp_path, attacks_made, monkeypatch):
     path, spy = tmp_path / "a.pth", study.pgd
 
@@ -339,8 +383,10 @@ def test_a_collapse_is_20_points_below_the_best(checks, collapsed):
 
 def test_what_is_left_open_is_fitted_to_the_data(stripes):
     config = study.Config(epsilon=0.2, fast_epochs=7)
-    for data, name in ((stripes, "others"), (replace(stripes, name="mnist-5k"), "embedded")):
-        got, defaults = study.with_defaults(config, data), study.DEFAULTS[name]
+    for name in ("stripes", "mnist-5k", "mnist"):
+        got = study.with_defaults(config, replace(stripes, name=name))
+        defaults = {**study.DEFAULTS["others"], **study.DEFAULTS.get(name, {})}
+        assert (got.network, got.shift) == (("ramps", 1) if name == "mnist" else ("plain", 0))
         assert (got.epsilon, got.fast_epochs) == (0.2, 7)
         assert got.pgd_epochs == defaults["pgd_epochs"] and got.restarts == defaults["restarts"]
         assert got.batch_size == study.defence(got, "PGD").batch_size == defaults["batch_size"]
