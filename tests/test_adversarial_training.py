@@ -19,7 +19,7 @@ from imagelab.report.figures import new_figure, save_figure
 from imagelab.report.numbers import wilson
 from imagelab.setup.runtime import Interrupted
 from imagelab.techniques.attacks import pgd
-from imagelab.techniques.classifier import new_classifier
+from imagelab.techniques.classifier import DigitCNN, new_classifier
 from studies import adversarial_training as study
 
 QUICK = ("studies.adversarial_training", "--quick", "--dataset", "mnist-5k", "--output-dir")
@@ -263,27 +263,18 @@ def test_an_attack_moves_with_its_image(stripes, aside, tmp_path, attacks_made, 
     assert (training.extra["found"].float() - last * 255).abs().max() <= 0.5 + 1e-3
 
 
-def test_a_ramp_tells_black_from_white_under_any_attack(stripes, float32):
-    """With ramps that rise between ε and 1 − ε, an attack within ε changes next to nothing.
-
-    They are weights like all others. The gradient of the loss reaches them, and the pixels outside them.
-    """
-    config = study.Config(network="ramps")
-    model = study.new_network(config, stripes).eval()
-    assert torch.equal(model.conv1.weight, study.new_network(config, stripes).conv1.weight)
-    assert type(study.new_network(replace(config, network="plain"), stripes)) is study.DigitCNN
-    x, rng = unit(stripes.images[:8]).round(), torch.Generator().manual_seed(0)
-    noisy = (x + 0.3 * (torch.rand(x.shape, generator=rng) * 2 - 1)).clamp(0, 1)
-    torch.nn.functional.cross_entropy(model(noisy), stripes.labels[:8]).backward()
-    assert model.ramps.weight.grad.abs().min() > 0 and model.ramps.bias.grad.abs().min() > 0
-    moved = [(model(noisy) - model(x)).abs().max().item()]
-    with torch.no_grad():  # in (x − 0.5)/0.3: from 0 at x = 0.3 to 1 at x = 0.7
-        model.ramps.weight.fill_(0.75)
-        model.ramps.bias.fill_(0.5)
-    moved.append((model(noisy) - model(x)).abs().max().item())
-    assert moved[1] < 0.1 * moved[0]
-    gradient = study.attacks.input_gradient(model, x, stripes.labels[:8])  # black and white pixels
-    assert (gradient != 0).float().mean() > 0.95
+def test_the_strided_network(stripes):
+    """The same for the same seed, for sides of any length; every layer has its part in the logits."""
+    config, x = study.Config(network="strided"), unit(stripes.images[:3])
+    model = study.new_network(config, stripes)
+    again = study.new_network(config, stripes).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
+    assert type(study.new_network(replace(config, network="plain"), stripes)) is DigitCNN
+    model(x).square().sum().backward()
+    assert all(p.grad.abs().max() > 0 for p in model.parameters())
+    assert sum(p.numel() for p in model.parameters()) > 1_000_000
+    for shape, classes in (((3, 31, 17), 4), ((1, 8, 8), 2)):
+        assert study.StridedCNN(shape, classes)(torch.rand(2, *shape)).shape == (2, classes)
 
 
 def test_perturbations_come_back_on_resume(stripes, aside, tmp_path, attacks_made, monkeypatch):
@@ -386,7 +377,7 @@ def test_what_is_left_open_is_fitted_to_the_data(stripes):
     for name in ("stripes", "mnist-5k", "mnist"):
         got = study.with_defaults(config, replace(stripes, name=name))
         defaults = {**study.DEFAULTS["others"], **study.DEFAULTS.get(name, {})}
-        assert (got.network, got.shift) == (("ramps", 1) if name == "mnist" else ("plain", 0))
+        assert (got.network, got.shift) == (("strided", 1) if name == "mnist" else ("plain", 0))
         assert (got.epsilon, got.fast_epochs) == (0.2, 7)
         assert got.pgd_epochs == defaults["pgd_epochs"] and got.restarts == defaults["restarts"]
         assert got.batch_size == study.defence(got, "PGD").batch_size == defaults["batch_size"]
