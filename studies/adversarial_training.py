@@ -147,7 +147,7 @@ def loss_surface(
 
 # --- training -------------------------------------------------------------------------------------
 
-VALIDATION = 2000  # training images for the check (variations of the embedded ones are trained on)
+VALIDATION = 500  # training images for the check (variations of the embedded ones are trained on)
 RAMP = 0.25  # ε grows over this part of the training: at full ε from the start nothing is learnt
 
 
@@ -251,7 +251,7 @@ def split(config: Config, data: Dataset) -> tuple[Dataset, Dataset]:
     """Training and validation images, both from the training part of `data`."""
     assert config.train_images is not None  # `with_defaults`
     rows = random_subset(len(data.images), config.train_images, "trained on").to(data.images.device)
-    n = max(min(VALIDATION, len(rows) // 20), 1)
+    n = max(min(VALIDATION, len(rows) // 10), len(rows) // 30, 1)
     validation, training = (
         replace(data, images=data.images[part], labels=data.labels[part])
         for part in (rows[:n], rows[n:])
