@@ -1,6 +1,6 @@
 """Training on attacks: the defence that holds (Goodfellow et al. 2015, Madry et al. 2017).
 
-One small CNN is trained in three ways: on the images as they are ("ordinary"); on images changed by one
+One CNN is trained in three ways: on the images as they are ("ordinary"); on images changed by one
 large gradient step from a random start ("fast", Wong et al. 2020); and on images changed by PGD. In every
 epoch the attack on an image continues where it ended in the last epoch (Zheng et al. 2020). So two steps
 an epoch do the work of many. Then noise, FGSM and PGD attack all three, and so do two stronger attacks:
