@@ -63,6 +63,7 @@ def small(n: int) -> Dataset:
         (lambda d: ordinary.conv_gan(d, dcgan.Config(batch_size=16)), 2 * 8),
         (lambda d: ordinary.mlp_ddpm(d, mlp_diffusion.Config(batch_size=16)), 8),
         (lambda d: ordinary.classifier(d, 16, 3e-3), 8),
+        (lambda d: attack.ordinary_training(d, 16, 3e-3, steps=2), 8),
         (lambda d: ordinary.unet_ddpm(d, unet_diffusion.Config(batch_size=16, widths=(8, 16))), 8),
         (
             lambda d: ordinary.unet_ddpm(
@@ -174,8 +175,9 @@ def test_the_command(tmp_path):
                         "--output-dir", tmp_path)  # fmt: skip
     assert "PGD on the CNN" in shown and "ratio" in shown
     written = json.loads((tmp_path / "benchmarks" / "results.json").read_text("utf-8"))
-    (attacked,), drawn = written["attack"]["found"], written["sampling"]["found"]
+    (attacked, trained), drawn = written["attack"]["found"], written["sampling"]["found"]
     assert attacked["what"] == "PGD on the CNN" and attacked["ratio"] > 0
+    assert trained["what"].startswith("Training on PGD") and trained["ratio"] > 0
     assert len(drawn) == 7 and all(entry["ratio"] > 0 for entry in drawn[:-1])
     assert written["attack"]["repeats"] == 1 and written["attack"]["quick"]
     assert "--only" in "".join(run_here("benchmarks.__main__", "--only", "nonsense", status=2))

@@ -197,6 +197,8 @@ def attack(play: Playground, root: Path, results: dict) -> Panel:
             with contextlib.suppress(UserError):
                 saved = load_checkpoint(folder / f"{method}.pth", "adversarial_training")
                 weights = trained_on(saved, record)["model"]["classifier"]
+                if saved["config"].get("network", "plain") != "plain":
+                    continue  # the page computes the plain network's layers only
                 name = play.add_network(method, weights, READING)
                 readers.append({"network": name, "name": title})
     if not readers:
