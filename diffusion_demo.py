@@ -215,7 +215,8 @@ REPORTED = ("median", "non-local means", "learned")
 
 def plot_steps(clean: np.ndarray, clean_blurred: np.ndarray, steps: list[Step]) -> Figure:
     """The clean picture and every step; below each, the same blurred."""
-    rows = [{"clean": clean}, {"clean, blurred": clean_blurred}]
+    cost = f"clean, blurred\nPSNR {psnr(clean, clean_blurred):.1f} dB"
+    rows = [{"clean": clean}, {cost: clean_blurred}]
     for i, (label, noisy, blurred, measured) in enumerate(steps, start=1):
         title = f"step {i}, {label}\nPSNR {measured['PSNR (dB) noisy']:.1f} dB"
         rows[0][title] = np.clip(noisy, 0, 1)
@@ -233,11 +234,14 @@ def plot_errors(clean: np.ndarray, steps: list[Step]) -> Figure:
     figure, axes = figures.new_figure(1.6 * len(steps) + 1, 2 * height, 2, len(steps))
     scale = PowerNorm(0.5, 0, max(float(errors.max()), 1e-9))  # √ of the distance: small ones show
     for column, pair, step in zip(axes.T, errors, steps, strict=True):
-        for axis, error, title in zip(column, pair, (step.label, "blurred"), strict=True):
+        titles = (f"noisy, {step.label}", "the same, blurred")
+        for axis, error, title in zip(column, pair, titles, strict=True):
             shown = axis.imshow(error, cmap="magma", norm=scale)
             axis.set_axis_off()
             axis.set_title(f"{title}\nmean {error.mean():.3f}")
-    figure.colorbar(shown, ax=axes, label="distance from the clean picture", shrink=0.9)
+    figure.colorbar(
+        shown, ax=axes, label="distance from the clean picture\n(square-root scale)", shrink=0.9
+    )
     return figure
 
 
@@ -263,12 +267,15 @@ def report_restored(
         sigma = float(np.sqrt(np.mean((noisy - clean) ** 2)))
         found[step.label] = compare(clean, noisy, sigma, by)
         for name in by:
-            file = result.add_file(f"restored_{i}_{name.replace(' ', '_')}.png", name, False)
+            file = f"restored_{i}_{name.replace(' ', '_')}.png"
+            file = result.add_file(file, f"Step {i}, {step.label}, restored: {name}.", False)
             write_png(file, found[step.label][name].picture)
     caption = (
-        f"{NOISES[kind].name} noise under {len(by) - 1} classical methods and a network. Each is told "
-        "the noise's root mean square. The highest PSNR of each row is framed. The network was trained "
-        "on other photographs, with Gaussian noise only."
+        f"{NOISES[kind].name} noise under {len(by) - 1} classical methods and a trained network "
+        "(learned). Each is told how strong the noise is; so the Gaussian blur has another width in each "
+        "row. Below each: its PSNR, the highest of the row framed. Noise clipped at black and white "
+        "makes dark areas lighter, and bright ones darker; the classical methods keep that. The network "
+        "was trained on other photographs, with Gaussian noise only."
     )
     figure = plot_restored(found, dict.fromkeys(found, clean))
     result.add_figure("compared.png", figure, caption)
@@ -286,13 +293,13 @@ def lessons(result: Result) -> list[str]:
     if decibels := result.measured("last step: PSNR", "last step: PSNR after the blur"):
         taught.append(
             "At the last step noise leaves a PSNR of {:.1f} dB, and after the blur it is {:.1f} dB. The "
-            "blur averages the noise away, and the edges with it.".format(*decibels)
+            "blur averages much of the noise away, and softens every edge.".format(*decibels)
         )
     if decibels := result.measured(*(f"mean over the steps: {method}" for method in REPORTED)):
         taught.append(
-            "Over all steps the median reaches {:.1f} dB, non-local means {:.1f} dB and the network "
-            "{:.1f} dB. The median ignores outliers, non-local means know that pictures repeat "
-            "themselves, and the network knows what it has seen: Gaussian noise.".format(*decibels)
+            "On this picture the median reaches {:.1f} dB in the mean of all steps, non-local means "
+            "{:.1f} dB and the network {:.1f} dB. The network has learnt from other photographs with "
+            "Gaussian noise; --noise tries other kinds on it.".format(*decibels)
         )
     return taught
 
@@ -308,17 +315,22 @@ def run(config: Config) -> Result:
         file = result.add_file(f"step_{i}.png", f"After step {i}, {step.label}.", featured=False)
         write_png(file, step.noisy)
     blurred, last = steps[-1].blurred, steps[-1].measured
-    write_png(result.add_file("blurred.png", "The noisiest, blurred.", featured=False), blurred)
+    write_png(result.add_file("blurred.png", "The last step, blurred.", featured=False), blurred)
     caption = (
         f"More noise in each step; below, the same after a blur of {config.kernel}×{config.kernel}."
     )
     figure = plot_steps(clean, blur(clean, config.kernel), steps)
     result.add_figure("whole_way.png", figure, caption)
     caption = (
-        "Distance of each pixel from the clean picture. The blur makes errors along the edges."
+        "Distance of each pixel from the clean picture. The blur makes the noise's errors smaller, and "
+        "makes new ones along the edges."
     )
     result.add_figure("errors.png", plot_errors(clean, steps), caption)
-    result.add_figure("quantities.png", plot_quantities(steps), "What is measured at every step.")
+    caption = "Left, the noise: added, and as measured in the noisy picture alone. "
+    if config.process == "additive" and config.noise == "gaussian":
+        caption += "Less is measured, because values below black and above white are cut off. "
+    caption += "Then how near the noisy and the blurred pictures are to the clean one."
+    result.add_figure("quantities.png", plot_quantities(steps), caption)
     frames = [clean, *(step.noisy for step in steps), blurred]
     write_gif(result.add_file("whole_way.gif", "All steps as an animation."), frames, 0.5)
     caption = f"{NOISES[config.noise].name} noise, {clean.shape[1]}×{clean.shape[0]} pixels"

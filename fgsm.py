@@ -1,9 +1,9 @@
 """FGSM: noise against an attack of the same size (Goodfellow et al. 2015).
 
 First half: Gaussian noise is added to a photograph, and the damage is measured. Second half: a
-classifier reads digits almost without error. Random noise hardly moves it. A perturbation of the same
-size fools it, if each pixel moves along the sign of the loss's gradient: x + ε·sign(∇ₓL). Forty
-smaller steps (PGD, Madry et al. 2017) fool it completely.
+classifier reads digits almost without error. Noise of ±0.15 in every pixel hardly moves it. Half of
+the digits fool it if each pixel moves as far along the sign of the loss's gradient: x + ε·sign(∇ₓL).
+Forty smaller steps (PGD, Madry et al. 2017) fool it with nearly all.
 
     python fgsm.py                                      # twenty seconds on two CPU cores
     python fgsm.py --image photo.jpg --noise-sigma 50   # noise on your picture
@@ -128,13 +128,14 @@ def accuracy_curves(
 
 
 class Fooled(NamedTuple):
-    """An image (C, H, W) in [0, 1] before and after the attack, and what the model reads in both."""
+    """An image, the same with random signs of size ε, and attacked with that ε: (3, C, H, W) in [0, 1].
 
-    original: torch.Tensor
-    adversarial: torch.Tensor
+    `read` are the probabilities that the model gives each of the three, (3, classes).
+    """
+
+    images: torch.Tensor
     epsilon: float
-    before: torch.Tensor  # probabilities (classes,)
-    after: torch.Tensor
+    read: torch.Tensor
 
 
 def smallest_fooling(
@@ -146,14 +147,17 @@ def smallest_fooling(
     attack: Callable[..., torch.Tensor] = fgsm,
 ) -> Fooled | None:
     """The attack on one image (C, H, W) at the smallest ε that fools the model; None if none does."""
+    x = image[None]
     aim = torch.tensor([label if target is None else target], device=image.device)
     for epsilon in epsilons:
-        changed = attack(model, image[None], aim, epsilon, targeted=target is not None)
-        before, after = predict(model, torch.cat([image[None], changed]))
-        read = int(after.argmax())
-        fooled = read != label if target is None else read == target
+        noisy = attacks.sign_noise(x, epsilon, generator(label, "noise beside an attack"))
+        attacked = attack(model, x, aim, epsilon, targeted=target is not None)
+        images = torch.cat([x, noisy, attacked])
+        read = predict(model, images)
+        after = int(read[2].argmax())
+        fooled = after != label if target is None else after == target
         if fooled:
-            return Fooled(image, changed[0], epsilon, before, after)
+            return Fooled(images, epsilon, read)
     return None
 
 
@@ -244,17 +248,24 @@ def report_noise(config: Config, result: Result) -> None:
     result.add_metric("noise: SSIM", similarity, 1, better="higher")
     stretched = np.clip(0.5 + noise / max(6 * sigma / 255, 1e-12), 0, 1)  # ±3σ: black and white
     pictures = {"original": picture, "noise": stretched, "noisy": noisy}
-    for name, image in pictures.items():
-        write_png(result.add_file(f"{name}.png", name, featured=False), image)
+    captions = (
+        "The picture as it is.",
+        "The noise alone: grey is none.",
+        f"The picture with {weight:g} times the noise.",
+    )
+    for (name, image), caption in zip(pictures.items(), captions, strict=True):
+        write_png(result.add_file(f"{name}.png", caption, featured=False), image)
     titles = (
         "original",
-        f"noise, σ = {sigma:g} of 255\n(stretched)",
+        f"noise, σ = {sigma:g} of 255\n(±3σ: black to white)",
         f"original + {weight:g} × noise\nPSNR {decibels:.1f} dB, SSIM {similarity:.3f}",
     )
     figure = figures.plot_side_by_side(
         dict(zip(titles, pictures.values(), strict=True)), height=3.8
     )
-    caption = "Random noise leaves the picture what it is."
+    caption = (
+        f"Noise with a standard deviation of {weight * sigma:.3g} of 255 grey levels on a picture."
+    )
     result.add_figure("noise_side_by_side.png", figure, caption)
     pairs, weights = {"original": picture}, tuple(dict.fromkeys((weight, 1.0)))
     for w in weights:
@@ -262,26 +273,34 @@ def report_noise(config: Config, result: Result) -> None:
             ("as often written:\nbytes", add_noise_in_bytes(picture, noise, w)),
             ("corrected:\nfloats", np.clip(picture + w * noise, 0, 1)),
         ):
+            x = np.round(x * 255) / 255
             brighter = round(255 * (x - picture).mean(), 1) + 0.0  # no −0.0
-            pairs[f"{name}, weight {w:g}\n{psnr(picture, x):.1f} dB, grey {brighter:+.1f}"] = x
+            pairs[
+                f"{name}, weight {w:g}\nPSNR {psnr(picture, x):.1f} dB\nmean {brighter:+.1f} of 255"
+            ] = x
     figure = figures.plot_side_by_side(pairs, height=2.8)
     caption = (
-        "The same noise as unsigned bytes and as floats. In bytes every negative value wraps around and "
-        "becomes nearly white, so the picture grows brighter. Above each: PSNR, change of the mean grey."
+        "The same noise as unsigned bytes, as many tutorials write it, and as floats. In bytes every "
+        "negative value wraps around: −3 becomes 253. So the picture grows brighter. Above each: its "
+        "PSNR, and by how much its mean grey level changes."
     )
     result.add_figure("bytes_and_floats.png", figure, caption)
 
 
-def plot_gallery(fooled: list[Fooled], classes: tuple[str, ...]) -> Figure:
-    """A column per image: original, perturbation, adversarial image."""
-    figure, axes = figures.new_figure(1.3 * len(fooled) + 1.2, 5.6, 3, len(fooled))
-    for column, (x, changed, epsilon, *read) in zip(axes.T, fooled, strict=True):
-        before, after = (f"read as {classes[p.argmax()]}\n({p.max():.0%} sure)" for p in read)
+def plot_gallery(fooled: list[Fooled], classes: tuple[str, ...], attack: str) -> Figure:
+    """A column per image: original, with noise of the same size, what the attack adds, attacked."""
+    figure, axes = figures.new_figure(1.3 * len(fooled) + 1.2, 7.4, 4, len(fooled))
+    for column, ((x, noisy, changed), epsilon, probabilities) in zip(axes.T, fooled, strict=True):
+        before, under_noise, after = (
+            f"read as {classes[p.argmax()]}\n({p.max():.0%} sure)" for p in probabilities
+        )
         stretched = (changed - x) / (2 * epsilon) + 0.5
-        titles = (before, f"ε = {epsilon:.3g}", after)
-        for axis, image, title in zip(column, (x, stretched, changed), titles, strict=True):
+        titles = (before, under_noise, f"ε = {epsilon:.3g}", after)
+        for axis, image, title in zip(column, (x, noisy, stretched, changed), titles, strict=True):
             figures.show_image(axis, figures.as_picture(image), title)
-    figures.name_rows(axes, ("original", "perturbation (grey: none)", "adversarial"))
+    figures.name_rows(
+        axes, ("original", "random signs,\nsame ε", "perturbation", f"after {attack}")
+    )
     return figure
 
 
@@ -317,21 +336,32 @@ def report_attacks(config: Config, data: Dataset, target: int | None, result: Re
     ]
     result.add_table("Accuracy against ε on held-out images", ["ε", *columns], table)
     for name, curve in curves.items():
-        result.add_share(f"accuracy, {name}, ε = 0.3", curve[-1], n[name])
-    caption = f"Accuracy under noise and attacks, n = {n['FGSM']:,} (PGD {n['PGD-40']:,})."
+        for epsilon in (0.15, 0.3):
+            share = curve[EPSILONS.index(epsilon)]
+            result.add_share(f"accuracy, {name}, ε = {epsilon}", share, n[name])
+    caption = (
+        f"How many of {n['FGSM']:,} images are still read correctly under noise and under attacks of the "
+        "same size ε."
+    )
+    if n["PGD-40"] < n["FGSM"]:
+        caption += (
+            f" PGD attacks {n['PGD-40']:,} of them, so its line starts at the accuracy on these."
+        )
     result.add_figure("accuracy.png", plot_accuracies(curves, len(data.classes)), caption)
 
     pgd = partial(attacks.pgd, rng=generator(config.seed, "starts of the gallery"))
-    for name, what, attack in (
-        ("gallery.png", "FGSM: one gradient step", fgsm),
-        ("gallery_pgd.png", "PGD-40: forty smaller steps", pgd),
+    for name, short, what, attack in (
+        ("gallery.png", "FGSM", "one gradient step", fgsm),
+        ("gallery_pgd.png", "PGD-40", "forty smaller steps", pgd),
     ):
         if fooled := fooled_examples(model, images[:500], labels[:500], target, attack):
             caption = (
-                f"{what}, at the smallest ε that fools the network. The perturbation is −ε where it is "
-                "black, +ε where it is white, and 0 where it is grey: a black pixel cannot become darker."
+                f"{short}, {what}: of each class the first image that it fools the network with, at the "
+                "smallest ε of those in the table. Random signs of the same ε stand above. The "
+                "perturbation goes from −ε (black) over 0 (grey) to +ε (white). A black pixel cannot "
+                "become darker."
             )
-            result.add_figure(name, plot_gallery(fooled, data.classes), caption)
+            result.add_figure(name, plot_gallery(fooled, data.classes, short), caption)
 
 
 def report_own_picture(config: Config, data: Dataset, path: Path, result: Result) -> None:
@@ -354,8 +384,8 @@ def report_own_picture(config: Config, data: Dataset, path: Path, result: Result
     for kind, attack in (("FGSM", fgsm), ("PGD-40", pgd)):
         if item := smallest_fooling(model, image, label, target, epsilons, attack):
             result.add_metric("your picture: smallest ε that fools", item.epsilon, 1)
-            caption = f"{read}: the smallest ε at which {kind} fools the network."
-            result.add_figure("your_picture.png", plot_gallery([item], classes), caption)
+            caption = f"{read}: the smallest tested ε at which {kind} fools the network."
+            result.add_figure("your_picture.png", plot_gallery([item], classes, kind), caption)
             return
     print(f"{read}: neither FGSM nor PGD-40 changes that up to ε = {epsilons[-1]:.3g}.")
 
@@ -363,13 +393,15 @@ def report_own_picture(config: Config, data: Dataset, path: Path, result: Result
 def lessons(result: Result) -> list[str]:
     """What the figures teach."""
     kinds = ("random sign noise", "FGSM", "PGD-40")
-    found = result.measured(*(f"accuracy, {kind}, ε = 0.3" for kind in kinds))
-    if found is None:
+    found = result.measured(*(f"accuracy, {kind}, ε = 0.15" for kind in kinds))
+    large = result.measured("accuracy, random sign noise, ε = 0.3")
+    if found is None or large is None:
         return []
     return [
-        "Noise of ±0.3 in every pixel leaves an accuracy of {:.0%}. One gradient step of the same size "
+        "Noise of ±0.15 in every pixel leaves an accuracy of {:.0%}. One gradient step of the same size "
         "leaves {:.0%}, and forty smaller steps {:.0%}.".format(*found),
-        "The direction does the harm, not the size: a network may stand noise and fall to an attack.",
+        "The direction does the harm: at the same size a network may stand noise and fall to an attack. "
+        "Noise twice as large leaves {:.0%}.".format(*large),
     ]
 
 

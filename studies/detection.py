@@ -28,6 +28,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from imagelab.data import digit_scenes
 from imagelab.data.boxes import BoxedPictures, Boxes, fit, load_boxed
@@ -164,61 +165,92 @@ class DecodedDetector(nn.Module):
 # --- the loss -------------------------------------------------------------------------------------
 
 
-def responsible_cells(boxes: Boxes, shape: torch.Size) -> tuple[torch.Tensor, ...]:
-    """Which cells predict which object: picture, row, column and object, (m,) each.
+def responsible_cells(
+    boxes: torch.Tensor, labels: torch.Tensor, height: int, width: int
+) -> torch.Tensor:
+    """The numbers of the cells that predict each object, (B, 3, M); a batch has B·height·width cells.
 
-    Three cells are responsible for an object: the one that holds its centre, and the two neighbours
-    that are nearest to this centre, where they exist. So each object gives more to learn from. Objects
-    are numbered through all pictures.
+    Boxes (B, M, 4) and labels (B, M). A label of −1 means that there is no object. Three cells are
+    responsible for an object: the one that holds its centre, and the two neighbours that are nearest to
+    this centre. So each object gives more to learn from. Where there is no object or no neighbour, the
+    number is that of a cell after the last one.
     """
-    all_boxes = torch.cat(boxes)  # (n, 4)
-    device = all_boxes.device
-    centre = (all_boxes[:, :2] + all_boxes[:, 2:]) / 2 / CELL
+    centre = (boxes[..., :2] + boxes[..., 2:]) / 2 / CELL
     cell = centre.long()
-    nearest = torch.where(centre - cell < 0.5, -1, 1)  # to the left or right, above or below
-    offsets = torch.tensor([[[0, 0]], [[1, 0]], [[0, 1]]], device=device) * nearest  # (3, n, 2)
-    column, row = (cell + offsets).flatten(0, 1).unbind(dim=1)
-    counts = torch.tensor([len(part) for part in boxes], device=device)
-    picture = torch.arange(len(boxes), device=device).repeat_interleave(counts).repeat(3)
-    index = torch.arange(len(all_boxes), device=device).repeat(3)
-    inside = (row >= 0) & (row < shape[1]) & (column >= 0) & (column < shape[2])
-    return picture[inside], row[inside], column[inside], index[inside]
+    column, row = cell.unbind(dim=-1)  # (B, M) each
+    beside, above = torch.where(centre - cell < 0.5, -1, 1).unbind(
+        dim=-1
+    )  # or to the right, or below
+    columns = torch.stack([column, column + beside, column], dim=1)  # (B, 3, M)
+    rows = torch.stack([row, row, row + above], dim=1)
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    picture = torch.arange(len(boxes), device=boxes.device)[:, None, None]
+    number = (picture * height + rows) * width + columns
+    return number.where(inside & (labels >= 0)[:, None], len(boxes) * height * width)
 
 
-def detection_loss(predictions: torch.Tensor, boxes: Boxes, labels: Boxes) -> torch.Tensor:
+def generalised_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The generalised IoU of pairs of boxes (..., 4), from −1 to 1 (Rezatofighi et al. 2019).
+
+    It is the IoU, minus the share of the smallest common frame that neither box covers. So boxes that
+    do not touch have a gradient as well.
+    """
+
+    def area(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        width, height = (high - low).clamp(min=0).unbind(dim=-1)
+        return width * height  # the gradient of prod would ask the GPU for zeros, and wait
+
+    (a_low, a_high), (b_low, b_high) = a.split(2, dim=-1), b.split(2, dim=-1)
+    common = area(torch.maximum(a_low, b_low), torch.minimum(a_high, b_high))
+    union = area(a_low, a_high) + area(b_low, b_high) - common
+    frame = area(torch.minimum(a_low, b_low), torch.maximum(a_high, b_high))
+    return common / union.clamp(min=1e-7) - (frame - union) / frame.clamp(min=1e-7)
+
+
+def detection_loss(
+    predictions: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
     """The sum of three losses, divided by the number of responsible cells: a scalar.
 
-    Objectness, for every cell: the focal loss of Lin et al. (2017), a binary cross-entropy in which
-    cells count more the more they are wrong. For the responsible cells alone, the box: the loss of
-    generalised IoU (Rezatofighi et al. 2019); and the class: cross-entropy.
-    """
-    from torchvision.ops import generalized_box_iou_loss
+    Boxes (B, M, 4) and labels (B, M); −1 is no object. Objectness, for every cell: the focal loss of
+    Lin et al. (2017), a binary cross-entropy in which cells count more the more they are wrong. For the
+    responsible cells alone, the box: 1 − generalised IoU; and the class: cross-entropy.
 
-    *cells, index = responsible_cells(boxes, predictions.shape)
-    target = torch.zeros(predictions.shape[:3], device=predictions.device)
-    target[tuple(cells)] = 1
-    logit = predictions[..., 0]
-    focus = (logit.sigmoid() - target).square()
-    bce = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
+    All shapes are fixed by M. If they depended on the number of objects, a GPU would have to report this
+    number at every step, and the program would wait for it.
+    """
+    flat = predictions.flatten(0, 2)  # (cells, 5 + classes)
+    number = responsible_cells(boxes, labels, *predictions.shape[1:3])  # (B, 3, M)
+    responsible = number < len(flat)
+    target = flat.new_zeros(len(flat) + 1).index_fill(0, number.flatten(), 1)[:-1]
+    focus = (flat[:, 0].sigmoid() - target).square()
+    bce = F.binary_cross_entropy_with_logits(flat[:, 0], target, reduction="none")
     objectness = (focus * bce).sum()
-    true_boxes, true_classes = torch.cat(boxes)[index], torch.cat(labels)[index]
-    predicted_boxes = decode_boxes(predictions)[tuple(cells)]
-    box = generalized_box_iou_loss(predicted_boxes, true_boxes, reduction="sum")
-    class_logits = predictions[tuple(cells)][:, 5:]
-    classification = F.cross_entropy(class_logits, true_classes, reduction="sum")
-    return (objectness + 2 * box + 1.5 * classification) / max(len(index), 1)
+    number = number.clamp(max=len(flat) - 1)
+    predicted_boxes = decode_boxes(predictions).flatten(0, 2)[number]  # (B, 3, M, 4)
+    box = ((1 - generalised_iou(predicted_boxes, boxes[:, None])) * responsible).sum()
+    true_classes = labels[:, None].where(responsible, -1)
+    class_logits = flat[number.flatten(), 5:]
+    classification = F.cross_entropy(
+        class_logits, true_classes.flatten(), ignore_index=-1, reduction="sum"
+    )
+    return (objectness + 2 * box + 1.5 * classification) / responsible.sum().clamp(min=1)
 
 
 # --- augmentation ---------------------------------------------------------------------------------
 
 
 def augment(
-    images: torch.Tensor, boxes: Boxes, labels: Boxes, rng: torch.Generator, flip: bool
-) -> tuple[torch.Tensor, Boxes, Boxes]:
-    """Pictures (B, 3, S, S) in [0, 1] and their boxes, changed at random.
+    images: torch.Tensor,
+    boxes: torch.Tensor,
+    labels: torch.Tensor,
+    rng: torch.Generator,
+    flip: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pictures (B, 3, S, S) in [0, 1], boxes (B, M, 4) and labels (B, M), changed at random.
 
     Scaled (0.8 to 1.25), shifted (±10 %), in another contrast and brightness, with `flip` half of them
-    mirrored. Boxes are cut at the border. Objects whose centre leaves the picture are dropped.
+    mirrored. Boxes are cut at the border. Objects whose centre leaves the picture get the label −1.
     """
     n, _, size, _ = images.shape
 
@@ -235,16 +267,14 @@ def augment(
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     x = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     x = (x - 0.5) * uniform(0.75, 1.25)[..., None, None] + 0.5 + uniform(-0.1, 0.1)[..., None, None]
-    kept_boxes, kept_labels = [], []
-    for k, (old, classes) in enumerate(zip(boxes, labels, strict=True)):
-        corners = old.reshape(-1, 2, 2) - size / 2
-        corners = corners * (scale[k] * direction[k]) + size * shift[k] + size / 2
-        new = torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)
-        centre = (new[:, :2] + new[:, 2:]) / 2
-        inside = ((centre > 0) & (centre < size)).all(dim=1)
-        kept_boxes.append(new[inside].clamp(0, size))
-        kept_labels.append(classes[inside])
-    return x.clamp(0, 1), kept_boxes, kept_labels
+    corners = boxes.unflatten(2, (2, 2)) - size / 2  # (B, M, 2, 2): two corners, x and y
+    corners = (
+        corners * (scale * direction)[:, None, None] + (shift * size)[:, None, None] + size / 2
+    )
+    new = torch.cat([corners.amin(dim=2), corners.amax(dim=2)], dim=2)
+    centre = (new[..., :2] + new[..., 2:]) / 2
+    inside = ((centre > 0) & (centre < size)).all(dim=2)
+    return x.clamp(0, 1), new.clamp(0, size), labels.where(inside, -1)
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -329,15 +359,16 @@ def train(
         optimizers={"adam": adam},
     )
     training.extra = {"classes": list(data.classes)}
+    # Pictures have different numbers of objects. Here each has the same, M: the rest have the label −1.
+    all_boxes = pad_sequence(data.boxes, batch_first=True)  # (N, M, 4)
+    all_labels = pad_sequence(data.labels, batch_first=True, padding_value=-1)  # (N, M)
     if config.resume:
         training.load()
     with training:
         for epoch in training.epochs():
             model.freeze_backbone(config.pretrained is not None and epoch <= config.frozen_epochs)
             for batch in training.batches():
-                boxes = [data.boxes[k] for k in batch.tolist()]
-                labels = [data.labels[k] for k in batch.tolist()]
-                x = unit(data.images[batch])  # (B, 3, S, S) in [0, 1]
+                x, boxes, labels = unit(data.images[batch]), all_boxes[batch], all_labels[batch]
                 x, boxes, labels = augment(x, boxes, labels, training.rng, config.flip)
                 loss = detection_loss(model(x), boxes, labels)
                 adam.param_groups[0]["lr"] = config.lr * one_cycle(training.progress)

@@ -182,17 +182,18 @@ class ImagePool:
     def __init__(self, images: list[torch.Tensor], size: int = POOL) -> None:
         self.images, self.size = images, size
 
-    def query(self, fakes: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    def query(self, fakes: torch.Tensor, rng: torch.Generator | None = None) -> torch.Tensor:
         """Generated images (B, C, H, W); each is replaced, with even odds, by one of the pool.
 
-        The new image takes the place of the old one. The first `size` images fill the pool.
+        The new image takes the place of the old one. The first `size` images fill the pool. `rng` is on
+        the CPU, so that the program need not wait for a GPU to know which image is replaced.
         """
         shown = []
         for fake in fakes.detach():
             if len(self.images) < self.size:
                 self.images.append(fake.clone())
-            elif torch.rand((), generator=rng, device=fake.device) < 0.5:
-                k = int(torch.randint(self.size, (), generator=rng, device=fake.device))
+            elif torch.rand((), generator=rng) < 0.5:
+                k = int(torch.randint(self.size, (), generator=rng))
                 fake, self.images[k] = self.images[k], fake.clone()
             shown.append(fake)
         return torch.stack(shown)
@@ -338,6 +339,7 @@ def train_cyclegan(config: Config, sets: tuple[Dataset, Dataset], name: str) -> 
     training = new_training(replace(config, epochs=config.digit_epochs), set_a, name, networks)
     pool_b, pool_a = map(ImagePool, training.extra["pools"])
     rng = training.rng
+    chooser = rng if device.type == "cpu" else None  # None: torch's own, which is saved as well
     with training:
         for _ in training.epochs():
             for batch in training.batches():
@@ -357,7 +359,7 @@ def train_cyclegan(config: Config, sets: tuple[Dataset, Dataset], name: str) -> 
                 if config.identity_weight:
                     loss = loss + config.identity_weight * identity_loss(to_b, to_a, a, b)
                 step(training, "generators", loss)
-                old_b, old_a = pool_b.query(fake_b, rng), pool_a.query(fake_a, rng)
+                old_b, old_a = pool_b.query(fake_b, chooser), pool_a.query(fake_a, chooser)
                 d_loss = discriminator_loss(d_b(b), d_b(old_b))
                 d_loss = d_loss + discriminator_loss(d_a(a), d_a(old_a))
                 step(training, "discriminators", d_loss)

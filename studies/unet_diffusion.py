@@ -96,7 +96,7 @@ def log_variance(schedule: Schedule, v: torch.Tensor, t: torch.Tensor) -> torch.
     largest, β_t at v = 1.
     """
     smallest, largest = (
-        table.log().to(t.device)[t].reshape(-1, *[1] * (v.dim() - 1))
+        table.log().to(t.device, non_blocking=True)[t].reshape(-1, *[1] * (v.dim() - 1))
         for table in (likelihood.step_variances(schedule, "posterior"), schedule.beta)
     )
     share = (v.double() + 1) / 2
@@ -116,7 +116,7 @@ def vlb_terms(
     Images and `log_var` = log Σ are (B, ...). imagelab/techniques/likelihood.py has the whole bound.
     """
     beta, alpha_bar, before, beta_tilde = (
-        table.to(t.device)[t].reshape(-1, *[1] * (x0.dim() - 1))
+        table.to(t.device, non_blocking=True)[t].reshape(-1, *[1] * (x0.dim() - 1))
         for table in (
             schedule.beta,
             schedule.alpha_bar,
@@ -512,7 +512,7 @@ TITLE = "U-Net diffusion: the class that is asked for"
 SUMMARY = (
     "A convolutional network with skip connections learns to remove noise from images. It is told "
     "their class, so it draws the class that is asked for. Guidance trades variety for a clearer class. "
-    "A second-order solver draws in twenty steps what took a thousand."
+    "A second-order solver draws in twenty steps."
 )
 
 
@@ -546,8 +546,8 @@ def plot_guidance(model: Model, config: Config, classes: tuple[str, ...]) -> Fig
     """The same noise under growing guidance: a row per scale, a column per class."""
     labels = torch.arange(len(classes), device=model.device)
     drawn = {
-        f"scale {scale}": states_of(model, config, labels, scale, 1_000)[-1][1]
-        for scale in (0, 1, 2, 4, 8)
+        f"scale {scale:g}": states_of(model, config, labels, scale, 1_000)[-1][1]
+        for scale in sorted({0, 1, 2, 4, 8, config.guidance})
     }
     return figures.plot_rows(drawn, columns=classes)
 
@@ -565,8 +565,9 @@ def report_bound(config: Config, data: Dataset, model: Model, result: Result) ->
     for name, nats in parts.items():
         result.add_metric(f"bound{name}", nats, n, unit="nats per image", better="lower")
     caption = (
-        f"The bound on −log p(image | class) of {n} held-out images: {bits:.3g} bits per dimension. "
-        "Left: its terms. The first is the reconstruction. Right: their sum up to each t."
+        f"The bound on −log p(image | class) of {n} held-out images: {bits:.3g} bits per dimension "
+        f"(95 %: {interval[0]:.3g} to {interval[1]:.3g}). Left: its terms. The first is the "
+        "reconstruction. Right: the sum of the terms up to each t. It ends at the bound."
     )
     result.add_figure("bound.png", plot_bound(bound), caption)
 
@@ -580,7 +581,7 @@ def plot_bound(bound: likelihood.Bound) -> Figure:
     axes[0, 0].set_ylabel("term (bits per dimension)")
     figures.log_scale(axes[0, 0])
     axes[0, 1].plot(t, terms.cumsum(0), color=figures.PALETTE[1])
-    axes[0, 1].set(ylabel="sum of the terms up to t", ylim=(0, None))
+    axes[0, 1].set(ylabel="sum up to t (bits per dimension)", ylim=(0, None))
     for axis in axes[0]:
         axis.set_xlabel("t + 1")
         figures.log_scale(axis, "x")
@@ -604,15 +605,18 @@ def evaluate(
     if scorer is not None:
         read = accuracy(scorer.classifier, images[:1000], labels[:1000])
         real = accuracy(scorer.classifier, data.test_images[:1000], data.test_labels[:1000])
-        name = "read as the class asked for"
-        result.add_metric(name, read, min(n, 1000), floor=real, better="higher")
+        result.add_share("read as the class asked for", read, min(n, 1000), better="higher")
+        result.add_share(
+            "real images read as their own class", real, min(len(data.test_images), 1000)
+        )
     result.add_metric("seconds of training", training.seconds_used, training.steps_done, unit="s")
     samples.add_quality(result, training, evaluator)
     if config.bound_images > 0:
         report_bound(config, data, model, result)
     caption = (
-        "A class per column, the same noise in each row. A scale of 0 ignores the class, 1 is the "
-        "conditional model. More makes the class clearer and the images plainer."
+        "A class per column, the same noise in each column. A scale of 0 ignores the class, 1 is the "
+        "conditional model. A larger scale goes further towards the class and makes the images plainer. "
+        f"The samples above have {config.guidance:g}."
     )
     result.add_figure("guidance.png", plot_guidance(model, config, data.classes[:10]), caption)
     labels = torch.arange(8, device=model.device) % model.network.classes
@@ -625,11 +629,13 @@ def evaluate(
 def lessons(result: Result) -> list[str]:
     """What the figures teach, where they were measured."""
     told = []
-    if measured := result.measured("read as the class asked for", "Fréchet distance", "coverage"):
-        read, distance, coverage = measured
+    asked, own = "read as the class asked for", "real images read as their own class"
+    if measured := result.measured(asked, own, "Fréchet distance", "coverage"):
+        read, real, distance, coverage = measured
         told.append(
-            f"{read:.1%} of the samples are read as the class that was asked for. Their distance from "
-            f"the data is {distance:.0f}; they cover {coverage:.0%} of it."
+            f"{read:.1%} of the samples are read as the class that was asked for; of real images "
+            f"{real:.1%} are read as their own. The samples' distance from the data is {distance:.0f}; "
+            f"they cover {coverage:.0%} of it."
         )
     if measured := result.measured("bound per dimension", "bound", "bound: reconstruction"):
         bits, nats, reconstruction = measured

@@ -5,26 +5,18 @@
 It uses PyTorch's PrivateUse1 backend, set up for Python. A tensor on the device wraps a CPU tensor. A
 dispatch mode sees every operation. It raises an error if tensors of two devices meet (except indices and
 0-dimensional CPU tensors, which CUDA takes, too), and if a random generator is of another device. It
-counts synchronisations: copies to the CPU, `.item()`, and operations whose result has a size that
-depends on values. SYNCHRONISATIONS=FILE writes the counts by function, as JSON.
+counts what makes the program wait (see waits.py): copies between the CPU and the device, `.item()`, and
+operations whose result has a size that depends on values.
 """
 
 from __future__ import annotations
 
-import collections
-import importlib
-import json
-import os
-import sys
-import traceback
-from pathlib import Path
-
 import torch
+import waits
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-ROOT = Path(__file__).resolve().parent.parent
 NAME = "standin"
 aten = torch.ops.aten
 # The size of their result depends on values: the program has to wait for the device.
@@ -47,8 +39,6 @@ INDEXING = {
     aten._unsafe_index_put.default,
 }
 COPIES = {aten._to_copy.default, aten.copy_.default, aten.copy.default}
-
-synchronisations: collections.Counter = collections.Counter()
 
 
 class Backend:
@@ -113,7 +103,7 @@ class StandInTensor(torch.Tensor):
         return format(self.item(), spec) if self.dim() == 0 else super().__format__(spec)
 
     def tolist(self):
-        synchronisations[here()] += 1
+        waits.note()
         return self.inner.tolist()
 
     def __reduce_ex__(self, protocol):
@@ -157,13 +147,11 @@ class Generator(torch.Generator):
         return super().set_state(state)
 
 
-def here() -> str:
-    """The function of the project that asked for an operation, as 'gan_mnist.py train'."""
-    for frame in reversed(traceback.extract_stack()):
-        path = Path(frame.filename)
-        if path.is_relative_to(ROOT) and ".venv" not in path.parts and path != Path(__file__):
-            return f"{path.relative_to(ROOT)} {frame.name}"
-    return "?"
+def blocks_nothing(func, args, kwargs) -> bool:
+    """Whether a copy is one for which the program need not wait."""
+    if kwargs.get("non_blocking"):
+        return True
+    return func is not aten._to_copy.default and len(args) > 2 and bool(args[2])
 
 
 class Strict(TorchDispatchMode):
@@ -181,18 +169,18 @@ class Strict(TorchDispatchMode):
         if func in COPIES:
             source = args[1] if func is aten.copy_.default else args[0]
             into = isinstance(args[0], StandInTensor) if func is aten.copy_.default else target
-            if isinstance(source, StandInTensor) and not into:
-                synchronisations[here()] += 1
+            if isinstance(source, StandInTensor) != into and not blocks_nothing(func, args, kwargs):
+                waits.note()
             target = into
         elif func in BY_VALUE and ours:
-            synchronisations[here()] += 1
+            waits.note()
         elif func in INDEXING and ours:
             indices = [x for x in args[1] if x is not None]
             if any(
-                x.dtype in (torch.bool, torch.uint8) and isinstance(x, StandInTensor)
+                x.dtype in (torch.bool, torch.uint8) or not isinstance(x, StandInTensor)
                 for x in indices
             ):
-                synchronisations[here()] += 1
+                waits.note()
         generators = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch._C.Generator)]
         for generator in generators:
             if (generator._cdata in Generator.on_device) != target:
@@ -254,6 +242,9 @@ def _inner(x: torch.Tensor) -> torch.Tensor:
 
 
 def _copy_from(source, into, non_blocking=False):
+    """A copy that torch makes itself, as torch.tensor(…, device=…) does."""
+    if isinstance(source, StandInTensor) != isinstance(into, StandInTensor) and not non_blocking:
+        waits.note()
     _inner(into).copy_(_inner(source))
     return into
 
@@ -278,16 +269,6 @@ def install() -> None:
     Strict().__enter__()
 
 
-def main() -> None:
-    sys.path.insert(0, str(ROOT))
-    install()
-    script, sys.argv = sys.argv[1], sys.argv[1:]
-    try:
-        importlib.import_module(script).main()
-    finally:
-        if "SYNCHRONISATIONS" in os.environ:
-            Path(os.environ["SYNCHRONISATIONS"]).write_text(json.dumps(synchronisations))
-
-
 if __name__ == "__main__":
-    main()
+    install()
+    waits.run_script()

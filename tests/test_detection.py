@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import complaint, elsewhere, has_headline, run_here, untaught
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 
 from imagelab.data.boxes import load_boxed
 from imagelab.setup.runtime import UserError, generator, in_float32
@@ -18,38 +20,57 @@ from studies import detection
 BOXES = [torch.tensor([[10.0, 12.0, 50.0, 60.0], [70.0, 70.0, 90.0, 120.0]]), torch.zeros(0, 4),
          torch.tensor([[0.0, 0.0, 128.0, 128.0]])]  # fmt: skip
 LABELS = [torch.tensor([3, 1]), torch.zeros(0, dtype=torch.long), torch.tensor([0])]
+# The same as the loss takes them: two places per picture, −1 where there is no object.
+ALL_BOXES = pad_sequence(BOXES, batch_first=True)
+ALL_LABELS = pad_sequence(LABELS, batch_first=True, padding_value=-1)
+
+
+def responsible(height: int, width: int, boxes=ALL_BOXES, labels=ALL_LABELS) -> list[list[int]]:
+    """Picture, row, column and object of each responsible cell."""
+    number = detection.responsible_cells(boxes, labels, height, width)
+    last = len(boxes) * height * width
+    assert number.shape == (len(boxes), 3, labels.shape[1]) and number.max() <= last
+    return [
+        [*np.unravel_index(int(cell), (len(boxes), height, width)), index[2]]
+        for index, cell in np.ndenumerate(number.numpy())
+        if cell < last
+    ]
 
 
 def perfect_predictions() -> torch.Tensor:
     """The predictions of a network that knows BOXES and LABELS."""
     predictions = torch.zeros(3, 8, 8, 5 + 4)
     predictions[..., 0] = -20
-    boxes, labels = torch.cat(BOXES), torch.cat(LABELS)
-    for k, row, column, index in zip(
-        *detection.responsible_cells(BOXES, predictions.shape), strict=True
-    ):
-        middle, sides = (
-            (boxes[index, :2] + boxes[index, 2:]) / 2,
-            boxes[index, 2:] - boxes[index, :2],
-        )
-        inside = (middle / detection.CELL - torch.stack([column, row]) + 0.5) / 2
+    for k, row, column, index in responsible(8, 8):
+        box = BOXES[k][index]
+        middle, sides = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
+        inside = (middle / detection.CELL - torch.tensor([column, row]) + 0.5) / 2
         predictions[k, row, column, 0] = 20
         predictions[k, row, column, 1:3] = inside.clamp(1e-6, 1 - 1e-6).logit()
         predictions[k, row, column, 3:5] = (sides / 32).log()
-        predictions[k, row, column, 5:] = torch.eye(4)[labels[index]] * 30
+        predictions[k, row, column, 5:] = torch.eye(4)[LABELS[k][index]] * 30
     return predictions
 
 
 def test_the_responsible_cells():
     """The one of the centre and those on its nearer sides, in the right picture, inside the grid."""
-    boxes = [torch.zeros(0, 4), torch.tensor([[30.0, 30.0, 50.0, 36.0], [0.0, 0.0, 6.0, 6.0]])]
-    cells = set(
-        zip(*(part.tolist() for part in detection.responsible_cells(boxes, (2, 4, 4))), strict=True)
-    )
+    boxes = torch.tensor([[[0.0, 0.0, 9.0, 9.0], [40.0, 40.0, 44.0, 44.0]],
+                          [[30.0, 30.0, 50.0, 36.0], [0.0, 0.0, 6.0, 6.0]]])  # fmt: skip
+    cells = {tuple(c) for c in responsible(4, 4, boxes, torch.tensor([[-1, -1], [0, 2]]))}
     assert cells == {
         (1, 2, 2, 0), (1, 2, 3, 0), (1, 1, 2, 0),  # its centre is at 40, 33: right of the half, above it
         (1, 0, 0, 1),  # in the corner: the neighbours would lie outside
     }  # fmt: skip
+
+
+def test_generalised_iou_is_torchvisions():
+    from torchvision.ops import generalized_box_iou_loss
+
+    corners = torch.rand(2, 500, 2, 2, generator=generator(0, "test")).sort(dim=2).values
+    a, b = (100 * corners).flatten(2)
+    found = detection.generalised_iou(a, b)
+    assert torch.allclose(1 - found, generalized_box_iou_loss(a, b), atol=1e-5)
+    assert found.min() < -0.5 and torch.allclose(detection.generalised_iou(a, a), torch.ones(500))
 
 
 def test_a_grid_of_cells():
@@ -61,28 +82,42 @@ def test_a_grid_of_cells():
 
 def test_predictions_and_boxes_are_each_others_inverse():
     predictions = perfect_predictions()
-    *cells, index = detection.responsible_cells(BOXES, predictions.shape)
-    found = detection.decode_boxes(predictions)[tuple(cells)]
-    assert len(index) > len(torch.cat(BOXES))
-    assert torch.allclose(found, torch.cat(BOXES)[index], atol=1e-3)
+    found, cells = detection.decode_boxes(predictions), responsible(8, 8)
+    assert len(cells) > len(torch.cat(BOXES))
+    for k, row, column, index in cells:
+        assert torch.allclose(found[k, row, column], BOXES[k][index], atol=1e-3)
 
 
 def test_the_loss_is_zero_for_the_truth_alone():
     predictions = perfect_predictions()
-    assert detection.detection_loss(predictions, BOXES, LABELS).item() == pytest.approx(0, abs=1e-4)
-    shifted = [box + 6 for box in BOXES]
-    swapped = [LABELS[0].flip(0), LABELS[1], LABELS[2]]
-    assert detection.detection_loss(predictions, shifted, LABELS) > 0.1
-    assert detection.detection_loss(predictions, BOXES, swapped) > 1
+
+    def loss(predictions=predictions, boxes=ALL_BOXES, labels=ALL_LABELS) -> float:
+        return detection.detection_loss(predictions, boxes, labels).item()
+
+    assert loss() == pytest.approx(0, abs=1e-4)
+    assert loss(boxes=ALL_BOXES + 6) > 0.1
+    assert loss(labels=torch.tensor([[1, 3], [-1, -1], [0, -1]])) > 1
     blind = predictions.clone()
     blind[..., 0] = -20
-    assert detection.detection_loss(blind, BOXES, LABELS) > 10
+    assert loss(blind) > 10
+
+
+def test_what_is_no_object_has_no_part_in_the_loss():
+    """More places without an object change nothing, whatever box they hold."""
+    predictions = torch.randn(3, 8, 8, 9, generator=generator(0, "test"))
+    loss = detection.detection_loss(predictions, ALL_BOXES, ALL_LABELS)
+    more_boxes = torch.cat([torch.rand(3, 4, 4) * 100, ALL_BOXES], dim=1)
+    more_labels = F.pad(ALL_LABELS, (4, 0), value=-1)
+    more = detection.detection_loss(predictions, more_boxes, more_labels)
+    assert torch.allclose(more, loss, rtol=1e-5)
+    found = detection.detection_loss(predictions, more_boxes, more_labels.clamp(min=0))
+    assert not torch.allclose(found, loss, rtol=1e-2)
 
 
 def test_a_batch_without_objects_has_a_loss():
     predictions = torch.zeros(2, 4, 4, 9, requires_grad=True)
-    empty = [torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.long)] * 2
-    detection.detection_loss(predictions, *empty).backward()
+    detection.detection_loss(predictions, torch.zeros(2, 1, 4), torch.full((2, 1), -1)).backward()
+    assert predictions.grad.isfinite().all() and not predictions.grad[..., 1:].any()
     assert (predictions.grad[..., 0] > 0).all()  # every cell is pushed towards 'nothing here'
 
 
@@ -107,7 +142,7 @@ def test_the_truth_is_detected_once_each():
 def test_what_is_found_twice_is_kept_once():
     """The neighbours that are responsible for an object as well predict the same box."""
     predictions, x = perfect_predictions(), torch.zeros(3, 3, 128, 128)
-    cells = len(detection.responsible_cells(BOXES[:1], predictions.shape)[0])
+    cells = len(responsible(8, 8, ALL_BOXES[:1], ALL_LABELS[:1]))
     assert (
         len(detection.detect(Predicts(predictions), x, 0.5, max_iou=1.0)[0]["boxes"]) == cells > 2
     )
@@ -134,7 +169,7 @@ def test_pictures_and_boxes_move_together(flip):
     """A bright rectangle is still where its box says after every change."""
     images = torch.full((16, 3, 64, 64), 0.2)
     images[:, :, 20:34, 30:50] = 0.9
-    boxes, labels = [torch.tensor([[30.0, 20.0, 50.0, 34.0]])] * 16, [torch.tensor([7])] * 16
+    boxes, labels = torch.tensor([[[30.0, 20.0, 50.0, 34.0]]] * 16), torch.tensor([[7]] * 16)
     x, moved, kinds = detection.augment(images, boxes, labels, generator(0, "test"), flip)
     for k in range(16):
         middle = (x[k].amin() + x[k].amax()) / 2
@@ -148,11 +183,14 @@ def test_pictures_and_boxes_move_together(flip):
 
 def test_objects_that_leave_the_picture_are_dropped():
     images = torch.rand(40, 3, 64, 64)
-    boxes, labels = [torch.tensor([[0.0, 0.0, 6.0, 6.0]])] * 40, [torch.tensor([0])] * 40
-    _, moved, kinds = detection.augment(images, boxes, labels, generator(0, "test"), False)
-    counts = [len(own) for own in moved]
-    assert 0 < sum(counts) < 40 and counts == [len(own) for own in kinds]
-    assert all((own >= 0).all() and (own <= 64).all() for own in moved)
+    corner = torch.tensor([[[0.0, 0.0, 6.0, 6.0], [0.0, 0.0, 0.0, 0.0]]] * 40)
+    labels = torch.tensor([[0, -1]] * 40)
+    _, moved, kinds = detection.augment(images, corner, labels, generator(0, "test"), False)
+    assert 0 < (kinds[:, 0] == 0).sum() < 40 and ((kinds[:, 0] == 0) | (kinds[:, 0] == -1)).all()
+    assert (kinds[:, 1] == -1).all()  # what is no object stays none
+    assert (moved >= 0).all() and (moved <= 64).all()
+    centre = (moved[:, 0, :2] + moved[:, 0, 2:]) / 2
+    assert (centre[kinds[:, 0] == 0] > 0).all()
 
 
 def test_a_training_that_was_stopped_goes_on_to_the_same_weights(tmp_path):

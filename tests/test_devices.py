@@ -1,15 +1,18 @@
-"""The GPU path without a GPU: every script on the stand-in device (tests/standin.py).
+"""Every script and command on a GPU: the stand-in for one (standin.py), and a real one (gpu.py).
 
-python -m pytest -m devices --dist load    # every script and command, nine minutes
+python -m pytest -m devices --dist load    # every script and command on the stand-in, nine minutes
+CUDA_VISIBLE_DEVICES=0 python -m pytest -m devices --dist load -n 8    # on the real GPU as well
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from torch.utils import backend_registration
 
 from imagelab.setup import runtime
 from imagelab.setup.runtime import UserError, explain, pick_device
+from imagelab.techniques.pretrained import trained
 from imagelab.training.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +28,14 @@ needs_backend = pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this torch cannot set up a backend in Python",
 )
-PROBE = """
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(),
+    reason="torch sees no CUDA GPU (the tests hide it unless CUDA_VISIBLE_DEVICES is set)",
+)
+STANDIN = pytest.param("standin", marks=needs_backend)
+CUDA = pytest.param("cuda", marks=needs_gpu)
+LAUNCHERS = {"standin": "standin", "cuda": "gpu"}  # files of tests/
+STRICT = """
 import standin, torch
 standin.install()
 at = torch.device("standin", 0)
@@ -42,19 +53,51 @@ for name, wrong in refused.items():
     except (RuntimeError, TypeError):
         print(name)
 assert (x * torch.tensor(2.0)).device == at and x[torch.tensor([1, 2])].tolist() == [1, 2]
-before = sum(standin.synchronisations.values())
-x.sum().item(), x.cpu(), x[x > 2], x.nonzero()
-print(sum(standin.synchronisations.values()) - before)
+"""
+# For these a program waits, on a GPU as on the stand-in, and for the others it doesn't.
+WAIT = ["item", "to the CPU", "mask", "nonzero", "list to the device", "indices on the CPU", "set"]
+WAITS = """
+import {launcher}, torch, waits
+{launcher}.install()
+at = torch.device("{device}", 0)
+x, rows = torch.arange(6.0, device=at), torch.tensor([1, 2])
+on_device = rows.to(at)
+operations = {{
+    "item": lambda: x.sum().item(),
+    "to the CPU": lambda: x.cpu(),
+    "mask": lambda: x[x > 2],
+    "nonzero": lambda: x.nonzero(),
+    "list to the device": lambda: torch.tensor([1, 2], device=at),
+    "indices on the CPU": lambda: x[rows],
+    "set": lambda: x.copy_(torch.zeros(6)),
+    "number": lambda: x * 2 + torch.tensor(2.0),
+    "indices": lambda: x[on_device] + x[1:3].sum() + x[1],
+    "where": lambda: torch.where(x > 2, x, 0).gather(0, on_device),
+    "to the device, not blocking": lambda: rows.to(at, non_blocking=True),
+    "drawn": lambda: torch.rand(3, device=at, generator=torch.Generator(at)),
+}}
+for name, operation in operations.items():
+    before = sum(waits.counted.values())
+    operation()
+    if sum(waits.counted.values()) > before:
+        print(name)
 """
 
 
-def on_standin(script: str, *arguments: object, counts: Path | None = None) -> str:
-    """What a script prints on the stand-in device, which --device auto finds."""
-    environment = dict(os.environ)
-    if counts is not None:
-        environment["SYNCHRONISATIONS"] = str(counts)
+def environment_for(device: str) -> dict[str, str]:
+    return {**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if device == "standin" else {})}
+
+
+def on(device: str, script: str, *arguments: object, counts: Path | None = None) -> str:
+    """What a script prints on the device, which --device auto finds."""
+    environment = environment_for(device) | ({"WAITS": str(counts)} if counts else {})
+    launcher = f"tests/{LAUNCHERS[device]}.py"
+    return printed_by(launcher, script, *map(str, arguments), environment=environment)
+
+
+def printed_by(*arguments: str, environment: dict[str, str] | None = None) -> str:
     done = subprocess.run(
-        [sys.executable, "tests/standin.py", script, *map(str, arguments)],
+        [sys.executable, *arguments],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -67,15 +110,18 @@ def on_standin(script: str, *arguments: object, counts: Path | None = None) -> s
 
 @needs_backend
 def test_the_stand_in_is_as_strict_as_a_gpu():
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE], cwd=ROOT / "tests", capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    *refused, synchronisations = done.stdout.splitlines()
+    environment = environment_for("standin") | {"PYTHONPATH": "tests"}
+    refused = printed_by("-c", STRICT, environment=environment).splitlines()
     assert refused == [
         "mixed devices", "generator of the CPU", "generator of the device", "numpy", "random state",
     ]  # fmt: skip
-    assert int(synchronisations) == 4
+
+
+@pytest.mark.parametrize("device", [STANDIN, CUDA])
+def test_what_waits_for_the_device_is_counted(device):
+    probe = WAITS.format(launcher=LAUNCHERS[device], device=device)
+    environment = environment_for(device) | {"PYTHONPATH": "tests"}
+    assert printed_by("-c", probe, environment=environment).splitlines() == WAIT
 
 
 DIGITS = ("--dataset", "mnist-5k")
@@ -108,43 +154,34 @@ AFTERWARDS = {
 FROM_THE_UNET = ("diffusion_curves", "inpainting", "diffusion_restoration")
 IN_EVERY_SUITE = ("studies.segmentation",)
 STEPS = 20  # fewer than any quick training has
-# Pictures have boxes of different numbers, in lists: each step asks which of them are in the picture.
-WAITS_AT_EVERY_STEP = {"studies.detection"}
 
 
 def per_step(counts: dict[str, int]) -> dict[str, int]:
-    """Functions of trainings that made the program wait at every step, not only where it saves."""
-    saving = ("curve", "_refuse_what_is_not_finite")
-    return {
-        place: n
-        for place, n in counts.items()
-        if n >= STEPS
-        and (" train" in place or "training/loop.py" in place or "_loss" in place)
-        and not place.endswith(saving)
-    }
+    """Functions of trainings that made the program wait at every step."""
+    return {place: n for place, n in counts.items() if n >= STEPS and " in train" in place}
 
 
-@needs_backend
+@pytest.mark.parametrize("device", [STANDIN, CUDA])
 @pytest.mark.parametrize(
     "script",
     [s if s in IN_EVERY_SUITE else pytest.param(s, marks=pytest.mark.devices) for s in RUNS],
 )
-def test_a_quick_run_with_its_further_commands(script, tmp_path):
+def test_a_quick_run_with_its_further_commands(script, device, tmp_path):
     """A tensor left on the CPU is an error; no step of a training waits for the device."""
     shared = ("--quick", *RUNS[script], "--output-dir", tmp_path / "out")
-    printed = on_standin(script, *shared, counts=tmp_path / "counts.json")
-    assert "standin" in printed
+    printed = on(device, script, *shared, counts=tmp_path / "counts.json")
+    assert re.search(rf"seed 0, {device}", printed)
     waits = per_step(json.loads((tmp_path / "counts.json").read_text()))
-    assert bool(waits) == (script in WAITS_AT_EVERY_STEP), waits
+    assert not waits
     for more in AFTERWARDS.get(script, []):
-        on_standin(script, *shared, *more)
+        on(device, script, *shared, *more)
     if script == "studies.unet_diffusion":
         for study in FROM_THE_UNET:
-            on_standin(f"studies.{study}", *shared)
+            on(device, f"studies.{study}", *shared)
 
 
-@needs_backend
 @pytest.mark.devices
+@pytest.mark.parametrize("device", [STANDIN, CUDA])
 @pytest.mark.parametrize(
     ("script", "command", "inputs"),
     [
@@ -158,7 +195,7 @@ def test_a_quick_run_with_its_further_commands(script, tmp_path):
         ("studies.inpainting", "inpaint", ("--image", "{digit}", "--output", "{out}.png")),
     ],
 )
-def test_commands_for_a_picture_of_ones_own(script, command, inputs, tmp_path):
+def test_commands_for_a_picture_of_ones_own(script, command, inputs, device, tmp_path):
     import numpy as np
     from PIL import Image
 
@@ -170,13 +207,13 @@ def test_commands_for_a_picture_of_ones_own(script, command, inputs, tmp_path):
     Image.fromarray(digit).save(places["digit"])
     if command in ("predict", "inpaint"):
         trained = "studies.unet_diffusion" if command == "inpaint" else script
-        on_standin(trained, "--quick", *RUNS[trained], "--output-dir", tmp_path)
+        on(device, trained, "--quick", *RUNS[trained], "--output-dir", tmp_path)
         model = tmp_path / "study_models" / "unet_diffusion" / "unet.pth"
         where = ("--model", model) if command == "inpaint" else ("--output-dir", tmp_path)
     else:
         where = ()
     told = [text.format(out=tmp_path / "out", **places) for text in inputs]
-    on_standin(script, command, *told, *where)
+    on(device, script, command, *told, *where)
     assert (tmp_path / "out.png").is_file()
 
 
@@ -206,7 +243,7 @@ def test_a_device_that_is_named_and_cannot_compute_is_refused():
         MemoryError(),
     ],
 )
-def test_no_memory_is_never_a_damaged_checkpoint(error, tmp_path, monkeypatch):
+def test_no_memory_is_never_a_damaged_checkpoint_or_weights_file(error, tmp_path, monkeypatch):
     sentence, status = explain(error)
     assert sentence.startswith("Out of memory") and status == 2
     path = tmp_path / "a.pth"
@@ -218,6 +255,9 @@ def test_no_memory_is_never_a_damaged_checkpoint(error, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "load", fails)
     with pytest.raises(type(error)):
         load_checkpoint(path, "gan_mnist")
+    source = SimpleNamespace(url="https://example.org/w.pth")
+    with pytest.raises(type(error)):
+        trained(torch.nn.Linear(2, 2), "a network", source, path)
 
 
 def test_an_error_of_the_accelerator_is_named():

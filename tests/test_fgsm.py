@@ -135,11 +135,15 @@ def test_the_gallery_shows_up_to_ten_classes_once(target):
         return (x + reached.reshape(x.shape)).clamp(0, 1) if epsilon > 0.1 else x
 
     fooled = fgsm.fooled_examples(Brightest(), images, labels, target, move)
-    shown = [int(item.original.argmax()) for item in fooled]
+    shown = [int(item.images[0].argmax()) for item in fooled]
     assert shown == [label for label in range(11) if label != target][:10]
     assert all(item.epsilon == 0.15 for item in fooled)
-    read = [int(item.after.argmax()) for item in fooled]
-    assert read == [(label + 1) % 12 if target is None else target for label in shown]
+    read = [item.read.argmax(dim=1).tolist() for item in fooled]  # before, under noise, attacked
+    aims = [(label + 1) % 12 if target is None else target for label in shown]
+    assert read == [[label, label, aim] for label, aim in zip(shown, aims, strict=True)]
+    for item in fooled:
+        noise = item.images[1] - item.images[0]
+        assert 0 < noise.abs().max() <= 0.15 + 1e-6
 
 
 def test_wrong_input(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from imagelab.data import folders, pictures
 from imagelab.data.datasets import load_dataset, load_for
 from imagelab.data.folders import pictures_in
 from imagelab.data.tensors import Dataset
@@ -179,3 +180,83 @@ def test_a_broken_picture_is_named(tmp_path):
     broken.write_bytes(broken.read_bytes()[:40])
     with pytest.raises(UserError, match=r"03\.png"):
         load_dataset(f"folder:{tmp_path}", tmp_path)
+
+
+# --- very many pictures ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch) -> Path:
+    """A folder of pictures that count as very many, and what is decoded of them goes to data/."""
+    monkeypatch.setattr(folders, "KEPT_FROM", 0)
+    write_pictures(tmp_path / "pictures", 12)
+    return tmp_path / "pictures"
+
+
+def decoded(root: Path, size: int = 8) -> tuple[Dataset, list[Path]]:
+    """The data set, and the files in which it is kept."""
+    data = load_dataset(f"folder:{root}", root.parent / "data", size)
+    return data, sorted((root.parent / "data" / "decoded").glob("*.uint8"))
+
+
+def same(a: Dataset, b: Dataset) -> bool:
+    parts = ("images", "labels", "test_images", "test_labels")
+    return all(torch.equal(getattr(a, part), getattr(b, part)) for part in parts)
+
+
+def test_very_many_pictures_are_the_same_from_a_file(kept, monkeypatch):
+    data, (path,) = decoded(kept)
+    assert path.stat().st_size == 24 * 3 * 8 * 8 and data.images.dtype == torch.uint8
+    monkeypatch.setattr(folders, "KEPT_FROM", 2**40)
+    in_memory, _ = decoded(kept)
+    assert same(data, in_memory) and data.describe() == in_memory.describe()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux tells of memory")
+def test_memory_need_not_hold_very_many_pictures(kept):
+    """Both parts are views of the file, not copies."""
+    data, (path,) = decoded(kept)
+    (mapped,) = {
+        tuple(int(end, 16) for end in line.split()[0].split("-"))
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.endswith(str(path))
+    }
+    for part in (data.images, data.test_images):
+        assert mapped[0] <= part.data_ptr() < mapped[1]
+
+
+def test_very_many_pictures_are_decoded_once(kept, monkeypatch):
+    first, (path,) = decoded(kept)
+    second_size, both = decoded(kept, 4)
+    assert len(both) == 2 and second_size.shape == (3, 4, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "open_picture", lambda path: pytest.fail(f"decodes {path}"))
+        assert same(decoded(kept)[0], first)
+    Image.new("RGB", (30, 30), "white").save(kept / "blue" / "00.png")  # changed: a new file
+    changed, files = decoded(kept)
+    assert len(files) == 2 and path not in files
+    assert (changed.images[0] == 255).all() and not same(changed, first)
+
+
+def test_a_file_cut_short_is_not_used(kept):
+    first, (path,) = decoded(kept)
+    expected, whole = first.images.clone(), path.read_bytes()
+    del first
+    path.write_bytes(whole[:100])
+    again, _ = decoded(kept)
+    assert torch.equal(again.images, expected) and path.read_bytes() == whole
+
+
+def test_a_broken_picture_leaves_no_file(kept):
+    broken = kept / "red" / "03.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    with pytest.raises(UserError, match=r"03\.png"):
+        decoded(kept)
+    assert [p.name for p in (kept.parent / "data" / "decoded").iterdir()] in ([".lock"], [])
+
+
+def test_training_does_not_change_the_file(kept):
+    data, (path,) = decoded(kept)
+    before = path.read_bytes()
+    data.images.zero_()
+    assert path.read_bytes() == before

@@ -151,7 +151,8 @@ def test_a_range_that_tags_state(tmp_path):
     picture = np.asarray(open_picture(tmp_path / "a.tif"))
     assert np.abs(picture - np.clip(values - 1, 0, 1) * 255).max() <= 0.5001
     whole = np.arange(100, dtype=np.uint16).reshape(10, 10)
-    tifffile.imwrite(tmp_path / "b.tif", whole, description="ImageJ=1.53t\nmin=10.0\nmax=60.0\n")
+    words = "ImageJ=1.53t\nmin=10.0\nmax=60.0\n"
+    Image.fromarray(whole).save(tmp_path / "b.tif", description=words)
     picture = np.asarray(open_picture(tmp_path / "b.tif"))
     assert np.abs(picture - np.clip((whole - 10.0) / 50, 0, 1) * 255).max() <= 0.5001
 

@@ -202,10 +202,13 @@ def test_neighbours_stand_below_their_samples_with_their_distances(enough, resul
     samples[:, :, :4, :4] = 255  # close to the training images, not equal to them
     report_neighbours(result, samples, enough)
     shown, nearest = drawn["rows"].values()
-    assert torch.equal(shown, samples[:10]) and torch.equal(nearest, enough.images[rows[:10]])
-    error = (samples[:10].double() - enough.images[rows[:10]]).div(255).square()
+    ten = torch.linspace(0, 319, 10).long()  # of all of them, evenly
+    assert torch.equal(shown, samples[ten]) and torch.equal(nearest, enough.images[rows[ten]])
+    error = (samples[ten].double() - enough.images[rows[ten]]).div(255).square()
     expected = error.mean(dim=(1, 2, 3)).sqrt().tolist()
-    assert [float(name) for name in drawn["columns"]] == pytest.approx(expected, abs=6e-4)
+    assert [float(name.split()[-1]) for name in drawn["columns"]] == pytest.approx(
+        expected, abs=6e-4
+    )
 
 
 @pytest.mark.parametrize("learnt", [True, False])
@@ -226,13 +229,18 @@ def test_a_comparison_is_drawn_with_and_without_scores(tmp_path):
 
 @pytest.mark.parametrize(("steps", "shown"), [(12, 4), (5, 9), (1, 3)])
 @pytest.mark.parametrize("both", [False, True])
-def test_a_trajectory_is_a_strip_and_an_animation(result, steps, shown, both):
+def test_a_trajectory_is_a_strip_and_an_animation(result, steps, shown, both, monkeypatch):
+    drawn, enter = [], result.add_figure
+    monkeypatch.setattr(result, "add_figure", lambda *a: drawn.append(a[1]) or enter(*a))
     states = [(steps - k, (images(3) // steps) * (k + 1)) for k in range(steps)]
     forward = states[::-1] if both else None
     add_trajectory(result, states, forward, shown=shown)
     strip, animation = (result.folder / f"reverse_process.{kind}" for kind in ("png", "gif"))
     assert result.pictures() == [strip, animation]
     assert ("forward" in result.files[0]["caption"]) == both
+    titles = [axis.get_title() for axis in drawn[0].axes if axis.get_title()]
+    assert {"t = 1", f"t = {steps}"} <= set(titles)  # both ends of the way
+    assert len(titles) == (1 + both) * min(shown, steps)
     with Image.open(strip) as picture:
         assert min(picture.size) > 50
     with Image.open(animation) as gif:

@@ -78,7 +78,7 @@ def load_dataset(
                 f"{data_dir}/)."
             )
     if name.startswith("folder:"):
-        return picture_folder(own_path(name.removeprefix("folder:")), image_size or 32)
+        return picture_folder(own_path(name.removeprefix("folder:")), image_size or 32, data_dir)
     if name == EMBEDDED:
         return mnist_5k()
     if name == "textures":

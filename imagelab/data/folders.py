@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from imagelab.data.tensors import Dataset, shuffled, to_chw
+from imagelab.data.tensors import Dataset, shuffled
+from imagelab.setup.files import atomic_path
 from imagelab.setup.runtime import UserError
-from imagelab.setup.terminal import readable, tell_once
+from imagelab.setup.terminal import progress, readable, tell_once
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif",
                     ".avif"}  # fmt: skip
 MAX_CLASSES = 2000
 HELD_OUT_FOLDERS = ("val", "valid", "validation", "test")  # beside train/
+# Decoded pictures of so many bytes or more are kept in a file, of which memory holds what is in use.
+KEPT_FROM = 2**26
 
 
 def pictures_in(folder: Path, deep: bool = False) -> list[Path]:
@@ -63,11 +70,12 @@ def check_classes(count: int, where: Path | str) -> None:
         )
 
 
-def picture_folder(root: Path, size: int) -> Dataset:
+def picture_folder(root: Path, size: int, data_dir: Path) -> Dataset:
     """Pictures under `root`, its subfolders as classes; every tenth of each class is held out.
 
     Where `root` has a folder train/ and one of HELD_OUT_FOLDERS, these are that split, with the classes
-    inside them. Each picture is cut to its central square and scaled to `size` pixels, RGB.
+    inside them. Each picture is cut to its central square and scaled to `size` pixels, RGB. Very many
+    are decoded once, into a file under `data_dir`.
     """
     files = pictures_in(root, deep=True)
     if len(files) < 10:
@@ -83,7 +91,8 @@ def picture_folder(root: Path, size: int) -> Dataset:
     names = [part[0] if part else own_name for part in parts]
     kinds = sorted(set(names))
     check_classes(len(kinds), root)
-    labels = torch.tensor([kinds.index(name) for name in names])
+    number = {kind: k for k, kind in enumerate(kinds)}
+    labels = torch.tensor([number[name] for name in names])
     classes = tuple(map(readable, kinds))
     how = f"{readable(root)}, its own split"
     if held_out is None:
@@ -93,30 +102,88 @@ def picture_folder(root: Path, size: int) -> Dataset:
                 f"{readable(root)} holds {len(kinds)} classes of one picture each: none can be held out."
             )
     _tell_of_uneven_classes(classes, labels, held_out)
-    images = squares(files, size)
-    test_images, test_labels = shuffled(images[held_out], labels[held_out])
+    train = (~held_out).nonzero().flatten()
+    test, test_labels = shuffled(held_out.nonzero().flatten(), labels[held_out])
+    ordered = [files[k] for k in torch.cat([train, test]).tolist()]
+    if len(files) * 3 * size**2 < KEPT_FROM:
+        images = squares(ordered, size)
+    else:
+        images = kept_squares(ordered, size, root, data_dir / "decoded")
     return Dataset(
         f"folder:{readable(own_name)}",
         f"{len(files)} pictures under {how}",
         classes,
-        images[~held_out],
-        labels[~held_out],
-        test_images,
+        images[: len(train)],
+        labels[train],
+        images[len(train) :],
         test_labels,
     )
 
 
 def squares(files: list[Path], size: int) -> torch.Tensor:
     """The central squares of pictures, (N, 3, size, size) uint8."""
+    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
+    for image, square in zip(images, _each_square(files, size), strict=True):
+        image.copy_(torch.from_numpy(square))
+    return images
+
+
+def kept_squares(files: list[Path], size: int, root: Path, folder: Path) -> torch.Tensor:
+    """The same from a file in `folder`, which is written first where there is none of these pictures.
+
+    The file is mapped: memory holds those of its pages that are in use. Its name tells the pictures by
+    their paths, sizes and times of change; it takes the place of an earlier one of the folder `root`.
+    """
+    facts = "".join(
+        f"{os.fsencode(p)!r} {(s := p.stat()).st_size} {s.st_mtime_ns}\n" for p in files
+    )
+    own, contents = (
+        hashlib.sha256(text.encode()).hexdigest()[:12] for text in (repr(root.resolve()), facts)
+    )
+    path, count = folder / f"{own}-{size}-{contents}.uint8", len(files) * 3 * size**2
+    with _one_at_a_time(folder):
+        if not path.is_file() or path.stat().st_size != count:
+            tell_once(f"{len(files):,} pictures are decoded once, into {readable(path)}.")
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                for square in _each_square(files, size):
+                    file.write(square)
+            for other in folder.glob(f"{own}-{size}-*.uint8"):
+                if other != path:
+                    with contextlib.suppress(OSError):  # another run has it open, on Windows
+                        other.unlink()
+    flat = torch.from_file(str(path), shared=False, size=count, dtype=torch.uint8)
+    return flat.view(len(files), 3, size, size)
+
+
+def _each_square(files: list[Path], size: int) -> Iterator[np.ndarray]:
+    """The central square of each picture, (3, size, size) uint8; several are decoded at a time."""
     from PIL import Image, ImageOps
 
     from imagelab.data.pictures import open_picture
 
-    def square(path: Path) -> torch.Tensor:
+    def square(path: Path) -> np.ndarray:
         picture = open_picture(path).convert("RGB")
-        return to_chw(ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS))
+        fitted = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
+        return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
 
-    return torch.stack(list(map(square, files)))
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for k in progress(range(0, len(files), 100), "pictures", "hundred"):
+            yield from pool.map(square, files[k : k + 100])
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Other processes, as those of torchrun, wait here. They do not where there are no file locks."""
+    from filelock import FileLock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    with contextlib.suppress(NotImplementedError):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def every_tenth(labels: torch.Tensor) -> torch.Tensor:

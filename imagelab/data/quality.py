@@ -69,8 +69,9 @@ def gaussian_mean(values: torch.Tensor) -> torch.Tensor:
 
     (..., H, W) to (..., H − 10, W − 10): whole windows only, no border is made up.
     """
-    window = torch.exp(-(torch.arange(-5.0, 6.0) ** 2) / (2 * 1.5**2))
+    at = values.device
+    window = torch.exp(-(torch.arange(-5.0, 6.0, device=at) ** 2) / (2 * 1.5**2))
     window = (window / window.sum()).to(values)
     # The window at each place along a side, (side − 10, side); two products of matrices take the mean.
-    height, width = (torch.eye(side).to(values) for side in values.shape[-2:])
+    height, width = (torch.eye(side, device=at).to(values) for side in values.shape[-2:])
     return height.unfold(0, 11, 1) @ window @ values @ (width.unfold(0, 11, 1) @ window).T

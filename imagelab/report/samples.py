@@ -104,7 +104,10 @@ def track(training: Training, evaluator: Evaluator, images: torch.Tensor) -> Non
 def add_quality(result: Result, training: Training, evaluator: Evaluator | None) -> None:
     """Enter the curve of what was tracked, if there are two points or more."""
     if evaluator is not None and len(training.curve("tracked_epoch")) > 1:
-        caption = f"Quality along the training: distance and coverage of {evaluator.n:,} samples."
+        caption = (
+            f"Quality along the training: distance and coverage of {evaluator.n:,} samples. Fewer "
+            "samples have a larger distance, real images too: compare with the two lines only."
+        )
         result.add_figure("quality.png", plot_quality(training, evaluator), caption)
 
 
@@ -185,7 +188,9 @@ def report_samples(
     scores = evaluator.scores(samples) if evaluator else None
     if evaluator and scores:
         evaluator.add_to(result, scores)
-        caption = "What the classifier reads in the samples: a collapse would empty some classes."
+        caption = "What the classifier reads in the samples, and in as many real images."
+        if not rows:  # else the classes were asked for
+            caption += " A collapse onto few images would empty some classes."
         result.add_figure("classes.png", plot_class_shares(scores, evaluator, data), caption)
     report_neighbours(result, samples, data)
     return scores
@@ -211,13 +216,16 @@ def report_neighbours(result: Result, samples: torch.Tensor, data: Dataset) -> N
     usual = usual.median().item()
     name = "distance to the nearest training image"
     result.add_metric(name, distance.median(), len(few), floor=usual)
-    pairs = {"sample": few[:10], "nearest training image": data.images[index[:10]]}
-    figure = figures.plot_rows(pairs, [f"{d:.3f}" for d in distance[:10].tolist()])
+    ten = torch.linspace(
+        0, len(few) - 1, min(10, len(few))
+    ).long()  # of every class, where in order
+    index, distance = index.cpu()[ten], distance.cpu()[ten]
+    pairs = {"sample": few.cpu()[ten], "nearest\ntraining image": data.images.cpu()[index]}
+    figure = figures.plot_rows(pairs, [f"distance\n{d:.3f}" for d in distance.tolist()])
     caption = (
-        "Samples, and the training image nearest to each. Above them, their distance (root mean "
+        "Samples, and the training image nearest to each, by root mean square of pixels from 0 to 1. "
+        f"At a distance of 0 a sample would be a copy. Held-out images have {usual:.3f} in the median."
     )
-    caption += "square, pixels from 0 to 1): at 0 a sample would be a copy. Held-out images have "
-    caption += f"{usual:.3f} in the median."
     result.add_figure("neighbours.png", figure, caption)
 
 
@@ -238,14 +246,19 @@ def add_trajectory(
 ) -> None:
     """Enter samples on their way from noise to image, below the `forward` process of real images.
 
-    A strip of `shown` columns, a row per image, and all states as an animation.
+    A strip of `shown` columns, a row per image, and all states as an animation. The columns are nearer
+    to each other towards t = 0, where the images change more.
     """
     processes = {"forward process": forward} if forward else {}
     processes["reverse process"] = reverse
-    n = len(reverse[0][1])
+    n, shown = len(reverse[0][1]), min(shown, len(reverse))
     figure, axes = figures.new_figure(1.1 * shown, 1.05 * n * len(processes), len(processes), shown)
     for line, states in zip(axes, processes.values(), strict=True):
-        chosen = [states[round(i)] for i in np.linspace(0, len(states) - 1, shown)]
+        times = [t for t, _ in states]
+        aims = max(times) * np.linspace(0, 1, shown) ** 2
+        nearest_to = {int(np.abs(np.array(times) - aim).argmin()) for aim in aims}
+        others = sorted(set(range(len(states))) - nearest_to, key=lambda i: times[i])
+        chosen = [states[i] for i in sorted([*nearest_to, *others[: shown - len(nearest_to)]])]
         for axis, (t, images) in zip(line, chosen, strict=True):
             figures.show_image(axis, figures.grid(images, columns=1), f"t = {t}")
     figures.name_rows(axes, list(processes))

@@ -243,14 +243,16 @@ def _best_of_restarts(
         for x0, y, x_start in zip(*(t.split(BATCH) for t in (images, labels, starts)), strict=True):
             worst, score = x0.clone(), torch.full((len(x0),), -torch.inf, device=x0.device)
             rows = torch.arange(len(x0), device=x0.device)  # the images still to attack
-            for _ in range(restarts):
+            for left in reversed(range(restarts)):
                 x = once(x0[rows], y[rows], x_start[rows])
                 new_score = attack_score(model, x, y[rows], targeted)
                 better = new_score > score[rows]
-                worst[rows[better]], score[rows[better]] = x[better], new_score[better]
-                rows = rows[score[rows] < SUCCESS / 2]
-                if not len(rows):
-                    break
+                worst[rows] = x.where(better[:, None, None, None], worst[rows])
+                score[rows] = new_score.where(better, score[rows])
+                if left:  # else nobody asks which these are, and the program waits for no GPU
+                    rows = rows[score[rows] < SUCCESS / 2]
+                    if not len(rows):
+                        break
             attacked.append(worst)
     return torch.cat(attacked)
 

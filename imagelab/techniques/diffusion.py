@@ -62,7 +62,9 @@ class Schedule:
         self, t: torch.Tensor, like: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """√ᾱ_t and √(1 − ᾱ_t) for t (B,), float32, in a shape that multiplies `like` (B, ...)."""
-        alpha_bar = self.alpha_bar.to(t.device)[t].reshape(-1, *[1] * (like.dim() - 1))
+        alpha_bar = self.alpha_bar.to(t.device, non_blocking=True)[t].reshape(
+            -1, *[1] * (like.dim() - 1)
+        )
         return alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
 
     def q_sample(self, x0: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:

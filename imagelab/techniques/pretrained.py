@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from imagelab.setup.runtime import UserError
+from imagelab.setup.runtime import UserError, is_of_the_machine
 from imagelab.training.checkpoints import check_finite
 
 ImageNetName = Literal["resnet18", "resnet50", "vgg16", "efficientnet_b0"]
@@ -101,7 +101,7 @@ def without_eps(network: nn.Module) -> None:
     """Batch statistics without eps, as torchvision froze them while it trained its detectors."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.eps = 0.0
+            module.eps = torch.finfo(torch.float32).tiny  # 0 is refused by torch 2.11
 
 
 def imagenet_network(
@@ -247,6 +247,8 @@ def trained(
         AttributeError,
         pickle.UnpicklingError,
     ) as error:
+        if is_of_the_machine(error):  # then no file is wrong
+            raise
         problem = (
             f"{weights} does not hold the weights of {name}"
             if weights
