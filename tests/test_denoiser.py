@@ -140,14 +140,14 @@ def test_weights_of_another_script_are_refused(tmp_path):
     torch.save({**saved, "script": "vae"}, tmp_path / "vae.pth")
     with pytest.raises(UserError, match="'vae'"):
         trained_denoiser(path=tmp_path / "vae.pth")
-    torch.save(
-        {**saved, "config": {**saved["config"], "widths": (7, 7, 7)}}, tmp_path / "width.pth"
-    )
+    wider = {**saved["config"], "widths": (7, 7, 7, 7)}
+    torch.save({**saved, "config": wider}, tmp_path / "width.pth")
     with pytest.raises(UserError, match="do not fit"):
         trained_denoiser(path=tmp_path / "width.pth")
-    torch.save({**saved, "config": {"sigma": 0.5}}, tmp_path / "width.pth")  # the autoencoder's
-    with pytest.raises(UserError, match="not a checkpoint of the network for photographs"):
-        trained_denoiser(path=tmp_path / "width.pth")
+    for config in ({"sigma": 0.5}, {**wider, "blocks": (1,)}):  # the autoencoder's; no network's
+        torch.save({**saved, "config": config}, tmp_path / "width.pth")
+        with pytest.raises(UserError, match="not a checkpoint of the network for photographs"):
+            trained_denoiser(path=tmp_path / "width.pth")
 
 
 # --- the weights that come with the project -------------------------------------------------------
@@ -164,7 +164,7 @@ def test_learning_beats_the_best_classical_method(name):
     noisy = clean + np.random.default_rng(0).normal(0, 25 / 255, clean.shape)
     learned = psnr(clean, restore(trained_denoiser(), noisy, 25 / 255))
     best = max(psnr(clean, method(noisy, 25 / 255).clip(0, 1)) for method in CLASSICAL.values())
-    assert learned > best + 0.2
+    assert learned > best + 0.8
 
 
 def test_a_clean_picture_stays_as_it_is():

@@ -134,9 +134,10 @@ def trained_denoiser(device: torch.device | str = "cpu", path: Path = WEIGHTS) -
     """
     saved = load_checkpoint(path, SCRIPT, device)
     form = {name: saved["config"].get(name) for name in ("widths", "blocks", "fold")}
-    if not saved["ema"] or None in form.values():
-        raise UserError(f"{path} is not a checkpoint of the network for photographs.")
-    model = ResidualDenoiser(**form)
+    try:
+        model = ResidualDenoiser(**form)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a checkpoint of the network for photographs.") from error
     load_weights(model, saved["ema"], path)
     return channels_last(model, device).eval().requires_grad_(False)
 
