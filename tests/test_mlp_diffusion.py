@@ -333,7 +333,7 @@ def test_the_main_job_left_what_was_promised(main_job):
     nats, bits = (
         result["metrics"][f"bound: {u}"] for u in ("nats per image", "bits per dimension")
     )
-    assert bits["value"] == pytest.approx(nats["value"] / 784 / math.log(2)) and nats["n"] == 500
+    assert bits["value"] == pytest.approx(nats["value"] / 784 / math.log(2)) and nats["n"] == 100
     assert (main_job / "diffusion_models" / "fast_mlp_diffusion.pth").is_file()
 
 
