@@ -193,6 +193,7 @@ def run(config: Config) -> Result:
         return samples.sampled_only(SCRIPT, TITLE, PICTURES, config, device, images)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
+    samples.show_training_images(result, data)
     evaluator = samples.evaluator_for(config, data, samples.TRACKED)
     G, D = build(config, data.shape, device)
     after_epoch = gan_mnist.observer(config, result, evaluator)

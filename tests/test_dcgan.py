@@ -67,8 +67,8 @@ def test_a_step_follows_the_last_gradient_alone_and_the_rate_falls(tmp_path, str
 
 
 @pytest.fixture(scope="module")
-def quick(main_job, tmp_path_factory) -> Path:
-    folder = with_classifier(main_job, tmp_path_factory.mktemp("dcgan"))
+def quick(quick_classifier, tmp_path_factory) -> Path:
+    folder = with_classifier(quick_classifier, tmp_path_factory.mktemp("dcgan"))
     run_here(
         "studies.dcgan", "--quick", "--dataset", "mnist-5k", "--output-dir", folder,
         "--samples-file", folder / "s.npz", "--export", folder / "g.onnx",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 from dataclasses import replace
@@ -85,7 +86,7 @@ def train_autoencoder(stripes, path, **more):
 
 
 def train_residual(_stripes, path, **more):
-    config = study.Photographs(epochs=2, batch_size=4, width=4, blocks=1)
+    config = study.Photographs(epochs=2, batch_size=4, widths=(4, 4), blocks=(1, 1))
     config = replace(config, **more.pop("settings", {}))
     return study.train_photographs(config, random_patches(12, 0), path, **more).averaged
 
@@ -136,33 +137,50 @@ def test_photographs_are_reported_beside_the_best_classical_method(
     expected = {
         "photographs, σ = 25: learned": (29, 2),
         "σ = 25: learned less total variation": (3, 2),
+        "σ = 25: learned less non-local means": (5, 2),
     }
     assert values == expected | ({"σ = 25: learned less BM3D": (-1, 2)} if with_bm3d else {})
     assert (tmp_path / "pictures/photographs_25.png").is_file()
 
 
-def test_each_kind_of_noise_is_told_by_its_root_mean_square():
-    """And PSNR and SSIM are means over the pictures."""
-    told, grey = [], np.full((200, 200), 0.5)
+def test_neighbours_of_correlated_noise_are_alike():
+    """ε is white noise under a Gaussian of 1 pixel: neighbours correlate by exp(−1/4)."""
+    rng = np.random.default_rng(0)
+    noise = study.correlated(np.full((300, 300), 0.5), 0.1, rng) - 0.5
+    assert noise.std() == pytest.approx(0.1, rel=1e-3)
+    for one, other in ((noise[:, 1:], noise[:, :-1]), (noise[1:], noise[:-1])):
+        assert np.corrcoef(one.ravel(), other.ravel())[0, 1] == pytest.approx(
+            np.exp(-0.25), abs=0.03
+        )
+    assert abs(np.corrcoef(noise[:, 8:].ravel(), noise[:, :-8].ravel())[0, 1]) < 0.05
 
-    def keep(noisy, sigma):
-        told.append((noisy, sigma))
-        return noisy
 
-    pictures = [grey, np.full((200, 200), 0.2)]
-    found = study.compare_noises(pictures, {"keep": keep}, np.random.default_rng(0))
-    assert list(found) == [
-        "Gaussian, σ = 0.10", "salt and pepper, p = 0.20", "Poisson, peak = 100",
-        "speckle, relative σ = 0.20", "JPEG, quality = 10",
-    ]  # fmt: skip
-    assert len(told) == 10
-    for k, (noisy, sigma) in enumerate(told):
-        assert sigma == pytest.approx(np.std(noisy - pictures[k % 2]), rel=0.2, abs=0.015)
-    assert [told[k][1] for k in (0, 2, 4, 6)] == pytest.approx([0.1, 0.224, 0.0707, 0.1], rel=0.05)
-    gaussian = found["Gaussian, σ = 0.10"]["keep"]
-    each = [psnr(clean, noisy) for clean, (noisy, _) in zip(pictures, told, strict=False)]
-    assert gaussian.psnr == pytest.approx(np.mean(each))
-    assert np.array_equal(gaussian.picture, told[1][0])
+def test_a_comparison_of_each_way_of_using_the_network(tmp_path):
+    """All in grey; without σ, and as the mean of eight."""
+    run_here(SCRIPT, "compare", "--side", 64, "--sigmas", 25, "--no-noises", "--grey", "--ensemble",
+             "--output-dir", tmp_path)  # fmt: skip
+    folder = tmp_path / "study_images/denoising_autoencoder/compare"
+    result = json.loads((folder / "results.json").read_text("utf-8"))
+    (table,) = result["tables"]
+    rows = {row[0]: row[1:] for row in table["rows"]}
+    clean = study.middles(study.HELD_OUT, 64, in_grey=True)
+    assert all(picture.shape == (64, 64) for picture in clean.values())
+    noisy = {}
+    rng = np.random.default_rng(0)
+    for name, picture in clean.items():
+        noisy[name] = picture + rng.normal(0, 25 / 255, picture.shape)
+    model = trained_denoiser()
+    expected = {
+        "learned": lambda x: restore(model, x, 25 / 255),
+        study.restoration.BLIND: lambda x: restore(model, x, study.restoration.estimated_sigma(x)),
+        study.restoration.OF_EIGHT: lambda x: restore(model, x, 25 / 255, ensemble=True),
+    }
+    for row, method in expected.items():
+        each = [psnr(clean[name], method(x)) for name, x in noisy.items()]
+        assert rows[row][:7] == pytest.approx([*each, np.mean(each)], abs=0.01)
+    for way in study.WAYS:
+        lead = result["metrics"][f"σ = 25: {way} less learned"]["value"]
+        assert lead == pytest.approx(rows[way][6] - rows["learned"][6], abs=1e-6)
 
 
 def test_a_comparison_trains_nothing(tmp_path):
@@ -173,7 +191,7 @@ def test_a_comparison_trains_nothing(tmp_path):
     result = json.loads((folder / "results.json").read_text("utf-8"))
     noises = result["tables"][1]
     assert noises["rows"][0][0] == "Gaussian, σ = 0.10"
-    assert noises["columns"][1:3] == ["noisy", "Gaussian blur"] and len(noises["rows"]) == 5
+    assert noises["columns"][1:3] == ["noisy", "Gaussian blur"] and len(noises["rows"]) == 6
     lead = result["metrics"]["gaussian noise: learned less best classical"]["value"]
     row = dict(zip(noises["columns"][1:], noises["rows"][0][1:], strict=True))
     assert lead == pytest.approx(row["learned"] - max(row[name] for name in CLASSICAL), abs=1e-6)
@@ -181,25 +199,53 @@ def test_a_comparison_trains_nothing(tmp_path):
 
 def test_noisy_patches():
     rng = torch.Generator().manual_seed(0)
-    colour = torch.rand(400, 3, 32, 32, generator=rng)
+    colour = 0.4 + 0.2 * torch.rand(400, 3, 32, 32, generator=rng)
     clean, noisy, sigma = study.noisy_patches(colour, 0.5, rng)
     assert sigma.min() >= 0 and 0.45 < sigma.max() <= 0.5
     assert sigma.mean().item() == pytest.approx(0.5 / 3, rel=0.15)  # of a squared uniform number
     grey = (clean == clean[:, :1]).flatten(1).all(dim=1)
     assert 150 < grey.sum() < 250
-    # The others are the same pictures or their negatives, with their channels in some order.
-    ordered, same, negative = (x[~grey].sort(dim=1).values for x in (clean, colour, 1 - colour))
-    is_same, is_negative = ((ordered == x).flatten(1).all(dim=1) for x in (same, negative))
-    assert (is_same ^ is_negative).all() and 0.35 < is_same.float().mean() < 0.65
-    unmoved = (clean[~grey] == torch.where(is_same[:, None, None, None], colour[~grey],
-                                           1 - colour[~grey])).flatten(1).all(dim=1)  # fmt: skip
-    assert 0.08 < unmoved.float().mean() < 0.28  # one order of six
     assert (noisy[grey] == noisy[grey][:, :1]).all()  # one noise for the three equal channels
     assert not (noisy[~grey] == noisy[~grey][:, :1]).flatten(1).all(dim=1).any()
-    clipped = ((noisy >= 0) & (noisy <= 1)).flatten(1).all(dim=1) & (sigma > 0.1)
-    assert clipped.sum() == pytest.approx(0.25 * (sigma > 0.1).sum().item(), rel=0.3)
+    clipped = ((noisy >= 0) & (noisy <= 1)).flatten(1).all(dim=1) & (sigma > 0.2)
+    assert clipped.sum() == pytest.approx(0.25 * (sigma > 0.2).sum().item(), rel=0.3)
     spread = (noisy - clean)[~clipped].flatten(1).std(dim=1)
     assert torch.allclose(spread, sigma[~clipped], rtol=0.15, atol=0.002)
+
+
+def test_colours_are_shuffled_inverted_and_made_weaker_or_stronger():
+    """What differs between the channels is that of the photograph: in some order, times −1.2 to 1.2."""
+    rng = torch.Generator().manual_seed(0)
+    colour = 0.4 + 0.2 * torch.rand(300, 3, 16, 16, generator=rng)
+    clean, *_ = study.noisy_patches(colour, 0.5, rng)
+    before, after = ((x - x.mean(dim=1, keepdim=True)).flatten(2) for x in (colour, clean))
+    coloured = after.square().mean((1, 2)) > 1e-9
+    orders, factors = [], []
+    for x, y in zip(before[coloured], after[coloured], strict=True):
+        tried = {}
+        for order in itertools.permutations(range(3)):
+            factor = ((x[list(order)] * y).sum() / x.square().sum()).item()
+            error = (y - factor * x[list(order)]).abs().max().item()
+            tried[error] = (order, factor)
+        assert min(tried) < 1e-5
+        order, factor = tried[min(tried)]
+        orders.append(order), factors.append(factor)
+    assert min(orders.count(order) for order in itertools.permutations(range(3))) > 0.08 * len(
+        orders
+    )
+    strength = np.abs(factors)
+    assert strength.max() <= 1.2 + 1e-5 and strength.mean() == pytest.approx(0.6, abs=0.08)
+    assert 0.35 < np.mean(np.array(factors) < 0) < 0.65  # negatives
+
+
+def test_each_strength_of_noise_counts_by_its_own_measure():
+    """σ^1.2 in the denominator: an error of σ^0.6 is 1 for each σ."""
+    clean = torch.zeros(3, 3, 8, 8)
+    sigma = torch.tensor([0.05, 0.1, 0.4])
+    made = (sigma + 1 / 255).pow(0.6)[:, None, None, None].expand_as(clean)
+    assert study.weighted_error(made, clean, sigma).item() == pytest.approx(1)
+    made = made * torch.tensor([1.0, 1.0, 2.0])[:, None, None, None]
+    assert study.weighted_error(made, clean, sigma).item() == pytest.approx((1 + 1 + 4) / 3)
 
 
 def test_the_networks_denoise_the_same_elsewhere_at_any_size(quick, tmp_path, float32):
@@ -280,3 +326,6 @@ def test_wrong_input(tmp_path):
     assert picture.read_bytes() == before
     assert not out.exists()
     assert "--sigma" in complaint(SCRIPT, "--sigma", "nan", "--output-dir", tmp_path)
+    photographs = (SCRIPT, "photographs", "--output-dir", tmp_path, "--widths")
+    assert "must be as many" in complaint(*photographs, 8, 8, "--blocks", 1)
+    assert "too many for 64" in complaint(*photographs, *[8] * 7, "--blocks", *[1] * 7)

@@ -23,6 +23,8 @@ from imagelab.techniques.restoration import (
     blur_images,
     by_filters,
     compare,
+    compare_noises,
+    compare_photographs,
     comparison_table,
     estimated_sigma,
     methods,
@@ -223,3 +225,38 @@ def test_the_filters_blur_is_chosen_on_other_images():
     fitting = by_filters(noisy, 0.3, clean, rng)
     assert list(fitting)[1] != "Gaussian blur, 3.0 px"
     assert (fitting["noisy"] == noisy).all() and fitting["non-local means"].shape == noisy.shape
+
+
+def test_each_photograph_gets_fresh_noise_of_sigma_and_each_method_is_told():
+    told = []
+
+    def keep(noisy, sigma):
+        told.append((noisy, sigma))
+        return noisy
+
+    clean = {"one": np.full((200, 200), 0.5), "two": np.full((200, 200), 0.5)}
+    found = compare_photographs(clean, 0.1, {"keep": keep}, np.random.default_rng(0))
+    assert list(found) == ["one", "two"] and [sigma for _, sigma in told] == [0.1, 0.1]
+    assert not np.array_equal(told[0][0], told[1][0])
+    for name, (noisy, _) in zip(found, told, strict=True):
+        assert np.std(noisy) == pytest.approx(0.1, rel=0.02)
+        assert found[name]["noisy"].psnr == psnr(clean[name], noisy) == pytest.approx(20, abs=0.1)
+
+
+def test_each_kind_of_noise_is_told_by_its_root_mean_square():
+    """And PSNR and SSIM are means over the pictures."""
+    told = []
+
+    def keep(noisy, sigma):
+        told.append((noisy, sigma))
+        return noisy
+
+    noises = {"a": lambda x, rng: x + rng.normal(0, 0.1, x.shape), "b": lambda x, _rng: x + 0.7}
+    pictures = [np.full((200, 200), 0.5), np.full((200, 200), 0.2)]
+    found = compare_noises(pictures, noises, {"keep": keep}, np.random.default_rng(0))
+    assert list(found) == ["a", "b"] and len(told) == 4
+    assert [sigma for _, sigma in told] == pytest.approx([0.1, 0.1, 0.5, 0.7], rel=0.05)
+    assert told[2][0].max() == 1.0  # clipped
+    each = [psnr(clean, noisy) for clean, (noisy, _) in zip(pictures, told[:2], strict=True)]
+    assert found["a"]["keep"].psnr == pytest.approx(np.mean(each))
+    assert np.array_equal(found["a"]["keep"].picture, told[1][0])

@@ -1,4 +1,4 @@
-"""The photographs that come inside scikit-image, scikit-learn and matplotlib, and patches of them."""
+"""The photographs inside scikit-image, scikit-learn, PyWavelets and matplotlib, and patches of them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from imagelab.data.tensors import Dataset
 
 TRAINING = (
-    "brick", "cell", "chelsea", "clock", "coffee", "grass", "gravel", "hubble_deep_field",
-    "immunohistochemistry", "moon", "page", "retina", "rocket", "stereo_motorcycle", "text",
+    "aero", "ascent", "brick", "cell", "chelsea", "clock", "coffee", "grass", "gravel",
+    "hubble_deep_field", "immunohistochemistry", "moon", "page", "retina", "rocket",
+    "stereo_motorcycle", "text",
 )  # fmt: skip
 HELD_OUT = ("camera", "coins", "astronaut", "china", "flower", "grace_hopper")
 PATCH = 64  # pixels
@@ -18,8 +19,8 @@ PATCH = 64  # pixels
 def photograph(name: str) -> np.ndarray:
     """One of the photographs named in TRAINING and HELD_OUT: (H, W) or (H, W, 3) uint8.
 
-    `china` and `flower` come inside scikit-learn, `grace_hopper` inside matplotlib, all others inside
-    scikit-image.
+    `china` and `flower` come inside scikit-learn, `grace_hopper` inside matplotlib, `aero` and `ascent`
+    inside PyWavelets, all others inside scikit-image.
     """
     if name in ("china", "flower"):
         from sklearn.datasets import load_sample_image
@@ -31,10 +32,21 @@ def photograph(name: str) -> np.ndarray:
 
         with Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False)) as picture:
             return np.array(picture)
+    if name in ("aero", "ascent"):
+        import pywt.data
+
+        return getattr(pywt.data, name)()
     import skimage.data
 
     picture = getattr(skimage.data, name)()
     return picture[0] if name == "stereo_motorcycle" else picture  # left, right, disparity
+
+
+def grey(picture: np.ndarray) -> np.ndarray:
+    """A photograph's luma (H, W) uint8: 0.299 red + 0.587 green + 0.114 blue."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(picture).convert("L"))
 
 
 def random_patches(count: int, seed: int) -> Dataset:
@@ -64,5 +76,5 @@ def random_patches(count: int, seed: int) -> Dataset:
         patch[:] = np.rot90(square, int(rng.integers(4)))
     images = torch.from_numpy(patches).permute(0, 3, 1, 2).contiguous()
     labels = torch.tensor(labels)[chosen]
-    source = f"{count:,} patches of {len(TRAINING)} photographs inside scikit-image"
+    source = f"{count:,} patches of {len(TRAINING)} photographs inside scikit-image and PyWavelets"
     return Dataset("photographs", source, TRAINING, images, labels, images[:0], labels[:0])

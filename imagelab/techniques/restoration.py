@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from imagelab.data.quality import psnr, ssim
-from imagelab.techniques.denoiser import restore, trained_denoiser
+from imagelab.techniques.denoiser import ResidualDenoiser, restore, trained_denoiser
 
 Restore = Callable[[np.ndarray, float], np.ndarray]
 
@@ -161,6 +161,18 @@ def methods(device: torch.device | str = "cpu", with_bm3d: bool = False) -> dict
     return CLASSICAL | more | {"learned": partial(restore, trained_denoiser(device))}
 
 
+BLIND, OF_EIGHT = "learned, σ measured", "learned, mean of eight"
+WAYS = (BLIND, OF_EIGHT)  # of using the learned method
+
+
+def learned_ways(model: ResidualDenoiser, ensemble: bool) -> dict[str, Restore]:
+    """The learned method where it is not told σ, and with `ensemble` its mean of eight."""
+    ways: dict[str, Restore] = {
+        BLIND: lambda picture, _sigma: restore(model, picture, estimated_sigma(picture))
+    }
+    return ways | ({OF_EIGHT: partial(restore, model, ensemble=True)} if ensemble else {})
+
+
 def compare(
     clean: np.ndarray, noisy: np.ndarray, sigma: float, methods: Mapping[str, Restore]
 ) -> dict[str, Restored]:
@@ -177,7 +189,55 @@ def compare(
     return restored
 
 
-Comparison = dict[str, dict[str, Restored]]  # pictures' names, then methods' names
+Comparison = dict[str, dict[str, Restored]]  # names of pictures or of noises, then of methods
+Noises = Mapping[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]]
+
+
+def compare_photographs(
+    clean: Mapping[str, np.ndarray],
+    sigma: float,
+    methods: Mapping[str, Restore],
+    rng: np.random.Generator,
+) -> Comparison:
+    """The result of each of the `methods` on photographs with Gaussian noise of `sigma`.
+
+    The noise is not clipped, as in published comparisons. Every method is told σ.
+    """
+    found = {}
+    for name, picture in clean.items():
+        noisy = picture + rng.normal(0, sigma, picture.shape)
+        found[name] = compare(picture, noisy, sigma, methods)
+    return found
+
+
+def compare_noises(
+    pictures: list[np.ndarray],
+    noises: Noises,
+    methods: Mapping[str, Restore],
+    rng: np.random.Generator,
+) -> Comparison:
+    """The result of each of the `methods` on each of the `noises`, clipped like in a file.
+
+    Every method is told the noise's root mean square. PSNR, SSIM and seconds are means over `pictures`;
+    the picture is that of the last one.
+    """
+    found = {}
+    for label, add in noises.items():
+        each = []
+        for clean in pictures:
+            noisy = add(clean, rng).clip(0, 1)
+            sigma = float(np.sqrt(np.mean((noisy - clean) ** 2)))
+            each.append(compare(clean, noisy, sigma, methods))
+        measures = {
+            method: np.mean(
+                [(r[method].psnr, r[method].ssim, r[method].seconds) for r in each], axis=0
+            )
+            for method in each[-1]
+        }
+        found[label] = {
+            k: Restored(each[-1][k].picture, *map(float, v)) for k, v in measures.items()
+        }
+    return found
 
 
 def comparison_table(found: Comparison) -> tuple[list[str], list[list]]:
