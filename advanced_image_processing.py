@@ -82,18 +82,18 @@ STUDIES: dict[str, Demo] = {
     ),
     "denoising_gan": Demo("study_images/denoising_gan", 200, 30, "GAN: PSNR"),
     "cnn_classifier": Demo("study_images/cnn_classifier", 25, 10, "accuracy"),
-    "segmentation": Demo("study_images/segmentation", 300, 15, "mean IoU", {"dataset": "scenes"}),
+    "segmentation": Demo("study_images/segmentation", 360, 15, "mean IoU", {"dataset": "scenes"}),
     "detection": Demo("study_images/detection", 180, 15, "mAP at 0.5", {"dataset": "scenes"}),
     "image_translation": Demo(
         "study_images/image_translation", 240, 25, "streets, Pix2Pix: mean IoU"
     ),
     "unet_diffusion": Demo("study_images/unet_diffusion", 920, 20, "read as the class asked for"),
-    "diffusion_curves": Demo("study_images/diffusion_curves", 1600, 20, "dpm-solver in"),
+    "diffusion_curves": Demo("study_images/diffusion_curves", 2100, 20, "dpm-solver in"),
     "inpainting": Demo("study_images/inpainting", 600, 10, "half: class kept by diffusion"),
     "diffusion_restoration": Demo(
         "study_images/diffusion_restoration", 270, 15, "super-resolution: PSNR less bicubic's"
     ),
-    "text_diffusion": Demo("study_images/text_diffusion", 700, 20, "never seen together: all four"),
+    "text_diffusion": Demo("study_images/text_diffusion", 750, 20, "never seen together: all four"),
 }
 EVERYTHING = DEMOS | STUDIES
 

@@ -394,7 +394,9 @@ def evaluate(
     caption = (
         "Left, the losses. Right, the mean output of D for real and for generated images. A D that "
     )
-    caption += f"cannot tell them apart does best with {undecided:g} for all."
+    caption += f"cannot tell them apart does best with {undecided:g} for all"
+    caption += ", because real images are labelled " if config.label_smoothing else "."
+    caption += f"{1 - config.label_smoothing:g} instead of 1." if config.label_smoothing else ""
     result.add_figure("curves.png", plot_curves(training, undecided), caption)
     frames = [read_png(path) for path in epoch_grids(training, result)]
     if frames:
@@ -413,12 +415,16 @@ def report_compared(
     for name in ("as often written", "here"):
         own = trained[name].config
         weights = "averaged weights" if own.ema_decay else "last weights"
-        title = f"{name}, epochs: {own.epochs}\nlr {own.lr:g}, β₁ = {own.beta1:g},\n{weights}"
+        title = f"{name}, epochs: {own.epochs}\nbatch {own.batch_size}, lr {own.lr:g}, "
+        title += f"β₁ = {own.beta1:g},\nshifts up to {own.max_shift} pixels, {weights}"
         pictures[title] = sample(sampling_network(trained[name]), n, own.seed)
         if evaluator is not None:
             scores[title] = evaluator.scores(pictures[title])
             scored[name] = (str(own.epochs), scores[title])
-    caption = "The recipe as often written, and this one, after equally many epochs."
+    caption = (
+        "The recipe as often written, and this one, each trained for these few epochs alone. Above "
+        "stands what differs, and the Fréchet distance. Neither is done after so few."
+    )
     result.add_figure("compared.png", samples.plot_comparison(pictures, scores), caption)
     if evaluator is not None:
         evaluator.add_table(result, "The recipe as often written", scored)
@@ -464,8 +470,8 @@ def lessons(result: Result) -> list[str]:
     if quality := result.measured("Fréchet distance", "coverage", "rarest class"):
         distance, coverage, rarest = quality
         sentences.append(
-            f"The samples lie at a distance of {distance:.0f} from the data and cover {coverage:.0%} of "
-            f"it; {rarest:.1%} of them are of the rarest class."
+            f"The samples lie at a Fréchet distance of {distance:.0f} from the data and cover "
+            f"{coverage:.0%} of it; {rarest:.1%} of them are of the rarest class."
         )
     if balance := result.measured("D(x), last epoch", "D(G(z)), last epoch"):
         real, fake = balance
@@ -491,6 +497,7 @@ def run(config: Config) -> Result:
         return samples.sampled_only(SCRIPT, TITLE, PICTURES, config, device, images)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
+    samples.show_training_images(result, data)
     evaluator = samples.evaluator_for(config, data, samples.TRACKED)
     G, D = build(config, data.shape, device)
     after_epoch = observer(config, result, evaluator)

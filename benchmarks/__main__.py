@@ -8,6 +8,7 @@ Both sides of a ratio run by turns in one process, several times; the median and
 ratios are printed and written into `benchmarks/results.json`. An absolute time says little: the same
 machine is a third faster or slower an hour later. `training` is ours against the ordinary script
 (ordinary.py), `limit` ours against the matrix products and convolutions of the same steps alone,
+`variants` training steps in other forms, `compiled` trainings with --compile against without,
 `shares` what the operators' time in a training goes into (Python's between them is not in it).
 """
 
@@ -17,7 +18,6 @@ from imagelab.setup.command import command_line
 
 import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,18 +29,27 @@ from benchmarks.main_job import main_job, table
 from benchmarks.sampling import sampling
 from benchmarks.shares import shares
 from benchmarks.training import limit, training
+from benchmarks.variants import compiled, variants
 from imagelab.report.numbers import text_table
 from imagelab.report.results import write_json
-from imagelab.setup.runtime import machine, prepare, versions
+from imagelab.setup.runtime import Stopwatch, machine, prepare, versions
 from imagelab.setup.settings import Checked, Count
 
-RATIOS = {"training": training, "limit": limit, "attack": attack, "sampling": sampling}
-Name = Literal["training", "limit", "attack", "sampling", "growth", "shares", "main-job"]
+RATIOS = {
+    "training": training, "limit": limit, "attack": attack, "sampling": sampling,
+    "variants": variants, "compiled": compiled,
+}  # fmt: skip
+USUAL = Literal["training", "limit", "attack", "sampling", "growth", "shares", "main-job"]
+Name = Literal[USUAL, "variants", "compiled"]
 
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """Settings of the benchmarks, which measure the CPU."""
+    """Settings of the benchmarks."""
+
+    device: str = "cpu"
+    """The device to measure, both sides on it: 'cpu', 'cuda', ... ('auto': the accelerator, if any).
+    shares and main-job always measure the CPU."""
 
     output_dir: Path = Path(".")
     """The folder under which benchmarks/results.json is written."""
@@ -49,7 +58,7 @@ class Config(Checked):
     debug: bool = False
     """Show the traceback of an error."""
     only: tuple[Name, ...] = ()
-    """Run these only."""
+    """Run these only. variants and compiled, which take long, are run only if they are named."""
     repeats: Count = 3
     """Turns of both sides of a ratio."""
 
@@ -68,18 +77,28 @@ class Ratio:
 
 
 def measure(
-    what: str, unit: str, amount: float, ours: Callable, other: Callable | None, repeats: int
+    repeats: int,
+    what: str,
+    unit: str,
+    amount: float,
+    ours: Callable,
+    other: Callable | None,
+    other_amount: float | None = None,
 ) -> Ratio:
-    """Run both sides by turns, after one turn that does not count; `amount` of `unit` per turn."""
+    """Run both sides by turns, after one turn that does not count.
+
+    `amount` of `unit` per turn; of the other side `other_amount`, if that does another part of the work.
+    """
+    amounts = amount, amount if other_amount is None else other_amount
     rates = []
     for turn in range(repeats + 1):
         seconds = []
         for side in filter(None, (ours, other)):
-            started = time.perf_counter()
-            side()
-            seconds.append(time.perf_counter() - started)
+            with Stopwatch() as watch:
+                side()
+            seconds.append(watch.seconds)
         if turn:
-            rates.append([amount / s for s in seconds])
+            rates.append([part / s for part, s in zip(amounts, seconds, strict=False)])
     medians = [statistics.median(side) for side in zip(*rates, strict=True)]
     if other is None:
         return Ratio(what, unit, *medians)
@@ -88,7 +107,7 @@ def measure(
 
 
 @dataclass
-class Report:
+class Speeds:
     """What the command line prints."""
 
     measured: dict[str, list[dict]]
@@ -113,13 +132,13 @@ class Report:
             print("\n" + table(found["main-job"]))
 
 
-def run(config: Config) -> Report:
+def run(config: Config) -> Speeds:
     """Run the chosen benchmarks and enter each into `benchmarks/results.json` under --output-dir."""
-    device = prepare(0, "cpu")
+    device = prepare(0, config.device)
     repeats = 1 if config.quick else config.repeats
     facts = {"device": machine(device), "versions": versions(), "quick": config.quick}
-    outcome = Report({})
-    for name in config.only or get_args(Name):
+    outcome = Speeds({})
+    for name in config.only or get_args(USUAL):
         print(f"{name} ...", flush=True)
         if name == "growth":
             found = growth(device, config.quick)
@@ -129,7 +148,7 @@ def run(config: Config) -> Report:
             found = main_job(quick=True)
         else:
             cases = RATIOS[name](device, config.quick)
-            found = [asdict(measure(*case, repeats)) for case in cases]
+            found = [asdict(measure(repeats, *case)) for case in cases]
         outcome.measured[name] = found
         more = {"repeats": repeats} if name in RATIOS else {}
         enter(config.output_dir / "benchmarks" / "results.json", name, facts | more, found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 import mlp_diffusion
 from benchmarks.training import part, quietly
 from imagelab.data.datasets import load_dataset
+from imagelab.setup.runtime import Stopwatch
 from studies import unet_diffusion
 
 FACTORS = (1, 2, 4)
@@ -20,7 +20,7 @@ FACTORS = (1, 2, 4)
 
 def growth(device: torch.device, quick: bool) -> list[dict]:
     """For images, epochs, T and width: seconds at 1, 2 and 4 times as much, medians of three."""
-    data = load_dataset("mnist-5k", Path("data"))
+    data = load_dataset("mnist-5k", Path("data")).to(device)
     scale = 4 if quick else 1
     config = mlp_diffusion.Config(epochs=1)
 
@@ -33,7 +33,7 @@ def growth(device: torch.device, quick: bool) -> list[dict]:
         return quietly(lambda at: mlp_diffusion.train(longer, own, at / "model.pth"))
 
     def steps(k: int) -> Callable:
-        model = mlp_diffusion.build({**vars(config), "T": 25 * k}, data.shape)
+        model = mlp_diffusion.build({**vars(config), "T": 25 * k}, data.shape).to(device)
         return lambda: mlp_diffusion.sample(model, 1000 // scale, data.shape, 0)
 
     def width(k: int) -> Callable:
@@ -52,9 +52,9 @@ def growth(device: torch.device, quick: bool) -> list[dict]:
         runs = [make(k) for k in FACTORS]
         for _ in range(2 if quick else 3):
             for times, run in zip(seconds, runs, strict=True):
-                started = time.perf_counter()
-                run()
-                times.append(time.perf_counter() - started)
+                with Stopwatch() as watch:
+                    run()
+                times.append(watch.seconds)
         medians = [statistics.median(times) for times in seconds]
         lines.append({"what": what, "relative": [m / medians[0] for m in medians]})
     return lines

@@ -1,5 +1,8 @@
 """The same networks trained the ordinary way: a Dataset of PIL images with transforms, a DataLoader, an
-Adam that is not fused, float32, and the loss as a Python number at every step."""
+Adam that is not fused, float32, and the loss as a Python number at every step.
+
+They train on the device on which the data lie. The DataLoader reads from the CPU, as it usually does.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 import gan_mnist
 import mlp_diffusion
 from imagelab.data import datasets
-from imagelab.techniques.diffusion import Schedule
+from imagelab.techniques.unet import PixelNorm
 from studies import dcgan, unet_diffusion
 
 
@@ -26,7 +29,7 @@ class Digits(Dataset):
     def __init__(self, data: datasets.Dataset, signed: bool) -> None:
         from torchvision import transforms
 
-        self.images = data.images[:, 0].numpy()
+        self.images = data.images[:, 0].cpu().numpy()
         self.labels = data.labels.tolist()
         steps = [transforms.ToTensor()] + [transforms.Normalize((0.5,), (0.5,))] * signed
         self.transform = transforms.Compose(steps)
@@ -70,10 +73,11 @@ def play(
     """One epoch of a GAN: the discriminator on real and on generated images, then the generator."""
     adam_g = torch.optim.Adam(G.parameters(), lr=lr, betas=(0.5, 0.999))
     adam_d = torch.optim.Adam(D.parameters(), lr=lr, betas=(0.5, 0.999))
-    loss_of, losses = nn.BCELoss(), []
+    loss_of, losses, device = nn.BCELoss(), [], data.images.device
     for real, _ in batches(data, size):
-        ones, zeros = torch.ones(size), torch.zeros(size)
-        fake = generate(torch.randn(size, 100))
+        real = real.to(device)
+        ones, zeros = torch.ones(size, device=device), torch.zeros(size, device=device)
+        fake = generate(torch.randn(size, 100, device=device))
         adam_d.zero_grad()
         d_loss = (
             loss_of(logits(real).sigmoid(), ones) + loss_of(logits(fake.detach()).sigmoid(), zeros)
@@ -90,13 +94,13 @@ def play(
 
 @in_float32
 def mlp_gan(data: datasets.Dataset, config: gan_mnist.Config) -> list[float]:
-    G, D = gan_mnist.build(config, data.shape, torch.device("cpu"))
+    G, D = gan_mnist.build(config, data.shape, data.images.device)
     return play(data, G, D, G, D.logits, config.batch_size, config.lr)
 
 
 def conv_gan(data: datasets.Dataset, config: dcgan.Config) -> list[float]:
     """The layers of dcgan.py without what its networks do for speed: channels_last, autocast."""
-    G, D = dcgan.build(config, data.shape, torch.device("cpu"))
+    G, D = dcgan.build(config, data.shape, data.images.device)
     for network in (G, D):
         network.to(memory_format=torch.contiguous_format)
 
@@ -111,13 +115,14 @@ def conv_gan(data: datasets.Dataset, config: dcgan.Config) -> list[float]:
 
 @in_float32
 def mlp_ddpm(data: datasets.Dataset, config: mlp_diffusion.Config) -> list[float]:
-    model = mlp_diffusion.build(vars(config), data.shape)
-    weight = mlp_diffusion.weight_on_x0(model.schedule, model.recipe.weight)
+    device = data.images.device
+    model = mlp_diffusion.build(vars(config), data.shape).to(device)
+    weight = mlp_diffusion.weight_on_x0(model.schedule, model.recipe.weight).to(device)
     adam, losses = torch.optim.Adam(model.parameters(), lr=config.lr), []
+    rng = torch.Generator(device).manual_seed(config.seed)
     for x0, _ in batches(data, config.batch_size):
-        loss = mlp_diffusion.denoising_loss(
-            model, x0.flatten(1), weight, config.dimmed, torch.default_generator
-        )
+        x0 = x0.to(device).flatten(1)
+        loss = mlp_diffusion.denoising_loss(model, x0, weight, config.dimmed, rng)
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -135,10 +140,11 @@ def small_cnn(classes: int) -> nn.Sequential:
 
 
 def classifier(data: datasets.Dataset, size: int, lr: float) -> list[float]:
-    model = small_cnn(len(data.classes))
+    device = data.images.device
+    model = small_cnn(len(data.classes)).to(device)
     adam, losses = torch.optim.Adam(model.parameters(), lr=lr), []
     for images, labels in batches(data, size, signed=False):
-        loss = F.cross_entropy(model(images), labels)
+        loss = F.cross_entropy(model(images.to(device)), labels.to(device))
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -146,18 +152,34 @@ def classifier(data: datasets.Dataset, size: int, lr: float) -> list[float]:
     return losses
 
 
+def with_group_norm(network: nn.Module) -> nn.Module:
+    """The network with the norm of most U-Nets, over 8 groups of channels, in place of our PixelNorm."""
+    for module in list(network.modules()):
+        for name, part in list(module.named_children()):
+            if isinstance(part, PixelNorm):
+                setattr(module, name, nn.GroupNorm(8, *part.norm.normalized_shape))
+    return network
+
+
 @in_float32
-def unet_ddpm(data: datasets.Dataset, config: unet_diffusion.Config) -> list[float]:
+def unet_ddpm(
+    data: datasets.Dataset, config: unet_diffusion.Config, group_norm: bool = False
+) -> list[float]:
+    device = data.images.device
     model = unet_diffusion.build(vars(config), data.shape, classes=len(data.classes))
-    schedule: Schedule = model.schedule
+    network = with_group_norm(model.network) if group_norm else model.network
+    network.to(device)
+    alpha_bar = model.schedule.alpha_bar.to(device)
     adam, losses = torch.optim.Adam(model.network.parameters(), lr=config.lr), []
     for x0, labels in batches(data, config.batch_size):
-        t, eps = torch.randint(0, config.T, (len(x0),)), torch.randn_like(x0)
-        labels = torch.where(torch.rand(len(x0)) < config.drop_class, len(data.classes), labels)
+        x0, labels, n = x0.to(device), labels.to(device), len(x0)
+        t, eps = torch.randint(0, config.T, (n,), device=device), torch.randn_like(x0)
+        dropped = torch.rand(n, device=device) < config.drop_class
+        labels = torch.where(dropped, len(data.classes), labels)
         at = (slice(None), None, None, None)
         a, b = (
-            schedule.alpha_bar[t].sqrt().float()[at],
-            (1 - schedule.alpha_bar[t]).sqrt().float()[at],
+            alpha_bar[t].sqrt().float()[at],
+            (1 - alpha_bar[t]).sqrt().float()[at],
         )
         answer = model.network(a * x0 + b * eps, t / config.T, label=labels)
         loss = F.mse_loss(answer, a * eps - b * x0)

@@ -52,14 +52,14 @@ def first_step(script: str, arguments: list[str]) -> None:
 
     started, batches = time.perf_counter(), Training.batches
 
-    def one(training: Training):
-        yield next(batches(training))
+    def one(self):
+        yield next(batches(self))
         taken = {
             "seconds": time.perf_counter() - started,
             "CPU seconds": time.process_time(),
             "peak MiB": peak_memory(),
             "MiB that are no file's": private_memory(),
-            "images": len(training.data.images),
+            "images": len(self.data.images),
         }
         print(FOUND + json.dumps(taken), flush=True)
         raise SystemExit
@@ -86,7 +86,7 @@ def start(root: Path, folder: Path) -> dict:
 def main() -> None:
     if sys.argv[1:2] == ["--first-step"]:
         return first_step(sys.argv[2], sys.argv[3:])
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pictures", type=int, default=100_000, help="how many to make")
     parser.add_argument("--folder", type=Path, help="where they are already, or are to stay")
     options = parser.parse_args()

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -65,7 +66,7 @@ class Config(Checked):
     """Images per step of one process alone."""
     steps: Count = 5
     """Measured steps of each turn; two more do not count."""
-    repeats: Count = 5
+    repeats: Count = 3
     """Turns of each case."""
 
 
@@ -154,7 +155,8 @@ def parts(config: Config, widths: tuple[int, ...], data: Dataset, rate: float) -
     """What a step of one process is made of, each part measured alone; `rate` is measured already."""
     settings = unet_diffusion.Config(epochs=1, widths=widths, batch_size=config.batch_size)
     own = part(data, config.batch_size)
-    training, _ = quietly(lambda at: unet_diffusion.train(settings, own, at / "unet.pth"))()
+    trained: Any = quietly(lambda at: unet_diffusion.train(settings, own, at / "unet.pth"))()
+    training = trained[0]
     network, rng = training.networks["unet"], training.rng
     model = unet_diffusion.build(vars(settings), data.shape, classes=len(data.classes))
     many = torch.arange(config.batch_size, device=own.images.device).repeat(32)
@@ -244,7 +246,7 @@ def launch() -> int:
 
 
 @dataclass
-class Report:
+class Scaling:
     """What the command line prints."""
 
     found: list[dict]
@@ -260,6 +262,7 @@ class Report:
             if "cases" in each:
                 print(table_of_cases(each["cases"]))
             print(
+                f"one process {own.images_per_second:,.0f} images per second; of a step: "
                 f"draw {own.draw * 1e6:.1f} µs per image, update {own.update * 1e3:.2f} ms per step, "
                 f"gradients {own.gradient_bytes / 1e6:.2f} MB"
                 + (f", their sum {own.sum * 1e3:.2f} ms" if own.sum else "")
@@ -291,7 +294,7 @@ def table_of_cases(cases: dict[str, dict]) -> str:
     return text_table(["", *columns], rows)
 
 
-def run(config: Config) -> Report:
+def run(config: Config) -> Scaling:
     """Measure, and write benchmarks/scaling.json under --output-dir."""
     if config.quick:
         config = replace(config, steps=1, repeats=1)
@@ -304,7 +307,7 @@ def run(config: Config) -> Report:
         facts = {"device": machine(device), "versions": versions(), "batch size": config.batch_size,
                  "steps": config.steps, "repeats": config.repeats, "found": found}  # fmt: skip
         write_json(config.output_dir / "benchmarks" / "scaling.json", facts)
-    return Report(found, config.batch_size)
+    return Scaling(found, config.batch_size)
 
 
 def main() -> None:

@@ -30,9 +30,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from imagelab.data.datasets import Dataset, random_subset, to_uint8, unit
-from imagelab.data.quality import mean_psnr, mean_ssim
+from imagelab.data.quality import mean_ssim, psnr_of_each
 from imagelab.report import figures, samples
-from imagelab.report.numbers import share_cell
+from imagelab.report.numbers import mean_and_reach, share_cell
 from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import UserError, channels_last, generator, prepare
 from imagelab.setup.settings import Count, Limits
@@ -135,7 +135,7 @@ class Config(unet_diffusion.NetworkSettings):
 
     epochs: Count = 1
     """Passes over the training images for the super-resolution network."""
-    images: Count = 200
+    images: Annotated[int, Limits(2)] = 200
     """How many held-out images are restored and measured."""
     sigmas: tuple[Annotated[float, Limits(0.01, 5)], ...] = (0.1, 0.25, 0.5)
     """σ of the noise, for pixels in [0, 1]; it is not clipped, and every method knows it."""
@@ -195,21 +195,31 @@ SUMMARY = (
 )
 
 
+def add_mean(result: Result, name: str, psnr: torch.Tensor) -> None:
+    """A metric: the mean of a PSNR in dB, or of a difference of two, of each image (N,)."""
+    mean, to_each_side = mean_and_reach(psnr.tolist())
+    interval = mean - to_each_side, mean + to_each_side
+    result.add_metric(name, mean, len(psnr), unit="dB", better="higher", interval=interval)
+
+
 def compare_denoisers(config: Config, model: Model, clean: torch.Tensor, result: Result) -> None:
     """A table of every method for each σ, and a picture for the last."""
     rng, n = generator(config.seed, "noise to restore", clean.device), len(clean)
     for sigma in config.sigmas:
         noisy = clean + sigma * torch.randn(clean.shape, generator=rng, device=clean.device)
         restored = denoised_by_method(config, model, noisy, sigma)
-        psnr = {name: mean_psnr(x, clean) for name, x in restored.items()}
-        rows = [[name, psnr[name], mean_ssim(x, clean)] for name, x in restored.items()]
+        psnr = {name: psnr_of_each(x, clean) for name, x in restored.items()}
+        rows = [
+            [name, *mean_and_reach(psnr[name].tolist()), mean_ssim(x, clean)]
+            for name, x in restored.items()
+        ]
         caption = f"Noise of σ = {sigma:g}"
-        result.add_table(f"{caption}, n = {n:,}", ["", "PSNR (dB)", "SSIM"], rows)
+        result.add_table(f"{caption}, n = {n:,}", ["", "PSNR (dB)", "± (95 %)", "SSIM"], rows)
         one_step, classical = psnr["diffusion, one step"], list(psnr.values())[1:-3]
-        lead = one_step - max(classical)
-        more = {"n": n, "unit": "dB", "better": "higher"}
-        result.add_metric(f"noise, σ = {sigma:g}: diffusion, one step", one_step, **more)
-        result.add_metric(f"σ = {sigma:g}: one step less the best classical method", lead, **more)
+        best = max(classical, key=lambda each: each.mean().item())
+        add_mean(result, f"noise, σ = {sigma:g}: diffusion, one step", one_step)
+        name = f"σ = {sigma:g}: one step less the best classical method"
+        add_mean(result, name, one_step - best)
     shown = ("noisy", "non-local means", "learned on photographs", "diffusion, one step",
              "diffusion, drawn")  # fmt: skip
     figure = plot_restored({"clean": clean} | {name: restored[name] for name in shown})
@@ -225,19 +235,26 @@ def compare_enlargements(
     small = shrink(2 * clean - 1, config.factor)
     enlarged = enlarged_by_method(config, model, small)
     restored = {name: (x + 1) / 2 for name, x in enlarged.items()}
-    psnr = {name: mean_psnr(x, clean) for name, x in restored.items()}
+    psnr = {name: psnr_of_each(x, clean) for name, x in restored.items()}
     read = {name: accuracy(classifier, x, labels) for name, x in restored.items()}
     errors = {name: consistency_error(x, small, config.factor) for name, x in enlarged.items()}
     rows = [
-        [name, psnr[name], mean_ssim(x, clean), share_cell(read[name], n), errors[name]]
+        [
+            name,
+            *mean_and_reach(psnr[name].tolist()),
+            mean_ssim(x, clean),
+            share_cell(read[name], n),
+            errors[name],
+        ]
         for name, x in restored.items()
     ]
     sizes = f"{small.shape[-1]}×{small.shape[-1]} to {clean.shape[-1]}×{clean.shape[-1]} pixels"
-    columns = ["", "PSNR (dB)", "SSIM", "read as its class", "error when shrunk again (RMS)"]
+    columns = ["", "PSNR (dB)", "± (95 %)", "SSIM", "read as its class"]
+    columns += ["error when shrunk again (RMS)"]
     result.add_table(f"{sizes}, n = {n:,}", columns, rows)
     drawn = "diffusion, drawn"
-    gain, lead = psnr[drawn] - psnr["bicubic"], read[drawn] - read["bicubic"]
-    result.add_metric("super-resolution: PSNR less bicubic's", gain, n, unit="dB", better="higher")
+    add_mean(result, "super-resolution: PSNR less bicubic's", psnr[drawn] - psnr["bicubic"])
+    lead = read[drawn] - read["bicubic"]
     result.add_share("super-resolution: read as its class", read[drawn], n, better="higher")
     result.add_metric("super-resolution: accuracy less bicubic's", lead, n, better="higher")
     caption = f"{sizes}: the small picture (nearest), and ways to enlarge it."

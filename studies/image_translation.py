@@ -404,7 +404,7 @@ def street_reader(config: Config, data: MaskedPictures) -> nn.Module:
         settings = segmentation.Config(
             output_dir=folder, seed=config.seed, quick=config.quick, height=HEIGHT, epochs=3,
             scenes=config.scenes, test_scenes=config.test_scenes, widths=(32, 64, 128),
-            resume=can_resume(config, path),
+            patch_size=2, lr=1e-3, resume=can_resume(config, path),
         )  # fmt: skip
         segmentation.train(settings, data)
     return segmentation.load_model(path, data.images.device)[0]

@@ -273,7 +273,7 @@ class RePaintSettings(Checked):
 class Config(RePaintSettings, DataSettings):
     """Settings of the inpainting of held-out images."""
 
-    images: Count = 200
+    images: Annotated[int, Limits(2)] = 200
     """How many held-out images are filled."""
 
 
@@ -286,10 +286,18 @@ SUMMARY = (
 )
 
 
-def hole_psnr(filled: torch.Tensor, images: torch.Tensor, holes: torch.Tensor) -> float:
-    """PSNR in dB over the hidden pixels of all images, uint8."""
-    error = (unit(filled) - unit(images)).square() * holes
-    return -10 * (error.sum() / (holes.sum() * images.shape[1])).log10().item()
+def hole_psnr(
+    filled: torch.Tensor, images: torch.Tensor, holes: torch.Tensor
+) -> tuple[float, float]:
+    """PSNR in dB over the hidden pixels of all images (N, C, H, W) uint8, and how far its 95 % interval
+    over images reaches to each side."""
+    errors = ((unit(filled) - unit(images)).square() * holes).flatten(1).sum(dim=1)
+    pixels = holes.flatten(1).sum(dim=1) * images.shape[1]
+    mse = errors.sum() / pixels.sum()
+    # The error of a ratio of sums; 10·log₁₀ changes it by a factor.
+    standard_error = (errors - mse * pixels).std() * len(errors) ** 0.5 / pixels.sum()
+    to_each_side = 1.96 * 10 / math.log(10) * (standard_error / mse).item()
+    return -10 * mse.log10().item(), to_each_side
 
 
 def compare_fillings(
@@ -322,11 +330,11 @@ def compare_fillings(
             fillings[name] = inpaint(model, images, holes, config, known, config.seed)
         kept = {name: accuracy(evaluator, x, labels) for name, x in fillings.items()}
         rows = [
-            [name, hole_psnr(x, images, holes), share_cell(kept[name], n)]
+            [name, *hole_psnr(x, images, holes), share_cell(kept[name], n)]
             for name, x in fillings.items()
         ]
-        rows.append(["nothing hidden", "", share_cell(accuracy(evaluator, images, labels), n)])
-        columns = ["", "PSNR of the hole (dB)", "class kept"]
+        rows.append(["nothing hidden", "", "", share_cell(accuracy(evaluator, images, labels), n)])
+        columns = ["", "PSNR of the hole (dB)", "± (95 %)", "class kept"]
         result.add_table(f"Hole: {kind}, n = {n:,}", columns, rows)
         add_share(f"{kind}: class kept by diffusion", kept["diffusion"])
         result.add_share(f"{kind}: class kept by the best other", best, n)

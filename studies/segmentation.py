@@ -4,7 +4,7 @@ A U-Net halves the picture level by level, so that it sees far, and then doubles
 each level also gets the features of the way down. They keep edges sharp. It learns from drawn scenes
 (imagelab/data/road_scenes.py) or from real pictures.
 
-    python -m studies.segmentation                                  # drawn scenes, five minutes
+    python -m studies.segmentation                                  # drawn scenes, six minutes
     python -m studies.segmentation --dataset camvid                 # real ones, of data/CamVid/
     python -m studies.segmentation --dataset camvid --pretrained    # from the network of the drawn ones
     python -m studies.segmentation --dataset folder:IMAGES:MASKS    # yours; masks hold class numbers
@@ -72,9 +72,10 @@ class DoubleConv(nn.Sequential):
 class SegmentationUNet(nn.Module):
     """Pictures (B, 3, H, W) in [0, 1], of any size, to logits (B, classes, H, W).
 
-    To be fast, it works on patches of 2×2 pixels (`patch_size` 2). With `widths` (32, 64, 128, 256) the
-    features on the way down are (B, 32, H/2, W/2), (B, 64, H/4, W/4), (B, 128, H/8, W/8) and
-    (B, 256, H/16, W/16). The way up has the same shapes in reverse.
+    With `widths` (16, 32, 64, 128, 256) the features on the way down are (B, 16, H, W),
+    (B, 32, H/2, W/2), and so on to (B, 256, H/16, W/16). The way up has the same shapes in reverse. With
+    `patch_size` 2 it works on patches of 2×2 pixels, and all heights and widths are halved: this is
+    faster, but thin things suffer.
     """
 
     def __init__(self, classes: int, widths: tuple[int, ...], patch_size: int) -> None:
@@ -91,7 +92,7 @@ class SegmentationUNet(nn.Module):
         height, width = x.shape[2:]
         x = pad_to_multiple(2 * x - 1, self.patch_size * 2 ** len(self.upsample))
         with autocast(x.device):
-            # Each patch of pixels becomes one position with more channels: (B, 12, H/2, W/2).
+            # A patch of 2×2 pixels becomes one position with more channels: (B, 12, H/2, W/2).
             h = F.pixel_unshuffle(x, self.patch_size).contiguous(memory_format=torch.channels_last)
             skips = []
             for level, convolutions in enumerate(self.down):
@@ -233,20 +234,22 @@ def relight(images: torch.Tensor, gamma: torch.Tensor, gain: torch.Tensor) -> to
 
 
 def augment(
-    images: torch.Tensor, masks: torch.Tensor, rng: torch.Generator
+    images: torch.Tensor, masks: torch.Tensor, rng: torch.Generator, strength: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Flip half of the pictures; rotate (±10°), scale (0.8 to 1.6), shift and relight all of them.
 
-    Pictures (B, 3, H, W) in [0, 1] and masks (B, H, W) uint8 to the same, masks as int64.
+    Pictures (B, 3, H, W) in [0, 1] and masks (B, H, W) uint8 to the same, masks as int64. Rotations,
+    scales and shifts are `strength` times as far from no change as said.
     """
     n = len(images)
 
     def uniform(low: float, high: float) -> torch.Tensor:
         return torch.rand(n, generator=rng, device=images.device) * (high - low) + low
 
-    angle, scale = uniform(-1, 1) * math.pi / 18, uniform(0.8, 1.6)
+    angle = strength * uniform(-1, 1) * math.pi / 18
+    scale = uniform(1 - 0.2 * strength, 1 + 0.6 * strength)
     flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
-    shift = torch.stack([uniform(-0.15, 0.15), uniform(-0.1, 0.1)], dim=1)
+    shift = strength * torch.stack([uniform(-0.15, 0.15), uniform(-0.1, 0.1)], dim=1)
     x, y = warp(images, masks, angle, scale, flip, shift)
     gamma, brightness = uniform(-0.7, 0.7).exp(), uniform(0.75, 1.25)
     tint = 1 + 0.1 * torch.randn(n, 3, generator=rng, device=images.device)
@@ -257,6 +260,7 @@ def augment(
 
 
 STEPS = {"scenes": 700, "others": 1300}  # of a training without --epochs
+AUGMENTATION = {"scenes": 0.5}  # of a training without --augmentation; else 1
 
 
 @dataclass(frozen=True)
@@ -287,14 +291,17 @@ class Config(ExportSettings, ResumableSettings):
     """Scenes to draw for the measurement."""
     pretrained: bool = False
     """Start from the network of an earlier run on the drawn scenes. Only its last layer is new."""
-    widths: tuple[Count, ...] = (32, 64, 128, 256)
+    widths: tuple[Count, ...] = (16, 32, 64, 128, 256)
     """Channels of each level, from the top. The top level is patch_size times smaller than the
     picture in height and width, each next level half as high and wide as the one before."""
-    patch_size: Count = 2
-    """The network works on squares with this many pixels a side, not on single pixels. Larger is
-    faster."""
+    patch_size: Count = 1
+    """The network works on squares with this many pixels a side. Larger is faster, but sees thin things
+    less well. Half of the time: --patch-size 2 --widths 32 64 128 256."""
     loss: Literal["cross-entropy", "dice", "both"] = "both"
     """Cross-entropy of each pixel, dice loss of each class's area, or their sum."""
+    augmentation: Annotated[float, Limits(0, 2)] | None = None
+    """How far the training pictures are rotated, scaled and shifted: 1 means up to 10° and 0.8 to 1.6
+    times as large, 0.5 half of that. Default: 0.5 for drawn scenes, else 1."""
     unweighted: bool = False
     """All pixels count alike in the cross-entropy. Without this, pixels of rare classes count more."""
     epochs: Count | None = None
@@ -302,7 +309,7 @@ class Config(ExportSettings, ResumableSettings):
     scenes, 208 for 50 real pictures, and fewer the more pictures there are."""
     batch_size: Count = 8
     """Pictures per step."""
-    lr: Rate = 1e-3
+    lr: Rate = 2e-3
     """Peak of AdamW's learning rate. It rises over the first quarter of the steps, then falls to 0."""
 
 
@@ -348,6 +355,7 @@ def train(
     """Train the network, or go on with --resume. `after_epoch` is called after every epoch."""
     model = new_model(config, data)
     weights = None if config.unweighted else class_weights(data.masks, len(data.classes))
+    strength = 1.0 if config.augmentation is None else config.augmentation
     adamw = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2, fused=True)
     path = checkpoint_path(config, run_name(config, data))
     training = Training(
@@ -359,7 +367,8 @@ def train(
     with training:
         for epoch in training.epochs():
             for batch in training.batches():
-                x, target = augment(unit(data.images[batch]), data.masks[batch], training.rng)
+                images, masks = unit(data.images[batch]), data.masks[batch]
+                x, target = augment(images, masks, training.rng, strength)
                 loss = segmentation_loss(model(x), target, config.loss, weights)
                 adamw.param_groups[0]["lr"] = config.lr * one_cycle(training.progress)
                 adamw.zero_grad()
@@ -605,6 +614,8 @@ def run(config: Config) -> Result:
     if config.epochs is None:
         steps = STEPS.get(config.dataset, STEPS["others"])
         config = replace(config, epochs=max(round(steps * config.batch_size / len(data.images)), 1))
+    if config.augmentation is None:
+        config = replace(config, augmentation=AUGMENTATION.get(config.dataset, 1.0))
     name = run_name(config, data)
     folder = PICTURES if name == "scenes" else f"{PICTURES}/{name}"
     result = start_result(SCRIPT, TITLE, SUMMARY, config, folder, device, data)

@@ -1,18 +1,27 @@
 """From words to an image: a small diffusion model that reads captions of digits.
 
 The captions are made by measuring each digit: its width, the thickness of its stroke and its slant. Each
-is the lower, middle or upper third of its class. For each digit one pair of stroke and slant is left out
-of the training. The words reach the U-Net by cross-attention: pixels of an inner level attend to all
-words (Rombach et al. 2022). The vectors of the words are learnt with the rest.
+is the lower, middle or upper third of its class. The words reach the U-Net by cross-attention: pixels of
+an inner level attend to all words (Rombach et al. 2022). The vectors of the words are learnt with the
+rest.
+
+Does it put words together that it never saw together? For each digit one pair of stroke and slant is left
+out of the training: thin backward zeros, bold backward twos, and so on. The opposite pair stays in: bold
+slanted zeros, thin slanted twos. Both kinds are drawn equally often, for the same digits and the same
+widths, and each word stands in both kinds equally often. So the words alone make neither kind harder.
+Still, another pair of the same words may be harder for a digit. --crossover trains a second network,
+which leaves out the opposite pairs. Then each combination is drawn by a network that saw it and by one
+that did not, from the same noise.
 
     python -m studies.text_diffusion                                  # twelve minutes on two CPU cores
+    python -m studies.text_diffusion --crossover                      # twice as long
     python -m studies.text_diffusion --prompt "a thin upright three"  # from the trained network
     python -m studies.text_diffusion --prompt "bold slanted seven" --guidance 5 --num-samples 40
 
 A prompt takes any of: narrow medium wide, thin regular bold, backward upright slanted, zero … nine.
 
-What to look at: `unseen.png`, words that were never together in the training; the table, how often the
-drawn image agrees with each word.
+What to look at: `agreement.png`, how often the drawn image is what the prompt says, for combinations that
+the training saw and for others; `unseen.png`, words that were never together in the training.
 """
 
 from __future__ import annotations
@@ -30,12 +39,13 @@ from torch import nn
 
 from imagelab.data.datasets import EMBEDDED, Dataset, load_for, to_uint8
 from imagelab.report import figures, samples
+from imagelab.report.numbers import mean_and_reach, wilson
 from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import UserError, channels_last, prepare
 from imagelab.setup.settings import Count, Fraction, Limits
 from imagelab.techniques.classifier import DigitCNN, predict, trained_classifier
 from imagelab.techniques.diffusion import Estimate, trailing_steps
-from imagelab.training.loop import Training, one_cycle
+from imagelab.training.loop import Training, can_resume, one_cycle
 from studies import unet_diffusion
 from studies.unet_diffusion import Model, Steps, load_model
 
@@ -53,6 +63,8 @@ ATTRIBUTES = {
 # Word 0 is the empty word. It fills up short captions; four of them are no caption.
 VOCABULARY = ("", *(word for words in ATTRIBUTES.values() for word in words), *NUMBERS)
 LENGTH = 4  # words in a caption
+# Thirds of stroke and slant: the pairs that are left out, by class, again and again.
+CORNERS = ((0, 0), (2, 2), (2, 0), (0, 2))
 
 # --- captions -------------------------------------------------------------------------------------
 
@@ -126,33 +138,31 @@ def decode(words: torch.Tensor) -> str:
     return "a " + " ".join(VOCABULARY[word] for word in words.tolist() if word)
 
 
-def unseen_pair(label: int) -> tuple[int, int]:
-    """The thirds of stroke and slant of a class that the training never sees together."""
-    return 2 * (label % 2), 2 * (label // 2 % 2)
+def left_out_pair(label: int, group: int) -> tuple[int, int]:
+    """The thirds of stroke and slant of a class that the training of `group` never sees together.
+
+    Group 1 leaves out the opposite of what group 0 leaves out: thin for bold, backward for slanted. Over
+    the ten classes, each pair is as often among the ones as among the others, and so is each word.
+    """
+    stroke, slant = CORNERS[label % 4]
+    return (stroke, slant) if group == 0 else (2 - stroke, 2 - slant)
 
 
-def may_train_on(labels: torch.Tensor, thirds: torch.Tensor) -> torch.Tensor:
-    """Whether each image (N,) may be trained on: it has not the unseen pair of its class."""
-    pairs = torch.tensor([unseen_pair(label) for label in range(10)])[labels.cpu()]
+def may_train_on(labels: torch.Tensor, thirds: torch.Tensor, group: int = 0) -> torch.Tensor:
+    """Whether the training of `group` may see each image (N,): its class's pair is another one."""
+    pairs = torch.tensor([left_out_pair(label, group) for label in range(10)])[labels.cpu()]
     return ~(thirds[:, 1:] == pairs).all(dim=1)
 
 
-def random_prompts(n: int, seen: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Thirds (n, 3) and classes (n,) of captions to draw, ten images of each caption.
+def prompts_left_out(n: int, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Thirds (n, 3) and classes (n,) of captions whose pair the training of `group` leaves out.
 
-    `seen`: the training saw such a pair of stroke and slant; else it is the unseen pair of the class.
+    Thirty captions in turn: ten classes, three widths.
     """
-    rng = np.random.default_rng(0)
-    thirds, labels = [], []
-    for k in range(-(-n // 10)):
-        label = k % 10
-        third = rng.integers(0, 3, 3)
-        while tuple(third[1:]) == unseen_pair(label):
-            third = rng.integers(0, 3, 3)
-        third = third if seen else np.array([third[0], *unseen_pair(label)])
-        thirds += [third] * 10
-        labels += [label] * 10
-    return torch.from_numpy(np.array(thirds[:n])), torch.tensor(labels[:n])
+    k = torch.arange(n)
+    labels, width = k % 10, (k + k // 10) % 3
+    pairs = torch.tensor([left_out_pair(label, group) for label in range(10)])[labels]
+    return torch.cat([width[:, None], pairs], dim=1), labels
 
 
 def drop_words(words: torch.Tensor, config: Config, rng: torch.Generator) -> torch.Tensor:
@@ -176,6 +186,8 @@ class Config(unet_diffusion.NetworkSettings):
 
     prompt: str | None = None
     """Draw images of this prompt from the checkpoint; train nothing."""
+    crossover: bool = False
+    """Also train a second network, which leaves out the opposite pairs of stroke and slant."""
     epochs: Count = 2
     """Passes over the training images."""
     attention: tuple[int, ...] = (1,)
@@ -188,8 +200,8 @@ class Config(unet_diffusion.NetworkSettings):
     """Steps of DPM-Solver++."""
     guidance: Annotated[float, Limits(0, 100)] = 3.0
     """Scale of the guidance: 0 ignores the prompt, 1 is the conditional model, more exaggerates it."""
-    num_samples: Count = 500
-    """Images to draw for each row of the table, or for the prompt."""
+    num_samples: Count = 1200
+    """Images to draw for each row of the table and each network, or for the prompt."""
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -216,7 +228,7 @@ def train(config: Config, data: Dataset, words: torch.Tensor, path: Path) -> tup
         ema="unet",
         ema_decay=config.ema_decay,
         label="U-Net",
-        may_change_on_resume=("steps", "guidance"),
+        may_change_on_resume=("steps", "guidance", "crossover"),
     )
     if config.resume:
         training.load()
@@ -235,6 +247,22 @@ def train(config: Config, data: Dataset, words: torch.Tensor, path: Path) -> tup
                 adam.step()
                 training.log(loss=loss)
     return training, unet_diffusion.averaged_model(training)
+
+
+def train_without(
+    group: int, config: Config, data: Dataset, thirds: torch.Tensor
+) -> tuple[Training, Model, float]:
+    """Train on the images without the pairs of `group`; the training, the model, the share left out."""
+    allowed = may_train_on(data.labels, thirds, group)
+    images, labels = (
+        values[allowed.to(data.images.device)] for values in (data.images, data.labels)
+    )
+    words = caption_words(thirds, data.labels)[allowed]
+    path = checkpoint_path(config)
+    path = path.with_name(f"{path.stem}_opposite{path.suffix}") if group else path
+    config = replace(config, resume=can_resume(config, path, first=group == 0))
+    training, model = train(config, replace(data, images=images, labels=labels), words, path)
+    return training, model, 1 - allowed.float().mean().item()
 
 
 # --- sampling -------------------------------------------------------------------------------------
@@ -258,7 +286,7 @@ def checkpoint_path(config: Config) -> Path:
 
 def sample_from_checkpoint(config: Config, device: torch.device) -> torch.Tensor:
     """Images (n, C, H, W) uint8 of --prompt or, without one, of captions as in the table."""
-    words = caption_words(*random_prompts(config.num_samples, seen=True))
+    words = caption_words(*prompts_left_out(config.num_samples, group=1))
     if config.prompt is not None:
         words = encode(config.prompt).expand(config.num_samples, -1)
     model = load_model(checkpoint_path(config), device, SCRIPT, vocabulary=len(VOCABULARY))
@@ -274,50 +302,103 @@ SUMMARY = (
 )
 
 
+ASKED = ("digit", "width", "stroke", "slant", "all four")
+SEEN, UNSEEN = "seen together in training", "never seen together"
+
+
 def agreement(
     images: torch.Tensor,
     thirds: torch.Tensor,
     labels: torch.Tensor,
     captioner: Captioner,
     classifier: DigitCNN,
-) -> list[float]:
-    """How often the digit, the width, the stroke, the slant, and all four are what was asked for."""
+) -> torch.Tensor:
+    """Whether digit, width, stroke, slant, and all four are what was asked for: (N, 5) bool."""
     read = (predict(classifier, images).argmax(dim=1).cpu() == labels)[:, None]
     agrees = torch.cat([read, captioner.thirds(images, labels) == thirds], dim=1)
-    return [*agrees.float().mean(dim=0).tolist(), agrees.all(dim=1).float().mean().item()]
+    return torch.cat([agrees, agrees.all(dim=1, keepdim=True)], dim=1)
 
 
-def evaluate(
-    config: Config, model: Model, captioner: Captioner, classifier: DigitCNN, result: Result
-) -> torch.Tensor:
-    """The table and the pictures. Returns the images of the unseen pairs."""
-    n, rows = config.num_samples, []
-    for name, seen in (("seen together in training", True), ("never seen together", False)):
-        thirds, labels = random_prompts(n, seen)
-        images = sample(model, caption_words(thirds, labels), config)
-        rows.append([name, *agreement(images, thirds, labels, captioner, classifier)])
-    columns = ["stroke and slant", "digit", "width", "stroke", "slant", "all four"]
+def draw_both(
+    config: Config, models: list[Model], captioner: Captioner, classifier: DigitCNN
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The agreement (N, 5) of images of combinations that were seen in training, and of others.
+
+    `models` has one network for each group. Row k of both is of one digit, one width and one noise. With
+    two networks it is also of the same stroke and slant. The images of the last network come as well.
+    """
+    found, images = {}, torch.empty(0)
+    for name, groups in ((SEEN, reversed(range(len(models)))), (UNSEEN, range(len(models)))):
+        rows = []
+        for group in groups:
+            asked = 1 - group if name == SEEN else group
+            thirds, labels = prompts_left_out(config.num_samples, asked)
+            images = sample(models[group], caption_words(thirds, labels), config)
+            rows.append(agreement(images, thirds, labels, captioner, classifier))
+        found[name] = torch.cat(rows)
+    return found, images
+
+
+def evaluate(result: Result, found: dict[str, torch.Tensor], networks: int) -> None:
+    """The table, the metrics and the figure of the agreement."""
+    n, rows = len(found[SEEN]), []
+    for name, agrees in found.items():
+        cells = []
+        for what, share in zip(ASKED, agrees.float().mean(dim=0).tolist(), strict=True):
+            low, high = interval = wilson(share, n)
+            cells.append(f"{share:.3f} ({low:.3f} to {high:.3f})")
+            result.add_metric(f"{name}: {what}", share, n, interval=interval, better="higher")
+        rows.append([name, *cells])
+    cells = []
+    pairs = found[UNSEEN].double() - found[SEEN].double()  # row by row
+    for what, differences in zip(ASKED, pairs.T.tolist(), strict=True):
+        mean, to_each_side = mean_and_reach(differences)
+        interval = mean - to_each_side, mean + to_each_side
+        cells.append(f"{mean:+.3f} ({interval[0]:+.3f} to {interval[1]:+.3f})")
+        result.add_metric(f"unseen less seen: {what}", mean, n, interval=interval)
+    result.add_metric("unseen less seen: all four, ±", to_each_side, n)  # the last one
+    rows.append(["difference", *cells])
+    kind = "the same words in other pairs" if networks == 1 else "the very same combinations"
     caption = (
-        f"How often the drawn image is what the prompt says, n = {n:,} a row. By chance: 0.1 for the "
-        "digit and 0.33 for each other word"
+        f"How often the drawn image is what the prompt says, n = {n:,} a row (95 %). Both rows ask for "
+        f"{kind}. By chance: 0.1 for the digit and 0.33 for each other word"
     )
-    result.add_table(caption, columns, rows)
-    for row in rows:
-        for name, value in zip(columns[1:], row[1:], strict=True):
-            result.add_metric(f"{row[0]}: {name}", value, n, better="higher")
-    caption = "Words that were never together in the training, eight images each, not picked."
-    result.add_figure("unseen.png", plot_unseen(model, config), caption)
-    caption = "The same noise in each row, one word changed: width, stroke, slant."
-    result.add_figure("words.png", plot_words(model, config), caption)
-    return images
+    result.add_table(caption, ["stroke and slant", *ASKED], rows)
+    caption = f"How often the drawn image is what the prompt says, n = {n:,} (95 % intervals)."
+    result.add_figure("agreement.png", plot_agreement(found, networks), caption)
+
+
+def plot_agreement(found: dict[str, torch.Tensor], networks: int) -> Figure:
+    """The shares of `found`, (N, 5) by name, with their intervals: by word, and by digit."""
+    figure, axes = figures.new_figure(11, 3.6, columns=2)
+    labels = prompts_left_out(len(found[SEEN]) // networks, 0)[1].repeat(networks)
+    for i, (name, agrees) in enumerate(found.items()):
+        by_digit = [agrees[labels == digit, -1] for digit in range(10)]
+        for axis, groups in ((axes[0, 0], agrees.T), (axes[0, 1], by_digit)):
+            shares = [group.float().mean().item() for group in groups]
+            edges = [wilson(share, len(g)) for share, g in zip(shares, groups, strict=True)]
+            bars = [
+                [share - low for share, (low, _) in zip(shares, edges, strict=True)],
+                [high - share for share, (_, high) in zip(shares, edges, strict=True)],
+            ]
+            look = {"color": figures.PALETTE[i], "marker": figures.MARKERS[i], "label": name}
+            places = np.arange(len(shares)) + 0.2 * i - 0.1
+            axis.errorbar(places, shares, bars, linestyle="none", capsize=3, **look)
+    for axis, names, what in (
+        (axes[0, 0], ASKED, "agrees with the prompt"),
+        (axes[0, 1], NUMBERS, "all four agree"),
+    ):
+        axis.set_xticks(range(len(names)), names)
+        axis.set(ylabel=what, ylim=(-0.02, 1.02))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
 
 
 def plot_unseen(model: Model, config: Config) -> Figure:
     """Ten captions with an unseen pair, a row of eight images each."""
-    words = caption_words(*random_prompts(100, seen=False))
-    images = sample(model, words, config)
-    rows = {decode(words[10 * k]): images[10 * k : 10 * k + 8] for k in range(10)}
-    return figures.plot_rows(rows)
+    words = caption_words(*prompts_left_out(10, 0))
+    images = sample(model, words.repeat_interleave(8, dim=0), config).split(8)
+    return figures.plot_rows({decode(w): x for w, x in zip(words, images, strict=True)})
 
 
 def plot_words(model: Model, config: Config) -> Figure:
@@ -340,22 +421,24 @@ def plot_samples(model: Model, config: Config) -> Figure:
 def lessons(result: Result) -> list[str]:
     """What the figures teach, where they were measured."""
     measured = result.measured(
-        "never seen together: all four", "seen together in training: all four"
-    )
+        f"{UNSEEN}: all four", f"{SEEN}: all four",
+        "unseen less seen: all four", "unseen less seen: all four, ±",
+    )  # fmt: skip
     if measured is None:
         return []
-    held_out, seen = measured
+    held_out, seen, difference, to_each_side = measured
     return [
-        f"All four words agree in {held_out:.0%} of the images whose stroke and slant were never seen "
-        f"together, and in {seen:.0%} of the others. Chance would give 0.4 %. The two are not equally "
-        "hard: only the others also ask for middle thirds."
+        f"All four words agree in {held_out:.1%} of the images whose stroke and slant were never seen "
+        f"together with their digit, and in {seen:.1%} of the others. Chance would give 0.4 %. The "
+        f"difference is {100 * difference:.1f} points, with an interval of {100 * to_each_side:.1f} "
+        "points to each side (95 %)."
     ]
 
 
 def run(config: Config) -> Result:
     """Write captions, train, measure; with --prompt or --sample-only draw from the checkpoint."""
     device = prepare(config.seed, config.device)
-    config = config.if_quick(widths=(16, 32), epochs=1, num_samples=50, steps=5)
+    config = config.if_quick(widths=(16, 32), epochs=1, num_samples=60, steps=5)
     if config.prompt is not None or config.sample_only:
         images = sample_from_checkpoint(config, device)
         return samples.sampled_only(SCRIPT, TITLE, PICTURES, config, device, images)
@@ -367,18 +450,26 @@ def run(config: Config) -> Result:
     classifier = trained_classifier(data, config.output_dir, config.seed, config.quick)
     captioner = Captioner.fit(data.images, data.labels)
     thirds = captioner.thirds(data.images, data.labels)
-    allowed = may_train_on(data.labels, thirds)
-    images, labels = (values[allowed.to(device)] for values in (data.images, data.labels))
-    words = caption_words(thirds, data.labels)[allowed]
-    seen = replace(data, images=images, labels=labels)
-    training, model = train(config, seen, words, checkpoint_path(config))
-    share = 1 - allowed.float().mean().item()
-    result.add_metric("training images left out", share, len(allowed))
-    images = evaluate(config, model, captioner, classifier, result)
-    result.add_metric("seconds of training", training.seconds_used, training.steps_done, unit="s")
+    trainings, models = [], []
+    for group in range(1 + config.crossover):
+        training, model, share = train_without(group, config, data, thirds)
+        trainings.append(training)
+        models.append(model)
+        name = "training images left out" + (", opposite pairs" if group else "")
+        result.add_metric(name, share, len(data.images))
+    found, images = draw_both(config, models, captioner, classifier)
+    evaluate(result, found, len(models))
+    seconds = sum(training.seconds_used for training in trainings)
+    steps = sum(training.steps_done for training in trainings)
+    result.add_metric("seconds of training", seconds, steps, unit="s")
+    model = models[0]
+    caption = "Words that were never together in the training, eight images each, not picked."
+    result.add_figure("unseen.png", plot_unseen(model, config), caption)
+    caption = "The same noise in each row, one word changed: width, stroke, slant."
+    result.add_figure("words.png", plot_words(model, config), caption)
     caption = "A prompt each, not picked: the word of the column and the digit of the row."
     result.add_figure("samples.png", plot_samples(model, config), caption)
-    training.show_picture("samples", figures.grid(images[-samples.GRID :], columns=10))
+    trainings[0].show_picture("samples", figures.grid(images[-samples.GRID :], columns=10))
     samples.write_samples(config.samples_file, images)
     return result.save(*lessons(result))
 

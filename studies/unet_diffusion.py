@@ -662,6 +662,8 @@ def run(config: Config) -> Result | None:
     diffusion.trailing_steps(config.T, config.steps)  # refused now, not after the training
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
+    if distributed.writes():
+        samples.show_training_images(result, data)
     evaluator = samples.evaluator_for(config, data, TRACKED) if distributed.writes() else None
     training, model = train(config, data, path, observer(config, evaluator))
     distributed.leave()

@@ -451,6 +451,7 @@ def run(config: Config) -> Result:
         return samples.sampled_only(SCRIPT, TITLE, PICTURES, config, device, images)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
+    samples.show_training_images(result, data)
     epochs, trainings = config.epochs or (2 if data.name == EMBEDDED else 10), {}
     for size in config.latent_sizes:
         path = checkpoint_path(config, size)

@@ -29,7 +29,9 @@ import torch
 from filelock import FileLock
 
 import advanced_image_processing as driver
-from imagelab.data.datasets import Dataset
+from imagelab.data.datasets import Dataset, load_dataset
+from imagelab.setup.runtime import prepare
+from imagelab.techniques.classifier import trained_classifier
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -140,16 +142,29 @@ def elsewhere(path: Path, **inputs: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(found)
 
 
-def with_classifier(main_job: Path, folder: Path) -> Path:
-    """The folder with a copy of the quick main job's classifier, which need not be trained again."""
-    shutil.copytree(main_job / "classifier_models", folder / "classifier_models")
+@pytest.fixture(scope="session")
+def quick_classifier(tmp_path_factory) -> Path:
+    """An output folder with the classifier in it that quick runs attack and score with."""
+
+    def train(folder: Path) -> None:
+        device = prepare(0, "cpu")
+        data = load_dataset("mnist-5k", Path()).shortened().to(device)
+        with contextlib.redirect_stderr(io.StringIO()):
+            trained_classifier(data, folder, quick=True)
+
+    return once(tmp_path_factory, "quick_classifier", train)
+
+
+def with_classifier(quick_classifier: Path, folder: Path) -> Path:
+    """The folder with a copy of the classifier in it, which need not be trained again."""
+    shutil.copytree(quick_classifier / "classifier_models", folder / "classifier_models")
     return folder
 
 
 @pytest.fixture
-def judged(main_job, tmp_path) -> Path:
-    """An output folder with the classifier in it that scores samples."""
-    return with_classifier(main_job, tmp_path)
+def judged(quick_classifier, tmp_path) -> Path:
+    """An output folder with the classifier in it."""
+    return with_classifier(quick_classifier, tmp_path)
 
 
 @pytest.fixture(scope="session")

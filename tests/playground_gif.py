@@ -22,10 +22,11 @@ from playwright.sync_api import Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
-WIDTH, HEIGHT = 900, 770  # of the page, in CSS pixels
+WIDTH, HEIGHT = 900, 800  # of the page, in CSS pixels
 SCALE = 0.8  # how large they are in the GIF
 FRAME = 70  # milliseconds
 COLOURS = 64
+ORANGE = ("#d55e00", "#a33a00")  # "after the change", and the words of what was flipped
 STYLE = """
 .contents, [role=tabpanel] > p { display: none !important; }
 #pointer { position: fixed; z-index: 9; width: 0; height: 0; pointer-events: none; }
@@ -96,6 +97,8 @@ class Film:
         )
         for k, frame in enumerate(self.frames[::6]):
             sheet.paste(frame, (0, k * frame.height))
+        for k, colour in enumerate(ORANGE):  # of small things, which the palette would leave out
+            sheet.paste(colour, (0, 40 * k, sheet.width, 40 * k + 40))
         palette = sheet.quantize(COLOURS)
         pages = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in self.frames]
         pages[0].save(path, save_all=True, append_images=pages[1:], duration=self.durations, loop=0,

@@ -19,7 +19,7 @@ from imagelab.report.figures import new_figure, save_figure
 from imagelab.report.numbers import wilson
 from imagelab.setup.runtime import Interrupted
 from imagelab.techniques.attacks import pgd
-from imagelab.techniques.classifier import new_classifier
+from imagelab.techniques.classifier import DigitCNN, new_classifier
 from studies import adversarial_training as study
 
 QUICK = ("studies.adversarial_training", "--quick", "--dataset", "mnist-5k", "--output-dir")
@@ -242,6 +242,41 @@ def test_pgd_training_goes_on_from_the_perturbation_of_the_last_epoch(
     assert found.abs().max() <= 0.3 * 255 + 0.5 and (found != 0).float().mean() > 0.5
 
 
+def test_an_attack_moves_with_its_image(stripes, aside, tmp_path, attacks_made, trained_on):
+    """Each batch by steps of its own; what is kept is moved back."""
+    training = train(defence("PGD", shift=2), stripes, aside, tmp_path / "a.pth")
+    last, moves = torch.zeros(stripes.images.shape), set()
+    for k, (call, batch) in enumerate(zip(attacks_made, batches(stripes), strict=True)):
+        x = unit(stripes.images[batch])
+        by = [
+            (down, right)
+            for down, right in itertools.product(range(-2, 3), repeat=2)
+            if torch.equal(x.roll((down, right), (2, 3)), call.images)
+        ]
+        assert len(by) == 1 and torch.equal(trained_on[k], call.result)
+        moves |= set(by)
+        if k >= 5:
+            found = (call.start - call.images).roll([-d for d in by[0]], (2, 3))
+            assert (found - last[batch]).abs().max() <= 0.5 / 255 + 1e-6
+        last[batch] = (call.result - call.images).roll([-d for d in by[0]], (2, 3))
+    assert len(moves) > 3
+    assert (training.extra["found"].float() - last * 255).abs().max() <= 0.5 + 1e-3
+
+
+def test_the_strided_network(stripes):
+    """The same for the same seed, for sides of any length; every layer has its part in the logits."""
+    config, x = study.Config(network="strided"), unit(stripes.images[:3])
+    model = study.new_network(config, stripes)
+    again = study.new_network(config, stripes).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
+    assert type(study.new_network(replace(config, network="plain"), stripes)) is DigitCNN
+    model(x).square().sum().backward()
+    assert all(p.grad.abs().max() > 0 for p in model.parameters())
+    assert sum(p.numel() for p in model.parameters()) > 1_000_000
+    for shape, classes in (((3, 31, 17), 4), ((1, 8, 8), 2)):
+        assert study.StridedCNN(shape, classes)(torch.rand(2, *shape)).shape == (2, classes)
+
+
 def test_perturbations_come_back_on_resume(stripes, aside, tmp_path, attacks_made, monkeypatch):
     path, spy = tmp_path / "a.pth", study.pgd
 
@@ -339,8 +374,10 @@ def test_a_collapse_is_20_points_below_the_best(checks, collapsed):
 
 def test_what_is_left_open_is_fitted_to_the_data(stripes):
     config = study.Config(epsilon=0.2, fast_epochs=7)
-    for data, name in ((stripes, "others"), (replace(stripes, name="mnist-5k"), "embedded")):
-        got, defaults = study.with_defaults(config, data), study.DEFAULTS[name]
+    for name in ("stripes", "mnist-5k", "mnist"):
+        got = study.with_defaults(config, replace(stripes, name=name))
+        defaults = {**study.DEFAULTS["others"], **study.DEFAULTS.get(name, {})}
+        assert (got.network, got.shift) == (("strided", 1) if name == "mnist" else ("plain", 0))
         assert (got.epsilon, got.fast_epochs) == (0.2, 7)
         assert got.pgd_epochs == defaults["pgd_epochs"] and got.restarts == defaults["restarts"]
         assert got.batch_size == study.defence(got, "PGD").batch_size == defaults["batch_size"]
@@ -386,8 +423,8 @@ def test_the_attacks_together_leave_what_each_of_them_leaves(stripes, monkeypatc
         return attack
 
     monkeypatch.setattr(study, "pgd", spoiling(0))
-    monkeypatch.setattr(study.attacks, "apgd", spoiling(1))
-    monkeypatch.setattr(study.attacks, "square_attack", spoiling(2))
+    monkeypatch.setattr(study.strong_attacks, "apgd", spoiling(1))
+    monkeypatch.setattr(study.strong_attacks, "square_attack", spoiling(2))
     config = study.Config(restarts=1, square_queries=1)
     correct = study.correct_under_strong_attacks(config, Reader(), x, y, None)
     assert correct.keys() == set(study.STRONG)

@@ -10,6 +10,7 @@ from torch import nn
 from fgsm import fgsm
 from imagelab.data.datasets import unit
 from imagelab.techniques import attacks
+from imagelab.techniques import strong_attacks as strong
 from imagelab.techniques.classifier import accuracy, new_classifier, predict, trained_classifier
 
 ALL = ["fgsm", "linf", "l2"]
@@ -48,10 +49,10 @@ def attack(kind: str, model, images, labels, epsilon: float, **more) -> torch.Te
     if kind == "fgsm":
         return fgsm(model, images, labels, epsilon, **more)
     if kind == "square":
-        return attacks.square_attack(model, images, labels, epsilon, rng(), queries=20)
+        return strong.square_attack(model, images, labels, epsilon, rng(), queries=20)
     if kind.startswith("apgd"):
         more = {"dlr": {"loss": "dlr"}, "l2": {"norm": "l2"}, "apgd": {}}[kind.split()[-1]]
-        return attacks.apgd(model, images, labels, epsilon, rng(), steps=8, **more)
+        return strong.apgd(model, images, labels, epsilon, rng(), steps=8, **more)
     return attacks.pgd(model, images, labels, epsilon, rng(), steps=8, norm=kind, **more)
 
 
@@ -230,6 +231,36 @@ def test_the_projection_is_what_a_solver_finds():
         assert solved.success and found == pytest.approx(solved.x, abs=1e-4)
 
 
+def test_the_projection_is_what_lagrange_multipliers_give():
+    """Of |z − x|² + λ·(|z − x0|² − ε²) over [0, 1] the least is at clip((x + λ·x0)/(1 + λ)).
+
+    A root finder looks for the λ at which that point lies on the ball: for images as large as MNIST's,
+    many pixels of them at an end of the range.
+    """
+    from scipy.optimize import brentq
+
+    x0 = (torch.rand(20, 1, 28, 28, generator=rng(), dtype=torch.float64) * 3 - 1).clamp(0, 1)
+    x = x0 + torch.randn(x0.shape, generator=rng(1), dtype=torch.float64)
+    for epsilon in (0.1, 2.0, 8.0):
+        got = attacks.project(x, x0, epsilon, "l2")
+        single = attacks.project(x.float(), x0.float(), epsilon, "l2")
+        for own, in_float32, c, p in zip(got, single, x0, x, strict=True):
+
+            def nearest(multiplier: float, c=c, p=p) -> torch.Tensor:
+                return ((p + multiplier * c) / (1 + multiplier)).clamp(0, 1)
+
+            def outside(multiplier: float, c=c, nearest=nearest, epsilon=epsilon) -> float:
+                return (nearest(multiplier) - c).norm().item() - epsilon
+
+            expected = nearest(brentq(outside, 0, 1e5, xtol=1e-12))
+            assert torch.allclose(own, expected, atol=1e-8)
+            assert torch.allclose(in_float32.double(), expected, atol=1e-5)
+            scaled = (c + (p - c) * (epsilon / (p - c).norm())).clamp(
+                0, 1
+            )  # as it is often written
+            assert (own - p).norm() < (scaled - p).norm() - 0.05 * epsilon
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_what_lies_inside_is_left_alone(images, norm):
     inside = (images + attacks.random_in_ball(images, 0.1, norm, rng())).clamp(0, 1)
@@ -383,11 +414,11 @@ def test_apgd_checks_its_step_size_where_the_paper_says():
     p = [0, 22]
     while p[-1] < 100:
         p.append(p[-1] + max(p[-1] - p[-2] - 3, 6))
-    checkpoints = attacks.apgd_checkpoints(100)
+    checkpoints = strong.apgd_checkpoints(100)
     assert [k for k, _ in checkpoints] == [k for k in p[1:] if k <= 100]
     assert [n for _, n in checkpoints] == [b - a for a, b in itertools.pairwise(p) if b <= 100]
     for steps in (1, 2, 7, 1000):
-        ends = [0, *(k for k, _ in attacks.apgd_checkpoints(steps))]
+        ends = [0, *(k for k, _ in strong.apgd_checkpoints(steps))]
         assert ends[1] == max(int(0.22 * steps), 1) and ends[-1] <= steps and ends == sorted(ends)
 
 
@@ -395,9 +426,9 @@ def test_the_dlr_loss():
     """By hand, and unchanged when logits are shifted or scaled: a confident network hides nothing."""
     logits = torch.tensor([[5.0, 1.0, 4.0, 2.0], [5.0, 1.0, 4.0, 2.0]])
     labels = torch.tensor([0, 3])
-    loss = attacks.dlr_loss(logits, labels)
+    loss = strong.dlr_loss(logits, labels)
     assert loss.tolist() == pytest.approx([-(5 - 4) / (5 - 2), -(2 - 5) / (5 - 2)])
-    assert torch.allclose(attacks.dlr_loss(100 * logits + 7, labels), loss)
+    assert torch.allclose(strong.dlr_loss(100 * logits + 7, labels), loss)
 
 
 def test_apgd_halves_its_steps_where_they_are_too_large(monkeypatch):
@@ -407,15 +438,12 @@ def test_apgd_halves_its_steps_where_they_are_too_large(monkeypatch):
     def hill(model, x, y, kind):
         return -(x - top).square().flatten(1).sum(dim=1), 2 * (top - x), torch.zeros(1) > 0
 
-    monkeypatch.setattr(attacks, "_loss_and_gradient", hill)
+    monkeypatch.setattr(strong, "_loss_and_gradient", hill)
     grey, label = torch.full((1, 1, 8, 8), 0.5), torch.tensor([0])
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     start = (grey + attacks.random_in_ball(grey, 0.1, "linf", rng())).clamp(0, 1)
     away = [
-        (attacks.apgd(flat, grey, label, 0.1, rng(), steps=n, start=start) - top)
-        .abs()
-        .mean()
-        .item()
+        (strong.apgd(flat, grey, label, 0.1, rng(), steps=n, start=start) - top).abs().mean().item()
         for n in (5, 20, 100)
     ]
     assert away == sorted(away, reverse=True) and away[2] < 0.002 < 0.02 < away[0]
@@ -433,9 +461,9 @@ def test_apgd_steps_as_the_paper_writes(monkeypatch):
         height = torch.tensor([-abs(len(seen) - 4.0)])
         return height, gradient(len(seen) - 1), torch.tensor([False])
 
-    monkeypatch.setattr(attacks, "_loss_and_gradient", falling)
+    monkeypatch.setattr(strong, "_loss_and_gradient", falling)
     flat, start = nn.Sequential(nn.Flatten(), nn.Linear(784, 2)), grey + 0.03
-    got = attacks.apgd(flat, grey, label, 0.1, rng(), steps=100, start=start)
+    got = strong.apgd(flat, grey, label, 0.1, rng(), steps=100, start=start)
     assert len(seen) == 101 and torch.equal(got, seen[3])
 
     def step(x, previous, k: int, size: float, alpha: float) -> torch.Tensor:
@@ -455,13 +483,13 @@ def test_apgd_goes_further_than_pgd(five, images):
         loss(five, attacked, labels)
         for attacked in (
             attacks.pgd(five, images, labels, 0.01, rng(), steps=20),
-            attacks.apgd(five, images, labels, 0.01, rng(), steps=20),
+            strong.apgd(five, images, labels, 0.01, rng(), steps=20),
         )
     ]
     assert losses[1] >= losses[0] - 1e-4
-    fooled = five(attacks.apgd(five, images, labels, 0.02, rng(), steps=20)).argmax(1) != labels
+    fooled = five(strong.apgd(five, images, labels, 0.02, rng(), steps=20)).argmax(1) != labels
     assert 0 < fooled.sum() < 30
-    dlr = five(attacks.apgd(five, images, labels, 0.02, rng(), "dlr", steps=20)).argmax(1) != labels
+    dlr = five(strong.apgd(five, images, labels, 0.02, rng(), "dlr", steps=20)).argmax(1) != labels
     assert dlr.sum() >= fooled.sum()  # it raises the margin, which decides
 
 
@@ -475,13 +503,13 @@ def test_apgd_keeps_what_fooled_even_if_a_later_step_leaves_it(model, images, mo
         seen.append(x.clone())
         return -torch.ones(30) * len(seen), torch.randn(x.shape, generator=rng(len(seen))), fooled
 
-    monkeypatch.setattr(attacks, "_loss_and_gradient", gradient)
-    got = attacks.apgd(model, images, labels, 0.1, rng(), steps=8)
+    monkeypatch.setattr(strong, "_loss_and_gradient", gradient)
+    got = strong.apgd(model, images, labels, 0.1, rng(), steps=8)
     assert len(seen) == 9
     assert torch.equal(got[:10], seen[3][:10]) and torch.equal(got[10:], seen[0][10:])
     fooled_at_three[:] = True  # when every image is fooled nothing is left to do
     seen.clear()
-    attacks.apgd(model, images, labels, 0.1, rng(), steps=8)
+    strong.apgd(model, images, labels, 0.1, rng(), steps=8)
     assert len(seen) == 4
 
 
@@ -490,7 +518,7 @@ def test_square_needs_no_gradient_and_more_queries_do_more_harm(model, images):
     model.requires_grad_(False)
     standing = []
     for queries in (1, 30, 300):
-        changed = attacks.square_attack(model, images, labels, 0.05, rng(), queries)
+        changed = strong.square_attack(model, images, labels, 0.05, rng(), queries)
         standing.append((model(changed).argmax(dim=1) == labels).sum().item())
     assert standing == sorted(standing, reverse=True) and standing[2] < standing[0]
     model.requires_grad_(True)
@@ -499,20 +527,20 @@ def test_square_needs_no_gradient_and_more_queries_do_more_harm(model, images):
 def test_square_asks_no_more_than_it_may_and_spares_what_is_fooled(model, images):
     labels = model(images).argmax(dim=1)
     with seen_by(model) as seen:
-        attacks.square_attack(model, images, labels, 0.001, rng(), queries=25)
+        strong.square_attack(model, images, labels, 0.001, rng(), queries=25)
     assert len(seen) == 25
     with seen_by(model) as seen:
-        attacks.square_attack(model, images, (labels + 1) % 3, 0.001, rng(), queries=25)
+        strong.square_attack(model, images, (labels + 1) % 3, 0.001, rng(), queries=25)
     assert [len(x) for x in seen] == [30]
 
 
 def test_squares_shrink_and_lie_anywhere_inside():
-    shares = [attacks.square_share(k / 10_000) for k in range(10_000)]
+    shares = [strong.square_share(k / 10_000) for k in range(10_000)]
     assert shares[0] == 0.8 and shares[-1] == pytest.approx(0.8 / 512)
     assert shares == sorted(shares, reverse=True)
     assert [k for k in range(1, 10_000) if shares[k] < shares[k - 1]] == [
         11, 51, 201, 501, 1001, 2001, 4001, 6001, 8001]  # fmt: skip
-    masks = attacks._random_squares(500, 6, 9, 4, rng())
+    masks = strong._random_squares(500, 6, 9, 4, rng())
     assert masks.shape == (500, 1, 6, 9) and (masks.sum(dim=(1, 2, 3)) == 16).all()
     assert masks.any(dim=0).all()  # every pixel is reached
     rows, columns = masks.any(dim=3).sum(dim=2), masks.any(dim=2).sum(dim=2)
@@ -539,11 +567,11 @@ def test_torchattacks_climbs_as_high(five, float32, norm, kind, steps):
     torch.manual_seed(0)
     top, standing, _, fooling = theirs.attack_single_run(images.clone(), labels.clone())
     expected = torch.where(standing[:, None, None, None], top, fooling)
-    got = attacks.apgd(five, images, labels, epsilon, rng(), kind, steps, norm, start=start)
+    got = strong.apgd(five, images, labels, epsilon, rng(), kind, steps, norm, start=start)
     assert torch.equal(five(got).argmax(dim=1) == labels, standing) and 0 < standing.sum() < 30
     if norm == "linf":
         assert ((got - expected).abs() < 1e-5).float().mean() > 0.99
-    climbed = [attacks._loss_and_gradient(five, x, labels, kind)[0] for x in (got, expected)]
+    climbed = [strong._loss_and_gradient(five, x, labels, kind)[0] for x in (got, expected)]
     assert torch.allclose(*climbed, atol=1e-3)
 
 

@@ -11,10 +11,11 @@ from conftest import run_here
 import gan_mnist
 import mlp_diffusion
 from benchmarks import __main__ as benchmarks
-from benchmarks import attack, main_job, ordinary, shares, training
+from benchmarks import attack, main_job, ordinary, shares, training, variants
 from imagelab.data.datasets import Dataset, load_dataset, unit
 from imagelab.setup import runtime
 from imagelab.techniques.classifier import new_classifier
+from imagelab.techniques.unet import UNet
 from studies import dcgan, unet_diffusion
 
 
@@ -22,10 +23,10 @@ def test_a_ratio_is_that_of_turns_taken_together(monkeypatch):
     """Ours takes 1, 1, 1 s and the ordinary way 2, 3, 10 s, after a first turn that does not count."""
     seconds = [9, 9, 1, 2, 1, 3, 1, 10]
     clock = itertools.accumulate(itertools.chain.from_iterable((0, s) for s in seconds))
-    monkeypatch.setattr(benchmarks.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(runtime.time, "perf_counter", lambda: next(clock))
     calls = []
     ratio = benchmarks.measure(
-        "test", "images", 60, lambda: calls.append("a"), lambda: calls.append("b"), repeats=3
+        3, "test", "images", 60, lambda: calls.append("a"), lambda: calls.append("b")
     )
     assert calls == ["a", "b"] * 4
     assert (ratio.ratio, ratio.lowest, ratio.highest) == pytest.approx((3, 2, 10))
@@ -46,8 +47,8 @@ def test_both_sides_of_the_attack_do_the_same_work(stripes):
 
 def test_one_side_alone_has_a_rate_and_no_ratio(monkeypatch):
     clock = itertools.accumulate(itertools.chain.from_iterable((0, s) for s in (9, 2, 4, 3)))
-    monkeypatch.setattr(benchmarks.time, "perf_counter", lambda: next(clock))
-    rate = benchmarks.measure("test", "images", 60, lambda: None, None, repeats=3)
+    monkeypatch.setattr(runtime.time, "perf_counter", lambda: next(clock))
+    rate = benchmarks.measure(3, "test", "images", 60, lambda: None, None)
     assert rate.ours == pytest.approx(20) and rate.ratio is None
 
 
@@ -62,7 +63,14 @@ def small(n: int) -> Dataset:
         (lambda d: ordinary.conv_gan(d, dcgan.Config(batch_size=16)), 2 * 8),
         (lambda d: ordinary.mlp_ddpm(d, mlp_diffusion.Config(batch_size=16)), 8),
         (lambda d: ordinary.classifier(d, 16, 3e-3), 8),
+        (lambda d: attack.ordinary_training(d, 16, 3e-3, steps=2), 8),
         (lambda d: ordinary.unet_ddpm(d, unet_diffusion.Config(batch_size=16, widths=(8, 16))), 8),
+        (
+            lambda d: ordinary.unet_ddpm(
+                d, unet_diffusion.Config(batch_size=16, widths=(8, 16)), group_norm=True
+            ),
+            8,
+        ),
     ],
 )
 def test_the_ordinary_way_learns_as_well(train, n, monkeypatch):
@@ -92,7 +100,7 @@ def test_ours_runs_on_every_network_of_the_comparison(monkeypatch):
     monkeypatch.setattr(training, "IMAGES", sizes)
     monkeypatch.setattr(training, "load_dataset", lambda *of: small(1024))
     cases = training.training(torch.device("cpu"), True)
-    for size, (_, _, n, ours, _) in zip(sizes.values(), cases, strict=True):
+    for size, (_, _, n, ours, _) in zip([*sizes.values(), sizes["unet"]], cases, strict=True):
         assert n == size
         ours()
     for _, _, _, ours, alone in training.limit(torch.device("cpu"), True):
@@ -167,9 +175,10 @@ def test_the_command(tmp_path):
                         "--output-dir", tmp_path)  # fmt: skip
     assert "PGD on the CNN" in shown and "ratio" in shown
     written = json.loads((tmp_path / "benchmarks" / "results.json").read_text("utf-8"))
-    (attacked,), drawn = written["attack"]["found"], written["sampling"]["found"]
+    (attacked, trained), drawn = written["attack"]["found"], written["sampling"]["found"]
     assert attacked["what"] == "PGD on the CNN" and attacked["ratio"] > 0
-    assert len(drawn) == 6 and all(entry["ratio"] is None for entry in drawn)
+    assert trained["what"].startswith("Training on PGD") and trained["ratio"] > 0
+    assert len(drawn) == 7 and all(entry["ratio"] > 0 for entry in drawn[:-1])
     assert written["attack"]["repeats"] == 1 and written["attack"]["quick"]
     assert "--only" in "".join(run_here("benchmarks.__main__", "--only", "nonsense", status=2))
 
@@ -185,3 +194,30 @@ def test_a_part_that_is_measured_again_leaves_the_others(tmp_path):
     path.write_text("cut sho")
     benchmarks.enter(path, "limit", {}, [])
     assert list(json.loads(path.read_text("utf-8"))) == ["limit"]
+
+
+def test_the_usual_norm_takes_the_place_of_every_other():
+    network = ordinary.with_group_norm(UNet(1, widths=(8, 16), attention=(1,)))
+    norms = [type(part).__name__ for part in network.modules() if "Norm" in type(part).__name__]
+    assert set(norms) == {"GroupNorm"} and len(norms) > 10
+    assert network(torch.zeros(2, 1, 28, 28), torch.zeros(2)).shape == (2, 1, 28, 28)
+
+
+def test_every_variant_of_a_step_trains(monkeypatch):
+    monkeypatch.setattr(variants, "SHAPE", (1, 8, 8))
+    names = []
+    for what, _, amount, other, as_it_is, base in variants.variants(torch.device("cpu"), True):
+        other(), as_it_is()
+        names.append(what)
+        assert (amount == 128) == ("128" in what) and base == 64
+    assert len(names) == 11
+
+
+def test_trainings_are_compared_with_and_without_the_compiler(monkeypatch):
+    asked = []
+    monkeypatch.setattr(variants, "load_dataset", lambda *of: small(1024))
+    for module in (variants.unet_diffusion, variants.mlp_diffusion, variants.gan_mnist):
+        monkeypatch.setattr(module, "train", lambda config, *of: asked.append(config.compile))
+    for _, _, _, with_it, without in variants.compiled(torch.device("cpu"), True):
+        with_it(), without()
+    assert asked == [True, False] * 4

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 def test_the_networks_are_those_of_the_recipe():
     G, D = dcgan.build(dcgan.Config(), (1, 28, 28), CPU)
     assert [tuple(p.shape) for p in G.parameters() if p.dim() > 1] == [
-        (7 * 7 * 128, 100), (128, 128, 4, 4), (128, 64, 4, 4), (1, 64, 7, 7),
+        (7 * 7 * 64, 100), (64, 64, 4, 4), (64, 32, 4, 4), (1, 32, 7, 7),
     ]  # fmt: skip
     assert [tuple(p.shape) for p in D.parameters() if p.dim() > 1] == [
         (64, 1, 4, 4), (128, 64, 4, 4), (1, 7 * 7 * 128),
@@ -28,7 +28,7 @@ def test_the_networks_are_those_of_the_recipe():
     assert images.shape == (5, 1, 28, 28) and images.abs().max() <= 1
     assert D.logits(images).shape == (5,)
     norms = [m for network in (G, D) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert [m.num_features for m in norms] == [128, 128, 64, 128]  # none on D's first layer
+    assert [m.num_features for m in norms] == [64, 64, 32, 128]  # none on D's first layer
 
 
 def test_weights_start_as_radford_et_al_start_them():
@@ -44,7 +44,7 @@ def test_weights_start_as_radford_et_al_start_them():
 
 @pytest.mark.parametrize(
     ("shape", "start"),
-    [((3, 64, 64), (512, 4, 4)), ((3, 32, 32), (256, 4, 4)), ((1, 28, 28), (128, 7, 7))],
+    [((3, 64, 64), (256, 4, 4)), ((3, 32, 32), (128, 4, 4)), ((1, 28, 28), (64, 7, 7))],
 )
 def test_other_sizes_get_more_stages(shape, start):
     """64×64 pixels in colour have two stages more than 28×28."""
@@ -54,9 +54,21 @@ def test_other_sizes_get_more_stages(shape, start):
     assert images.shape == (2, *shape) and D.logits(images).shape == (2,)
 
 
+def test_a_step_follows_the_last_gradient_alone_and_the_rate_falls(tmp_path, stripes):
+    """As in gan_mnist.py: no momentum, and the learning rate at the end is near 0."""
+    config = dcgan.Config(output_dir=tmp_path, epochs=1, grid_every=0)
+    G, D = dcgan.build(config, stripes.shape, CPU)
+    training = gan_mnist.train(config, stripes, G, D, tmp_path / "a.pth", "dcgan")
+    for adam in training.optimizers.values():
+        (group,) = adam.param_groups
+        assert 0 < group["lr"] < 0.2 * config.lr
+        for weight in group["params"]:  # without momentum Adam's mean is the last gradient itself
+            assert torch.equal(adam.state[weight]["exp_avg"], weight.grad)
+
+
 @pytest.fixture(scope="module")
-def quick(main_job, tmp_path_factory) -> Path:
-    folder = with_classifier(main_job, tmp_path_factory.mktemp("dcgan"))
+def quick(quick_classifier, tmp_path_factory) -> Path:
+    folder = with_classifier(quick_classifier, tmp_path_factory.mktemp("dcgan"))
     run_here(
         "studies.dcgan", "--quick", "--dataset", "mnist-5k", "--output-dir", folder,
         "--samples-file", folder / "s.npz", "--export", folder / "g.onnx",

@@ -193,6 +193,24 @@ def test_objects_that_leave_the_picture_are_dropped():
     assert (centre[kinds[:, 0] == 0] > 0).all()
 
 
+def test_other_colours_leave_every_object_where_it_is():
+    """Each channel is changed alike in all pixels; some pictures become negatives."""
+    grey = torch.linspace(0.1, 0.9, 64).expand(40, 3, 64, 64).clone()
+    x = detection.in_other_colours(grey, generator(0, "test"))
+    columns = x.mean(dim=2)  # (40, 3, 64), the noise averaged away
+    rising = (columns[..., -8:].mean(dim=2) - columns[..., :8].mean(dim=2)) > 0
+    assert (rising == rising[:, :1]).all()  # all three channels of a picture, or none
+    assert 4 < (~rising[:, 0]).sum() < 22
+    assert (columns - columns[:, :1]).abs().amax() > 0.1 and (
+        columns - grey[:, :, 0]
+    ).abs().max() > 0.2
+    boxes, labels = torch.rand(40, 2, 4), torch.zeros(40, 2, dtype=torch.long)
+    changed, same = (detection.augment(grey, boxes, labels, generator(1, "test"), True, recolour)
+                     for recolour in (True, False))  # fmt: skip
+    assert torch.equal(changed[1], same[1]) and not torch.equal(changed[0], same[0])
+    assert changed[0].min() >= 0 and changed[0].max() <= 1
+
+
 def test_a_training_that_was_stopped_goes_on_to_the_same_weights(tmp_path):
     data = load_boxed("digit-scenes", 8, 2, 64)
     config = detection.Config(epochs=3, batch_size=4, width=4, size=64, output_dir=tmp_path)

@@ -64,9 +64,15 @@ def test_a_run_leaves_what_was_promised(quick):
     assert all((folder / name).is_file() for name in names)
     noise, resolution = result["tables"]
     assert {"non-local means", "diffusion, one step"} < {row[0] for row in noise["rows"]}
-    assert all("(95 %: " in row[3] for row in resolution["rows"])  # of twenty images
+    assert all("(95 %: " in row[4] for row in resolution["rows"])  # of twenty images
+    assert all(0 < row[2] < 5 for table in (noise, resolution) for row in table["rows"])
+    gain = result["metrics"]["super-resolution: PSNR less bicubic's"]
+    psnr = {row[0]: row[1] for row in resolution["rows"]}
+    assert gain["value"] == pytest.approx(psnr["diffusion, drawn"] - psnr["bicubic"], abs=1e-4)
+    low, high = gain["interval"]
+    assert low < gain["value"] < high and gain["n"] == 20
     assert result["metrics"]["super-resolution: read as its class"]["interval"]
-    assert resolution["rows"][0][4] < 1e-6  # shrinking undoes the repetition of pixels
+    assert resolution["rows"][0][5] < 1e-6  # shrinking undoes the repetition of pixels
     assert np.load(quick / "large.npz")["images"].shape == (20, 28, 28)
 
 

@@ -25,6 +25,36 @@ def test_one_seed_one_set_of_scenes(digits):
     assert not torch.equal(first[0], other[0])
 
 
+def test_varied_scenes_show_more_than_their_photographs(digits, monkeypatch):
+    """Over a flat photograph only digits and noise are seen; varied scenes have shapes and colours."""
+    flat = np.full((300, 300, 3), 150, np.uint8)
+    monkeypatch.setattr(digit_scenes, "_photographs", lambda _names: [flat, flat])
+
+    def busy(varied: float) -> torch.Tensor:
+        """Of each of 60 scenes, the share of pixels that are not near its commonest colour."""
+        images, boxes, labels = digit_scenes.render_scenes(
+            digits.images, digits.labels, 60, 5, 128, varied=varied
+        )
+        assert all(len(own) == len(kinds) >= 1 for own, kinds in zip(boxes, labels, strict=True))
+        middle = images.flatten(2).float().median(dim=2).values[..., None, None]
+        return ((images - middle).abs() > 40).any(dim=1).float().mean(dim=(1, 2))
+
+    none, half, all_of_them = busy(0), busy(0.5), busy(1)
+    assert none.max() < 0.3 and all_of_them.mean() > 2 * none.mean()
+    assert none.mean() < half.mean() < all_of_them.mean()
+
+
+def test_a_collage_shows_parts_of_both_scenes():
+    rng = np.random.default_rng(0)
+    dark, light = (np.full((64, 64, 3), value, np.float32) for value in (40, 220))
+    kinds = set()
+    for _ in range(30):
+        seen = digit_scenes._collage(dark, light, rng)
+        assert seen.shape == (64, 64, 3) and seen.min() >= 0 and np.isfinite(seen).all()
+        kinds.add(np.ptp(seen[..., 0]) > 60)
+    assert kinds == {True, False}  # with and without the other one
+
+
 def test_boxes_lie_inside_and_overlap_a_little(digits):
     _, boxes, labels = digit_scenes.render_scenes(digits.images, digits.labels, 60, 0, 256)
     for own, kinds in zip(boxes, labels, strict=True):

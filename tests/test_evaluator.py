@@ -146,6 +146,36 @@ def test_kernel_distance_of_many_is_the_mean_over_subsets():
     assert abs(mean - unbiased_mmd2(x, y)) < spread
 
 
+class AsTheyAre(torch.nn.Module):
+    """What torchmetrics asks for: a 'network' whose features are what it is given."""
+
+    num_features = 16
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_both_distances_are_those_of_torchmetrics():
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    rng = torch.Generator().manual_seed(0)
+    x, y = (
+        torch.randn(n, 16, generator=rng) @ torch.randn(16, 16, generator=rng) for n in (1500, 1200)
+    )
+    theirs = (
+        FrechetInceptionDistance(feature=AsTheyAre()),
+        KernelInceptionDistance(AsTheyAre(), subsets=20, subset_size=1000),
+    )
+    for distance in theirs:
+        distance.update(y, real=True)
+        distance.update(x, real=False)
+    assert frechet_distance(x, y) == pytest.approx(theirs[0].compute().item(), rel=1e-5)
+    torch.manual_seed(0)  # it draws its subsets from the global generator
+    expected = [value.item() for value in theirs[1].compute()]
+    assert list(kernel_distance(x, y)) == pytest.approx(expected, rel=1e-3)
+
+
 def test_kernel_distance_is_near_zero_for_one_distribution():
     x = gaussian(1600, 16, 0)
     here, _ = kernel_distance(x[:800], x[800:])
@@ -322,7 +352,7 @@ def test_scores_enter_a_result_with_their_floors(evaluator, bars):
         ("density", scores.density, floor.density, "higher"),
         ("coverage", scores.coverage, floor.coverage, "higher"),
         ("rarest class", 0, min(floor.class_shares), "higher"),
-        ("surely read", scores.surely_read, floor.surely_read, "higher"),
+        ("surely read", scores.surely_read, floor.surely_read, None),
         ("speckle", scores.speckle, floor.speckle, None),
     ):
         metric = run.metrics[f"GAN: {name}"]

@@ -109,6 +109,19 @@ def test_pictures_are_shown_unstretched():
     assert axes[0, 1].images[0].get_clim() == (0, 255)
 
 
+def test_titles_stand_where_matplotlib_would_put_them(tmp_path, monkeypatch):
+    written = []
+    for place in (figures.STYLE["axes.titley"], None):
+        monkeypatch.setitem(figures.STYLE, "axes.titley", place)
+        figure, axes = figures.new_figure(6, 4, 2, 2)
+        figures.show_image(axes[0, 0], np.eye(8), "two\nlines")
+        figures.plot_lines(axes[0, 1], [0, 1], {"a": [2, 3]}, "x", "y")
+        axes[0, 1].set_title("a curve")
+        figures.save_figure(figure, path := tmp_path / f"{place}.png")
+        written.append(path.read_bytes())
+    assert written[0] == written[1]
+
+
 def test_side_by_side_has_a_place_for_every_picture(tmp_path):
     picture = np.zeros((20, 20))
     three = {c: picture for c in "abc"}

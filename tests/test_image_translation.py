@@ -295,8 +295,8 @@ def test_detail_is_the_mean_difference_of_neighbours():
 
 
 @pytest.fixture(scope="module")
-def quick(main_job, tmp_path_factory) -> Path:
-    folder = with_classifier(main_job, tmp_path_factory.mktemp("image_translation"))
+def quick(quick_classifier, tmp_path_factory) -> Path:
+    folder = with_classifier(quick_classifier, tmp_path_factory.mktemp("image_translation"))
     run_here(*QUICK, folder)
     return folder
 

@@ -114,12 +114,26 @@ def test_what_could_not_jump_is_refused():
 
 
 def test_psnr_counts_the_hole_alone():
-    images = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
-    holes = make_holes("half", 1, (1, 28, 28), 0)
+    images = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
+    holes = make_holes("half", 2, (1, 28, 28), 0)
     filled = images.clone()
     filled[:, :, 14:] = 51  # 0.2 of 255: 14 dB
     filled[:, :, :14] = 255
-    assert hole_psnr(filled, images, holes) == pytest.approx(13.98, abs=0.01)
+    found, to_each_side = hole_psnr(filled, images, holes)
+    assert found == pytest.approx(13.98, abs=0.01)
+    assert to_each_side == pytest.approx(0, abs=1e-4)  # both fillings are as far off
+
+
+def test_the_interval_of_the_hole_s_psnr_is_that_of_other_images():
+    """Of holes of different sizes, with errors that differ from image to image."""
+    rng = torch.Generator().manual_seed(0)
+    images = torch.zeros(4000, 1, 8, 8, dtype=torch.uint8)
+    holes = torch.rand(4000, 1, 8, 8, generator=rng) < torch.rand(4000, 1, 1, 1, generator=rng)
+    levels = 60 + 20 * torch.rand(4000, 1, 1, 1, generator=rng)
+    filled = (levels * torch.ones(1, 1, 8, 8)).byte()
+    parts = zip(*(x.split(100) for x in (filled, images, holes)), strict=True)
+    found = torch.tensor([hole_psnr(*part) for part in parts])
+    assert found[:, 1].mean().item() == pytest.approx(1.96 * found[:, 0].std().item(), rel=0.25)
 
 
 def test_the_class_is_guessed_whose_estimate_finds_the_seen_part(monkeypatch):
@@ -150,7 +164,8 @@ def test_a_run_leaves_what_was_promised(unet_run):
     assert (unet_run / "classifier_models" / "mnist-5k_cnn_holes_quick.pth").is_file()
     for table in result["tables"]:
         assert {"Telea", "Navier-Stokes", "diffusion"} < {row[0] for row in table["rows"]}
-        assert all("(95 %: " in row[2] for row in table["rows"])  # of ten images
+        assert all("(95 %: " in row[3] for row in table["rows"])  # of ten images
+        assert all(0 < row[2] < 5 for row in table["rows"][:-1])
     low, high = result["metrics"]["half: class kept by diffusion"]["interval"]
     assert 0 <= low < high <= 1
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagelab.data.pictures import write_png
+from imagelab.data.pictures import write_gif, write_png
 from imagelab.report import page as report
+from imagelab.report import playground
 from imagelab.report.results import Result
 
 FACTS = {"date": "2030-01-02 03:04", "seed": 7, "dataset": "mnist-5k", "quick": False,
@@ -31,7 +32,7 @@ class Page(html.parser.HTMLParser):
         self.tags.append((tag, dict(attributes)))
 
     def handle_data(self, data):
-        self.text += data
+        self.text += data.replace("\u00a0", " ")
 
     def all(self, tag: str) -> list[dict]:
         return [attributes for name, attributes in self.tags if name == tag]
@@ -105,7 +106,7 @@ def test_figures_tables_and_facts_are_shown(root):
     for text in ("The good <i>demo</i>", "It & its summary.", "31.2 dB", "1,234", "Accuracy",
                  "98.7 %", "CNN 1234", "made by the tests", "seed 7", "2030-01-02"):  # fmt: skip
         assert text in page.text
-    assert '<td class="num">98.7 %</td><td>all</td>' in page.source  # numbers to the right
+    assert '<td class="num">98.7\u00a0%</td><td>all</td>' in page.source  # numbers to the right
     assert not page.all("i")
     assert "quick run" not in page.text and "quick run" in write(root, [GOOD], quick=True).text
 
@@ -132,7 +133,8 @@ def test_a_picture_beyond_the_limit_is_named(root, monkeypatch):
     assert len(write(root, [GOOD]).pictures()) == 1
     monkeypatch.setattr(report, "MAX_BYTES", size - 1)
     page = write(root, [GOOD])
-    assert not page.pictures() and "pictures/a.png is not embedded" in page.text
+    assert not page.pictures()
+    assert "pictures/a.png is not embedded here: this page has reached the size" in page.text
 
 
 def test_the_limit_holds_for_all_pictures_together(root, monkeypatch):
@@ -153,7 +155,91 @@ def test_more_demos_have_more_room(root, monkeypatch):
 def test_a_picture_that_is_gone_is_named(root):
     (root / "pictures" / "a.png").unlink()
     page = write(root, [GOOD])
-    assert not page.pictures() and "pictures/a.png is not embedded" in page.text
+    assert not page.pictures()
+    assert "pictures/a.png is not embedded here: the file is gone." in page.text
+
+
+def with_pictures(root: Path, name: str, **sizes: int) -> dict:
+    """A demo with pictures of noise, so many thousand pixels each; its row. `_gif` is an animation."""
+    rng = np.random.default_rng(len(name))
+    run = Result(name, f"{name}: a demo", "A summary.", root / name, {}, 7, "cpu")
+    for one, thousands in sizes.items():
+        noise = rng.integers(0, 256, (thousands, 1000), dtype=np.uint8)
+        path = run.add_file(one.replace("_", "."), f"{name} {one}.")
+        if path.suffix == ".gif":
+            write_gif(path, [noise, noise // 2])
+        else:
+            write_png(path, noise)
+    run.save()
+    return row(name, "done", name)
+
+
+def test_no_picture_is_lost_for_an_animation(tmp_path, monkeypatch):
+    """Whatever the order of the demos: pictures first, then animations, the smallest first."""
+    rows = [with_pictures(tmp_path, "first", a_gif=90, b_png=60),
+            with_pictures(tmp_path, "second", a_gif=60, b_png=90)]  # fmt: skip
+    whole = {image["alt"]: len(image["src"]) for image in write(tmp_path, rows).pictures()}
+    assert len(whole) == 4
+    monkeypatch.setattr(report, "MAX_BYTES", sum(whole.values()) - 1)
+    page = write(tmp_path, rows)
+    assert {i["alt"] for i in page.pictures()} == whole.keys() - {"first a_gif."}
+    assert "first/a.gif is not embedded here: this page has reached the size" in page.text
+    monkeypatch.setattr(report, "MAX_BYTES", whole["first b_png."] + whole["second b_png."])
+    assert {i["alt"] for i in write(tmp_path, rows).pictures()} == {"first b_png.", "second b_png."}
+
+
+# About what a full main job leaves: the pixels of its pictures, and of its animations the frames as well.
+FULL = {
+    "fgsm": [(1632, 482), (1232, 482), (896, 574), (1710, 656), (1710, 656)],
+    "diffusion_demo": [(1632, 662), (1650, 750), (1650, 510), (2400, 1500)],
+    "gan_mnist": [(596, 596), (596, 596), (1212, 616), (1650, 566)],
+    "mlp_diffusion": [(596, 596), (3012, 616), (2412, 616), (1200, 1060)],
+}  # fmt: skip
+FILMS = {"diffusion_demo": [(256, 256, 7)], "gan_mnist": [(596, 318, 28)],
+         "mlp_diffusion": [(488, 254, 26), (596, 618, 24)]}  # fmt: skip
+NETWORKS = 4_600_000  # bytes of its playground
+
+
+def test_a_page_of_a_full_run_has_every_picture(tmp_path, monkeypatch):
+    """At the sizes of a full run, playground included, and with animations three times as large."""
+    rng = np.random.default_rng(0)
+
+    def made(width: int, height: int) -> np.ndarray:
+        """Coarse noise: of so many pixels it takes a fifth more bytes than the run's pictures."""
+        small = rng.integers(0, 256, (height // 3 + 1, width // 3 + 1), dtype=np.uint8)
+        return small.repeat(3, 0).repeat(3, 1)[:height, :width]
+
+    rows, pictures = [], 0
+    for name, stills in FULL.items():
+        run = Result(name, f"{name}: a demo", "A summary.", tmp_path / name, {}, 7, "cpu")
+        for k, (width, height, frames) in enumerate(FILMS.get(name, [])):
+            write_gif(
+                run.add_file(f"{k}.gif", "A film."), [made(width, height) for _ in range(frames)]
+            )
+        for k, size in enumerate(stills):
+            write_png(run.add_file(f"{k}.png", "A picture."), made(*size))
+            pictures += 1
+        run.save()
+        rows.append(row(name, "done", name))
+    play = playground.Playground(networks={"reader": "A" * NETWORKS})
+    monkeypatch.setattr(playground, "collect", lambda *_: play)
+    page = write(tmp_path, rows)
+    stills = [image for image in page.pictures() if image["alt"] == "A picture."]
+    assert len(stills) == pictures and "png is not embedded" not in page.text
+    assert len(page.source) < 10_000_000
+
+
+def test_small_figures_stand_in_pairs_and_a_single_one_takes_its_row(root):
+    """So no row is half empty."""
+
+    def wide(*widths: int) -> list[bool]:
+        entries = [{"width": width} for width in widths]
+        report._lay_out(entries)
+        return [entry["wide"] for entry in entries]
+
+    assert wide(500, 500) == [False, False]
+    assert wide(500) == [True] and wide(500, 900, 500, 500) == [True, True, False, False]
+    assert wide(500, 500, 500, 900) == [False, False, True, True]
 
 
 def test_a_large_chart_is_embedded_in_fewer_bytes(root):
@@ -251,17 +337,50 @@ def card_of(tmp_path, name: str, figure: str, value: float, **more) -> str:
     run.add_metric(f"{figure}, share of literal's", 0.5, 10)  # the longer name is not the one meant
     run.save()
     demo = {**row(name, "done", name), "figure": f"{figure}: {value}"}
-    return write(tmp_path, [demo]).source.split('class="cards"')[1].split("</ul>")[0]
+    source = write(tmp_path, [demo]).source.replace("\u00a0", " ")
+    return source.split('class="cards"')[1].split("</ul>")[0]
 
 
 def test_a_card_s_figure_is_a_sentence_with_n_and_floor(tmp_path):
-    text = card_of(tmp_path, "fgsm", "accuracy, FGSM, ε = 0.3", 0.041).replace("\u00a0", " ")
+    text = card_of(tmp_path, "fgsm", "accuracy, FGSM, ε = 0.3", 0.041)
     assert "After one gradient step of ε = 0.3, 4.1 % are still read rightly (n = 2,000)." in text
     assert "It does this." in text and "And that" not in text
     text = card_of(tmp_path, "gan_mnist", "Fréchet distance", 71.0, floor=20.0)
-    assert "at a distance of 71.0 from real pictures" in text and "real ones at 20.0" in text
+    assert "a Fréchet distance of 71.0 apart, two sets of real pictures 20.0 (n = 2,000)." in text
+    text = card_of(tmp_path, "diffusion_demo", "last step: PSNR after the blur", 16.8, unit="dB")
+    assert "last step: PSNR after the blur: 16.8 dB" in text  # the other one was not measured
     text = card_of(tmp_path, "another", "coverage", 0.5)
     assert "coverage: 50.0 %" in text
+
+
+def test_a_card_s_sentence_may_name_a_second_number(tmp_path):
+    run = Result("diffusion_demo", "A title", "It does this.", tmp_path / "d", {}, 7, "cpu")
+    run.add_metric("last step: PSNR", 9.17, 1, unit="dB")
+    run.add_metric("last step: PSNR after the blur", 16.8, 1, unit="dB")
+    run.save()
+    done = {
+        **row("diffusion_demo", "done", "d"),
+        "figure": "last step: PSNR after the blur: 16.8 dB",
+    }
+    assert "from a PSNR of 9.17 dB to 16.8 dB (n = 1)." in write(tmp_path, [done]).text
+
+
+def test_a_card_s_picture_is_cut_between_rows_and_columns(tmp_path):
+    """Not through a digit: where a row of pixels, or a column, has one colour."""
+    grid = np.zeros((300, 600), np.uint8)
+    for y in range(4, 300, 30):
+        for x in range(4, 600, 30):
+            grid[y : y + 26, x : x + 26] = 200
+    write_png(tmp_path / "tall.png", grid[:, :300])
+    write_png(tmp_path / "wide.png", grid[:60])
+    for name, size in (("tall.png", (300, 150 + 4)), ("wide.png", (90 + 4, 60))):
+        data = base64.b64decode(report.thumbnail(tmp_path / name).split(",")[1])
+        with Image.open(io.BytesIO(data)) as picture:
+            assert picture.size == size
+            assert (
+                np.asarray(picture.convert("L"))[-1 if name[0] == "t" else slice(None), -1].max()
+                < 60
+            )
 
 
 def test_every_demo_s_words_have_a_place_for_its_figure():
@@ -276,6 +395,50 @@ def test_the_table_of_times_stands_at_the_end_and_the_contents_lead_everywhere(r
     assert page.source.index('id="status"') > page.source.index('id="good-demo"')
     contents = page.source.split('class="contents"')[1].split("</nav>")[0]
     assert re.findall('href="#([^"]+)"', contents) == ["good-demo", "bad-demo", "status"]
+
+
+@pytest.mark.parametrize(("written", "set_as"), [
+    ("58% and 31.2 dB in 3 ms", "58_% and 31.2_dB in 3_ms"),
+    ("ε = 0.3, n = 1,000", "ε_=_0.3, n_=_1,000"),
+    ("-1.52 (from -3 to 4)", "−1.52 (from −3 to 4)"),
+    ("PGD-40, 2026-11-26, 1e-05, 5,000-fold", "PGD-40, 2026-11-26, 1e-05, 5,000-fold"),
+    ("12 samples of 3 seeds", "12 samples of 3 seeds"),
+])  # fmt: skip
+def test_numbers_stay_with_their_units(written, set_as):
+    assert report.tidy(written) == set_as.replace("_", "\u00a0")
+
+
+def test_what_all_demos_share_is_said_once(tmp_path):
+    source = "5,000 images of digits"
+    rows = []
+    for name in ("one", "two"):
+        run = Result(name, f"{name}: a demo", "A summary.", tmp_path / name, {}, 7,
+                     FACTS["device"], dataset={"source": source})  # fmt: skip
+        run.save()
+        rows.append(row(name, "done", name))
+    page = write(tmp_path, rows)
+    assert page.text.count(source) == page.text.count(FACTS["device"]) == 1
+    assert "one.py" in page.text and "two.py" in page.text
+
+
+def test_the_words_of_the_numbers_are_explained_where_they_occur(root):
+    text = write(root, [GOOD]).source.split("<details>")[1].split("</details>")[0]
+    assert re.findall("<dt>(.*?)</dt>", text) == ["PSNR"]
+    run = good(root)
+    run.metrics.clear()
+    run.save()
+    assert "<details>" not in write(root, [GOOD]).source
+
+
+def test_what_stands_beside_a_value_has_its_own_column():
+    metrics = {
+        "coverage": metric(0.5, floor=0.9, interval=[0.4, 0.6]),
+        "PSNR": metric(31.25, unit="dB"),
+    }
+    table = report.measures(metrics)
+    assert table["columns"] == ["measure", "value", "95 % interval", "floor", "n"]
+    assert table["rows"] == [["coverage", "50.0 %", "40.0 to 60.0", "90.0 %", "100"],
+                             ["PSNR", "31.2 dB", "", "", "100"]]  # fmt: skip
 
 
 # --- pictures in fewer bytes ----------------------------------------------------------------------
@@ -301,8 +464,6 @@ def test_an_enlarged_grid_is_embedded_without_loss_at_its_own_size(root, times):
 
 
 def test_an_animation_still_plays_every_frame_as_long(root):
-    from imagelab.data.pictures import write_gif
-
     rng = np.random.default_rng(2)
     frames = [rng.integers(0, 256, (90, 120), dtype=np.uint8).repeat(3, 0).repeat(3, 1)
               for _ in range(5)]  # fmt: skip
@@ -318,6 +479,25 @@ def test_an_animation_still_plays_every_frame_as_long(root):
             durations.append(animation.info["duration"])
             assert (shown == frame[::3, ::3]).all()
     assert durations == [200] * 4 + [2000]
+
+
+def test_a_long_animation_shows_some_of_its_frames_and_lasts_as_long(root):
+    frames = [np.full((90, 120), 5 * k, np.uint8) for k in range(40)]
+    for k, frame in enumerate(frames):  # so that it takes more than a short file
+        frame[::2, ::2] = np.random.default_rng(k).integers(0, 200, (45, 60))
+    write_gif(root / "pictures" / "way.gif", frames, 0.1)
+    _, raw = embedded(root, "way.gif")
+    with Image.open(io.BytesIO(raw)) as animation:
+        durations = []
+        for k in range(animation.n_frames):
+            animation.seek(k)
+            animation.load()
+            durations.append(animation.info["duration"])
+            if k in (0, report.FRAMES - 1):
+                shown = np.asarray(animation.convert("L"))[1::2, 1::2].mean()
+                assert abs(shown - 5 * (0 if k == 0 else 39)) < 25
+    assert len(durations) == report.FRAMES and sum(durations) == 39 * 100 + 2000
+    assert f"({report.FRAMES} of its 40 frames; all are in" in write(root, [GOOD]).text
 
 
 def test_how_often_pixels_are_repeated():

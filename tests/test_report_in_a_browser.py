@@ -122,12 +122,12 @@ def test_the_contents_stay_at_hand(opened):
     assert page.locator("#gan-mnist h2").bounding_box()["y"] >= box["height"]
 
 
-def test_the_playground_stands_before_the_pictures(opened):
+def test_cards_stand_before_the_playground_and_that_before_the_pictures(opened):
     page, _ = opened
     page.wait_for_selector(".stage[aria-busy=false]")
     tops = [
         page.locator(one).bounding_box()["y"]
-        for one in ("h1", "#playground", ".cards", "#fgsm", "#status")
+        for one in ("h1", ".cards", "#playground", "#fgsm", "#status")
     ]
     assert tops == sorted(tops)
 

@@ -10,7 +10,14 @@ import pytest
 import torch
 from filelock import FileLock
 
-from imagelab.report.numbers import metric_text, number, share_cell, text_table, wilson
+from imagelab.report.numbers import (
+    mean_and_reach,
+    metric_text,
+    number,
+    share_cell,
+    text_table,
+    wilson,
+)
 from imagelab.report.results import Result, start_result, write_json
 from imagelab.setup.runtime import UserError
 from imagelab.setup.settings import Settings
@@ -184,6 +191,15 @@ def test_published_intervals():
     for k, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605),
                             (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)):  # fmt: skip
         assert wilson(k / n, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_the_interval_of_a_mean_is_the_normal_one_of_scipy():
+    from scipy.stats import norm, sem
+
+    values = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0, 6.0]
+    mean, to_each_side = mean_and_reach(values)
+    low, high = norm.interval(0.95, loc=4.0 - 0.125, scale=sem(values))
+    assert (mean - to_each_side, mean + to_each_side) == pytest.approx((low, high))
 
 
 def test_a_share_of_few_has_its_interval(tmp_path):

@@ -235,3 +235,35 @@ def test_a_fault_of_ours_is_one_line_and_status_1(outcomes):
     status, _, lines = outcomes["fault of ours"]
     assert status == 1 and len(lines) == 1
     assert "ValueError: odd" in lines[0] and "--debug" in lines[0]
+
+
+ADAM = """
+import sys
+import torch
+from imagelab.setup.runtime import prepare
+if len(sys.argv) > 1:
+    prepare(0, "cpu")
+torch.manual_seed(0)
+layer = torch.nn.Linear(3, 2)
+adam = torch.optim.Adam(layer.parameters(), lr=0.1, fused=True)
+for _ in range(3):
+    adam.zero_grad()
+    layer(torch.ones(2, 3)).square().sum().backward()
+    adam.step()
+adam.load_state_dict(adam.state_dict())
+print(layer.weight.tolist(), adam.state_dict()["state"][0]["step"].item())
+print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_adam_does_without_the_compiler():
+    """It steps as torch's own does, to the bit, and the compiler stays on the disk."""
+    outcomes = [
+        subprocess.run(
+            [sys.executable, "-c", ADAM, *arguments], capture_output=True, text=True, check=True,
+            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        ).stdout.splitlines()
+        for arguments in ((), ("prepared",))
+    ]  # fmt: skip
+    assert outcomes[0][0] == outcomes[1][0]
+    assert [loaded for _, loaded in outcomes] == ["True", "False"]

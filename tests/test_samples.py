@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import complaint
 from PIL import Image
 
 from imagelab.data.datasets import Dataset, random_subset
@@ -24,6 +26,7 @@ from imagelab.report.samples import (
     write_grid,
     write_samples,
 )
+from imagelab.setup.runtime import UserError
 from imagelab.techniques.classifier import digest, trained_classifier
 from imagelab.training.loop import Training
 
@@ -256,3 +259,19 @@ def test_a_trajectory_is_a_strip_and_an_animation(result, steps, shown, both, mo
         last = last[-len(sheets[0]) :]
         expected = np.concatenate([sheets[0], np.full((len(last), 24), 255), sheets[1]], axis=1)
     assert last.shape == expected.shape and np.abs(last - expected).mean() < 3
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["gan_mnist", "mlp_diffusion", "studies.dcgan", "studies.vae", "studies.unet_diffusion"],
+)
+def test_there_is_a_picture_before_anything_is_trained(script, tmp_path, monkeypatch):
+    def stop(*_args, **_more):
+        raise UserError("here the first training would begin")
+
+    module = importlib.import_module(script)
+    monkeypatch.setattr("imagelab.report.samples.trained_classifier", stop)
+    monkeypatch.setattr(module, "train", stop, raising=False)  # dcgan has gan_mnist's
+    told = complaint(script, "--dataset", "mnist-5k", "--output-dir", tmp_path)
+    assert told.endswith("here the first training would begin")
+    assert read_png(tmp_path / module.PICTURES / "real.png").shape == (596, 596)

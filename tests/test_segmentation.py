@@ -133,6 +133,21 @@ def test_picture_and_mask_are_changed_together():
     assert any(flipped) and not all(flipped)
 
 
+def test_the_strength_of_the_augmentation():
+    """At 0 pictures are only flipped and relit; at 1 more comes from outside than at 0.5."""
+    mask = torch.randint(0, 3, (40, 32, 48), dtype=torch.uint8, generator=generator(0, "test"))
+    images = (mask.float() / 2)[:, None].repeat(1, 3, 1, 1)
+    _, y = segmentation.augment(images, mask, generator(1, "test"), 0)
+    kept = [torch.equal(a, b.long()) for a, b in zip(y, mask, strict=True)]
+    flipped = [torch.equal(a, b.flip(1).long()) for a, b in zip(y, mask, strict=True)]
+    assert all(a != b for a, b in zip(kept, flipped, strict=True)) and any(kept) and any(flipped)
+    outside = [
+        (segmentation.augment(images, mask, generator(1, "test"), k)[1] == IGNORE).float().mean()
+        for k in (0.5, 1.0)
+    ]
+    assert 0 < outside[0] < 0.8 * outside[1]
+
+
 def test_each_change_does_what_it_says():
     """Of a picture with a bright square at the left, its upper edge in the middle of the picture."""
     mask = torch.zeros(1, 64, 96, dtype=torch.uint8)
@@ -248,6 +263,7 @@ def test_a_run_leaves_what_was_promised(quick):
     assert {"overlays.png", "iou.png", "augmented.png", "loss.png"} <= names
     assert all((folder / name).is_file() for name in names)
     assert result["metrics"]["mean IoU"]["n"] == 24
+    assert result["config"]["augmentation"] == 0.5  # what the drawn scenes get
     # More than always saying 'road', the commonest class, even in a few seconds.
     assert result["metrics"]["pixel accuracy"]["value"] > 0.5
 
@@ -255,7 +271,7 @@ def test_a_run_leaves_what_was_promised(quick):
 def test_the_network_predicts_the_same_elsewhere_at_any_size(quick):
     saved = load_checkpoint(quick / "study_models/segmentation/scenes.pth", "segmentation")
     model = segmentation.SegmentationUNet(
-        len(saved["extra"]["classes"]), saved["config"]["widths"], 2
+        len(saved["extra"]["classes"]), saved["config"]["widths"], saved["config"]["patch_size"]
     )
     model.load_state_dict(saved["model"]["unet"])
     pictures = torch.rand(3, 3, 45, 81)
@@ -278,7 +294,7 @@ def test_an_older_checkpoint_is_still_read(quick, tmp_path):
     assert {"grow.0.weight", "last.weight"} <= saved["model"]["unet"].keys()
     torch.save(saved, tmp_path / "old.pth")
     (old, classes, height), (new, *_) = map(segmentation.load_model, (tmp_path / "old.pth", path))
-    assert old.patch_size == 2 and height == 128 and "pedestrian" in classes
+    assert old.patch_size == 1 and height == 128 and "pedestrian" in classes
     x = torch.rand(1, 3, 32, 48)
     assert torch.equal(old(x), new(x))
 

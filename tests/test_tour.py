@@ -29,8 +29,8 @@ def test_it_is_kept_without_outputs():
     assert all(not cell.outputs and cell.execution_count is None for cell in code(tour()))
 
 
-def test_every_cell_runs_and_shows_what_it_says(main_job, tmp_path):
-    with_classifier(main_job, tmp_path / "tour-run")
+def test_every_cell_runs_and_shows_what_it_says(quick_classifier, tmp_path):
+    with_classifier(quick_classifier, tmp_path / "tour-run")
     book = tour()
     (setting,) = (cell for cell in code(book) if "QUICK = False" in cell.source)
     setting.source = setting.source.replace("QUICK = False", "QUICK = True")
@@ -47,7 +47,7 @@ def test_every_cell_runs_and_shows_what_it_says(main_job, tmp_path):
     titles = ("FGSM: noise against an attack", "MLP GAN", "MLP diffusion", "Stepwise noise")
     assert len(runs) == 4
     for title, html in zip(titles, runs, strict=True):
-        assert title in html and "data:image/" in html and "<h3>Figures</h3>" in html
+        assert title in html and "data:image/" in html and "<h3>Numbers</h3>" in html
     played = [data for (*_, data) in filter(None, shown) if "image/png" in data]
     assert len(played) == 4
     streams = [out for out in code(book)[3].outputs if out.output_type == "stream"]

@@ -18,8 +18,8 @@ QUICK = ("studies.vae", "--quick", "--dataset", "mnist-5k", "--output-dir")
 
 
 @pytest.fixture(scope="module")
-def quick(main_job, tmp_path_factory) -> Path:
-    folder = with_classifier(main_job, tmp_path_factory.mktemp("vae"))
+def quick(quick_classifier, tmp_path_factory) -> Path:
+    folder = with_classifier(quick_classifier, tmp_path_factory.mktemp("vae"))
     run_here(*QUICK, folder, "--samples-file", folder / "s.npz", "--export", folder / "d.onnx")
     return folder
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+AS_SHOWN = {"_show_progress", "announce_means"}  # a value is printed, some times a minute
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 
@@ -49,6 +50,8 @@ def _place_of(frame: FrameType | None) -> tuple[str, Any] | None:
         path, function = Path(frame.f_code.co_filename), frame.f_code.co_name
         if path.is_relative_to(ROOT) and TESTS not in path.parents and ".venv" not in path.parts:
             place = place or f"{path.relative_to(ROOT).as_posix()} {function}"
+            if function in AS_SHOWN:
+                return place, None
             training = frame.f_locals.get("training")
             if (function == "train" or function.startswith("train_")) and training is not None:
                 return f"{place} in {function}", training

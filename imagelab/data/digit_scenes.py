@@ -27,12 +27,15 @@ def render_scenes(
     size: int = 256,
     photographs: tuple[str, ...] = BACKGROUNDS,
     most: int = MOST,
+    varied: float = 0.0,
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     """`count` scenes with one to `most` of `digits` (N, 1, 28, 28) uint8 in each.
 
     In scenes of 256 pixels the digits are 24 to 90 pixels large. They are turned by up to 30°, and dark
     on light or light on dark. The backgrounds are pieces of `photographs`, mirrored, turned, and with
-    their colours exchanged. Returns images (count, 3, size, size) uint8, and for each image the boxes
+    their colours exchanged. The share `varied` of the backgrounds are of pieces of two photographs, with
+    shapes that are no digits over them: so a detector learns that not all that has an edge is a digit.
+    Returns images (count, 3, size, size) uint8, and for each image the boxes
     around the ink (n, 4), x1 y1 x2 y2 in pixels, and the labels (n,).
     """
     rng = np.random.default_rng(seed)
@@ -41,7 +44,10 @@ def render_scenes(
     images = np.empty((count, size, size, 3), np.uint8)
     all_boxes, all_labels = [], []
     for image in progress(images, "drawing scenes", "scene", keep=True):
-        scene = _varied(_background(pictures, rng, size), rng)
+        scene = _turned(_background(pictures, rng, size), rng)
+        if varied and rng.random() < varied:
+            scene = _collage(scene, _turned(_background(pictures, rng, size), rng), rng)
+            _scribble(scene, rng)
         boxes, chosen = [], []
         for _ in range(rng.integers(1, most + 1)):
             k = int(rng.integers(len(inks)))
@@ -139,7 +145,7 @@ def _background(pictures: list[np.ndarray], rng: np.random.Generator, size: int)
     return cv2.resize(piece, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
-def _varied(scene: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _turned(scene: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The scene mirrored, turned by right angles, with colours exchanged, and sometimes as a negative.
 
     So a few photographs give many backgrounds.
@@ -147,6 +153,48 @@ def _varied(scene: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     scene = scene[:, :: rng.choice([-1, 1])]
     scene = np.rot90(scene, int(rng.integers(4)))[..., rng.permutation(3)]
     return np.ascontiguousarray(255 - scene if rng.random() < 0.3 else scene)
+
+
+def _collage(scene: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A scene (S, S, 3), mostly with parts of another one over it, each channel in a curve of its own."""
+    import cv2
+
+    if rng.random() < 0.6:
+        cells = int(rng.integers(2, 7))
+        rough = rng.normal(0, 1, (cells, cells)).astype(np.float32)
+        rough = cv2.resize(rough, scene.shape[:2], interpolation=cv2.INTER_CUBIC)
+        share = (rough * np.exp(rng.uniform(0, 4)) + 0.5).clip(0, 1)[
+            ..., None
+        ]  # soft or hard edges
+        scene = share * other + (1 - share) * scene
+    gamma, gain = np.exp(rng.uniform(-0.5, 0.5, 3)), rng.uniform(0.7, 1.2, 3)
+    return (255 * gain * (scene / 255).clip(0, 1) ** gamma).astype(np.float32)
+
+
+def _scribble(scene: np.ndarray, rng: np.random.Generator) -> None:
+    """Paint up to seven shapes into a scene (S, S, 3): ellipses, polygons, lines, scribbles."""
+    import cv2
+
+    size = len(scene)
+    for _ in range(rng.integers(8)):
+        colour = tuple(map(float, rng.uniform(0, 255, 3)))
+        start, thickness = rng.integers(0, size, 2), int(rng.integers(1, max(size // 32, 2)))
+        kind = rng.choice(["ellipse", "polygon", "line", "scribble"])
+        if kind == "ellipse":
+            axes, angle = rng.integers(size // 32, size // 4, 2), float(rng.uniform(0, 180))
+            centre = start.tolist()
+            cv2.ellipse(scene, centre, axes.tolist(), angle, 0, 360, colour, -1, cv2.LINE_AA)
+        elif kind == "polygon":
+            corners = start + rng.integers(-size // 6, size // 6, (rng.integers(3, 7), 2))
+            cv2.fillPoly(scene, [corners.astype(np.int32)], colour, cv2.LINE_AA)
+        elif kind == "line":
+            ends = np.stack([[0, size], rng.integers(0, size, 2)])  # from border to border: no 1
+            (a, b) = ends.T.tolist() if rng.random() < 0.5 else ends[::-1].T.tolist()
+            cv2.line(scene, a, b, colour, thickness, cv2.LINE_AA)
+        else:
+            walk = start + rng.normal(0, size / 24, (rng.integers(8, 30), 2)).cumsum(axis=0)
+            line = [walk.astype(np.int32)]
+            cv2.polylines(scene, line, False, colour, thickness, cv2.LINE_AA)
 
 
 def _colour(rng: np.random.Generator, bright: float) -> np.ndarray:

@@ -15,7 +15,7 @@ import torch
 from imagelab.data.tensors import Dataset, shuffled
 from imagelab.setup.files import atomic_path
 from imagelab.setup.runtime import UserError
-from imagelab.setup.terminal import progress, readable, tell_once
+from imagelab.setup.terminal import bar, readable, tell_once
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif",
                     ".avif"}  # fmt: skip
@@ -146,7 +146,7 @@ def kept_squares(files: list[Path], size: int, root: Path, folder: Path) -> torc
             tell_once(f"{len(files):,} pictures are decoded once, into {readable(path)}.")
             with atomic_path(path) as temporary, temporary.open("wb") as file:
                 for square in _each_square(files, size):
-                    file.write(square)
+                    file.write(square.data)
             for other in folder.glob(f"{own}-{size}-*.uint8"):
                 if other != path:
                     with contextlib.suppress(OSError):  # another run has it open, on Windows
@@ -166,9 +166,12 @@ def _each_square(files: list[Path], size: int) -> Iterator[np.ndarray]:
         fitted = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
         return np.ascontiguousarray(np.asarray(fitted).transpose(2, 0, 1))
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for k in progress(range(0, len(files), 100), "pictures", "hundred"):
-            yield from pool.map(square, files[k : k + 100])
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool, bar("decoded", "picture", len(files)) as shown:
+        for k in range(0, len(files), 100):
+            part = files[k : k + 100]
+            yield from pool.map(square, part)
+            shown.update(len(part))
 
 
 @contextlib.contextmanager

@@ -29,10 +29,14 @@ def ssim(original: np.ndarray, picture: np.ndarray) -> float:
     return float(found)  # pyright: ignore[reportArgumentType] (a tuple only where more is asked for)
 
 
+def psnr_of_each(images: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
+    """The peak signal-to-noise ratio (N,) of each of the images (N, C, H, W) in [0, 1], in dB."""
+    return -10 * (images - originals).square().flatten(1).mean(dim=1).log10()
+
+
 def mean_psnr(images: torch.Tensor, originals: torch.Tensor) -> float:
     """The mean over images (N, C, H, W) in [0, 1] of each one's peak signal-to-noise ratio, in dB."""
-    mse = (images - originals).square().flatten(1).mean(dim=1)
-    return (-10 * mse.log10()).mean().item()
+    return psnr_of_each(images, originals).mean().item()
 
 
 @torch.no_grad()

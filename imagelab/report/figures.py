@@ -32,6 +32,7 @@ MARKERS = "osD^vPX"
 STYLE: dict[RcKeyType, Any] = {
     "font.size": 10,
     "axes.titlesize": 10,
+    "axes.titley": 1,  # where it would come to stand anyway, after a long search
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,

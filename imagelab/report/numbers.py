@@ -6,8 +6,9 @@ import itertools
 import math
 import sys
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import NormalDist
+from statistics import NormalDist, fmean, stdev
 from typing import Any, Literal
 
 from imagelab.setup.terminal import columns as terminal_columns
@@ -40,6 +41,11 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     reach = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     low, high = (edge / (1 + z**2 / n) for edge in (middle - reach, middle + reach))
     return (low if share > 0 else 0.0), (high if share < 1 else 1.0)  # exactly, without rounding
+
+
+def mean_and_reach(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of independent values, and how far its 95 % interval reaches to each side."""
+    return fmean(values), NormalDist().inv_cdf(0.975) * stdev(values) / math.sqrt(len(values))
 
 
 def share_cell(share: float, n: int) -> float | str:

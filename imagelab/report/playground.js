@@ -497,11 +497,17 @@ function psnr(a, b) {
   return -10 * Math.log10(mse);
 }
 
-/** Blue below 0, white at 0, orange above, for v in [-1, 1]: Okabe and Ito's colours. */
-function diverging(v) {
-  const [r, g, b] = v < 0 ? [0, 114, 178] : [213, 94, 0];
-  const share = Math.min(Math.abs(v), 1);
-  return [r, g, b].map((part) => 245 + share * (part - 245));
+/** Whether a picture is noise: its pixels know nothing of their neighbours. Their correlation is about 0 in
+ * noise and 0.5 or more in a digit. */
+function isNoise(image) {
+  const mean = image.reduce((sum, v) => sum + v, 0) / image.length;
+  let together = 0, alone = 0;
+  image.forEach((v, i) => {
+    alone += (v - mean) ** 2;
+    if (i % SIDE < SIDE - 1) together += 0.5 * (v - mean) * (image[i + 1] - mean);
+    if (i + SIDE < image.length) together += 0.5 * (v - mean) * (image[i + SIDE] - mean);
+  });
+  return together < 0.3 * alone;
 }
 
 const grey = (v) => Array(3).fill(255 * clamp(v, 0, 1));
@@ -600,7 +606,8 @@ function bars(classes, two = true) {
     rows.forEach(({ before, after, words, row }, k) => {
       before.style.width = `${100 * shares[k]}%`;
       after.style.width = changed ? `${100 * changed[k]}%` : "0";
-      words.textContent = percent((changed ?? shares)[k]);
+      const [was, is] = [shares, changed ?? shares].map((values) => (100 * values[k]).toFixed(0));
+      words.textContent = was === is ? `${is} %` : `${was} → ${is} %`;
       row.classList.toggle("top", k === argmax(changed ?? shares));
     });
     const list = (values) => classes.map((name, k) => [name, values[k]]).filter(([, v]) => v >= 0.01)
@@ -608,7 +615,15 @@ function bars(classes, two = true) {
     box.setAttribute("aria-label",
       `Probabilities: ${list(shares)}${changed ? `; after the change: ${list(changed)}` : ""}`);
   }
-  return { box, show };
+  function clear() {
+    for (const { before, after, words, row } of rows) {
+      before.style.width = after.style.width = "0";
+      words.textContent = "";
+      row.classList.remove("top");
+    }
+    box.setAttribute("aria-label", "No probabilities yet");
+  }
+  return { box, show, clear };
 }
 
 /** Notes that one more thing (or one less) is being computed for a panel. */
@@ -643,10 +658,11 @@ const say = (element, text) => {
 // --- the panels: each takes its data, what all share, and the element to stand in ------------------
 
 async function attackPanel({ readers, digits, noun }, { classes, network }, stage) {
-  const STEPS = 10, BOARD = 280;
+  const STEPS = 10, BOARD = 280, MOST = 0.5;
+  const NAMES = { noise: "Noise", fgsm: "FGSM", pgd: "PGD" };
   const held = bytesOf(digits.images);
   const heldOut = (k) => Float32Array.from(held.subarray(k * PIXELS, (k + 1) * PIXELS), (v) => v / 255);
-  const state = { image: null, kind: "fgsm", epsilon: 0, aim: "away" };
+  const state = { image: null, truth: null, kind: "fgsm", epsilon: 0, aim: "away" }; // image: null while none is drawn
 
   // The board: drawn on with mouse, pen or finger, or showing what was chosen.
   const board = make("canvas", { width: BOARD, height: BOARD, class: "board", role: "img" });
@@ -677,9 +693,21 @@ async function attackPanel({ readers, digits, noun }, { classes, network }, stag
   }
   function readBoard() {
     const image = framed(greysOf(board), BOARD, BOARD, noun === "digit" ? 20 : SIDE);
-    state.image = image ?? new Float32Array(PIXELS);
-    tellBoard(image ? `Your own ${noun}, as you drew it.` : `An empty board: draw a ${noun} on it.`);
+    tellBoard(!image ? `An empty board: draw a ${noun} on it.`
+      : `Your own ${noun}. The network sees it with its centre of mass in the middle, as MNIST has its digits.`);
     unchoose();
+    see(image);
+  }
+  /** Takes another image, or none, with its class where that is known. */
+  function see(image, truth = null) {
+    Object.assign(state, { image, truth });
+    renew();
+  }
+  /** What was found is of what was chosen before. */
+  function renew() {
+    say(found, "");
+    aim.disabled = state.kind === "noise"; // it has none
+    search.disabled = !state.image;
     refresh();
   }
   board.addEventListener("pointerdown", (event) => {
@@ -738,11 +766,10 @@ async function attackPanel({ readers, digits, noun }, { classes, network }, stag
   }
   const unchoose = () => mark(null);
   function choose(k) {
-    state.image = heldOut(k);
-    onBoard(state.image, SIDE);
+    onBoard(heldOut(k), SIDE);
     mark(k);
     tellBoard(`A held-out ${classes[digits.labels[k]]}. Draw over it to begin one of your own.`);
-    refresh();
+    see(heldOut(k), digits.labels[k]);
   }
 
   // A picture of one's own; it stays on this computer.
@@ -761,10 +788,9 @@ async function attackPanel({ readers, digits, noun }, { classes, network }, stag
       const image = framed(ink, canvas.width, canvas.height, noun === "digit" ? 20 : SIDE);
       if (!image) return tellBoard("Nothing stands out from the border of that picture.");
       onBoard(ink, canvas.width);
-      state.image = image;
       unchoose();
       tellBoard(`${file.name}, cut out and centred. It stays on this computer.`);
-      refresh();
+      see(image);
     } catch {
       tellBoard(`${file.name} is no picture that this browser can read.`);
     }
@@ -778,37 +804,60 @@ async function attackPanel({ readers, digits, noun }, { classes, network }, stag
 
   // What is done to it.
   const kinds = choice({
-    label: "Change", options: [["noise", "noise"], ["fgsm", "FGSM, 1 step"], ["pgd", `PGD, ${STEPS} steps`]],
-    value: state.kind, act: (kind) => { state.kind = kind; refresh(); },
+    label: "What is added", options: [["noise", "noise"], ["fgsm", "FGSM, 1 step"], ["pgd", `PGD, ${STEPS} steps`]],
+    value: state.kind, act: (kind) => { state.kind = kind; renew(); },
   });
   const size = slider({
-    label: "Size ε of the change", min: 0, max: 0.5, step: 0.005, value: 0,
+    label: "Its size ε, in every pixel", min: 0, max: MOST, step: 0.005, value: 0,
     shown: (v) => v.toFixed(3), act: (v) => { state.epsilon = v; refresh(); },
   });
-  const aim = make("select", { id: "play-aim", change: () => { state.aim = aim.value; refresh(); } },
+  const aim = make("select", { id: "play-aim", change: () => { state.aim = aim.value; renew(); } },
     make("option", { value: "away" }, "away from what is read"),
     ...classes.map((name, k) => make("option", { value: k }, `towards ${name}`)));
-  const found = make("span", { class: "hint", "aria-live": "polite" });
+  const found = make("p", { class: "hint", "aria-live": "polite" });
   const search = button("Find an ε that flips it", async () => {
+    const { image, kind, aim: aimed } = state;
+    const same = () => state.image === image && state.kind === kind && state.aim === aimed;
+    const before = view(cards[0]).before.best, wanted = goal();
+    if (before === wanted) return say(found, `It reads ${classes[wanted]} already.`);
     search.disabled = true;
-    let [low, high] = [0, 0.5];
-    if (!(await flips(high))) say(found, "Not even ε = 0.5 does.");
-    else {
-      while (high - low > 0.005) {
-        const epsilon = (low + high) / 2;
-        if (await flips(epsilon)) high = epsilon; else low = epsilon;
-      }
-      state.epsilon = Math.ceil(high * 200) / 200;
-      size.set(state.epsilon);
-      say(found, `It flips at ε = ${state.epsilon.toFixed(3)}.`);
-      refresh();
-    }
-    search.disabled = false;
+    count(stage, 1);
+    say(found, "Searching …");
+    const does = wanted === null ? "flips it" : `makes it read ${classes[wanted]}`;
+    const epsilon = await least(kind, same);
+    const noise = epsilon && kind !== "noise" && wanted === null ? await least("noise", same) : undefined;
+    count(stage, -1);
+    search.disabled = !state.image;
+    if (!same()) return;
+    if (epsilon === null) return say(found, `None of the ε that were tried, up to ${MOST}, ${does}.`);
+    const beside = noise === undefined ? "" : noise === null ? `, noise at none up to ${MOST}`
+      : `, noise ${noise > epsilon ? "only " : ""}at ${noise.toFixed(3)}`;
+    state.epsilon = epsilon;
+    size.set(epsilon);
+    say(found, `${NAMES[kind]} ${does} at ε = ${epsilon.toFixed(3)}${beside}.`);
+    refresh();
   });
+  /** The smallest ε with which the goal is met, of those tried: upwards in strides, and then between the last two.
+   * Null where there is none, or where it is no longer wanted. */
+  async function least(kind, wanted) {
+    const stride = kind === "pgd" ? 0.1 : 0.02;
+    for (let high = stride; high < MOST + 1e-6 && wanted(); high += stride) {
+      if (!(await meets(high, kind))) continue;
+      let low = high - stride;
+      while (high - low > 0.005 + 1e-6) {
+        const middle = Math.round(100 * (low + high)) / 200;
+        if (await meets(middle, kind)) high = middle; else low = middle;
+      }
+      return Math.round(200 * high) / 200;
+    }
+    return null;
+  }
+  /** The class that the attack leads to, or null: away from what is read. */
+  const goal = () => (state.aim === "away" || state.kind === "noise" ? null : Number(state.aim));
 
   // What the readers make of it.
   const cards = readers.map(({ name, network: key }) => {
-    const tiles = [picture("as read"), picture("+ change"), picture("= changed")];
+    const tiles = [picture("the network's view"), picture("+ change, grey is 0"), picture("= the sum")];
     const verdict = make("p", { class: "verdict", "aria-live": "polite" });
     const badge = make("span", { class: "badge" }, "flipped");
     const chart = bars(classes);
@@ -819,48 +868,67 @@ async function attackPanel({ readers, digits, noun }, { classes, network }, stag
 
   /** The reader's view of the image, with the signs of its gradient there, computed once. */
   function view(card) {
-    if (card.seen?.image !== state.image || card.seen.aim !== state.aim) {
+    if (card.seen?.image !== state.image || card.seen.goal !== goal()) {
       const before = reading(card.net, state.image);
-      card.seen = { image: state.image, aim: state.aim, before, signs: null };
+      card.seen = { image: state.image, goal: goal(), before, signs: null };
     }
     return card.seen;
   }
-  async function changed(card, epsilon) {
-    const seen = view(card);
-    const towards = state.aim !== "away";
-    const label = towards ? Number(state.aim) : seen.before.best;
+  async function changed(card, epsilon, kind = state.kind) {
+    const seen = view(card), { image } = state;
+    const towards = seen.goal !== null;
+    const label = seen.goal ?? seen.before.best;
     const random = uniform(20);
-    if (epsilon === 0) return state.image;
-    if (state.kind === "noise") return moved(state.image, state.image.map(() => (random() < 0.5 ? -1 : 1)), epsilon);
-    if (state.kind === "fgsm") {
-      seen.signs ??= attackSigns(card.net, state.image, label, towards);
-      return moved(state.image, seen.signs, epsilon);
+    if (epsilon === 0) return image;
+    if (kind === "noise") return moved(image, image.map(() => (random() < 0.5 ? -1 : 1)), epsilon);
+    if (kind === "fgsm") {
+      seen.signs ??= attackSigns(card.net, image, label, towards);
+      return moved(image, seen.signs, epsilon);
     }
-    const start = moved(state.image, state.image.map(() => 2 * random() - 1), epsilon);
+    const start = moved(image, image.map(() => 2 * random() - 1), epsilon);
     let x = start;
-    for (x of pgd(card.net, state.image, start, label, epsilon, STEPS, towards)) await frame();
+    for (x of pgd(card.net, image, start, label, epsilon, STEPS, towards)) await frame();
     return x;
   }
-  async function flips(epsilon) {
-    const image = await changed(cards[0], epsilon);
-    const { best } = reading(cards[0].net, image);
-    return state.aim === "away" ? best !== view(cards[0]).before.best : best === Number(state.aim);
+  /** Whether another reading than before is what was aimed at. */
+  const met = (before, after) => after !== before && (goal() === null || after === goal());
+  async function meets(epsilon, kind) {
+    await frame();
+    if (!state.image) return false;
+    const x = await changed(cards[0], epsilon, kind);
+    return met(view(cards[0]).before.best, reading(cards[0].net, x).best);
+  }
+  function showEmpty({ tiles, chart, card, badge, verdict }) {
+    for (const { canvas } of tiles) paint(canvas, new Float32Array(PIXELS));
+    chart.clear();
+    card.classList.remove("flipped");
+    badge.hidden = true;
+    say(verdict, "Nothing to read yet.");
   }
   const refresh = coalesced(stage, async () => {
     for (const card of cards) {
-      const { image, epsilon } = state;
+      const { image, epsilon, truth } = state;
+      if (!image) {
+        showEmpty(card);
+        continue;
+      }
       const { before } = view(card);
       const x = await changed(card, epsilon);
+      if (state.image !== image) continue; // it is asked for again
       const after = epsilon ? reading(card.net, x) : before;
       paint(card.tiles[0].canvas, image);
-      paint(card.tiles[1].canvas, x.map((v, i) => (v - image[i]) / Math.max(epsilon, 1e-6)), SIDE, diverging);
+      paint(card.tiles[1].canvas, x.map((v, i) => 0.5 + v - image[i]));
       paint(card.tiles[2].canvas, x);
       card.chart.show(before.shares, epsilon ? after.shares : null);
-      const flipped = after.best !== before.best;
-      card.card.classList.toggle("flipped", flipped);
-      card.badge.hidden = !flipped;
+      const done = met(before.best, after.best);
+      card.card.classList.toggle("flipped", done);
+      card.badge.hidden = !done;
+      say(card.badge, goal() === null ? "flipped" : `reads ${classes[after.best]}`);
       const word = ({ shares, best }) => `${classes[best]} (${percent(shares[best])})`;
-      say(card.verdict, `It reads ${word(before)}${epsilon ? `,\nthen ${flipped ? "" : "still "}${word(after)}` : ""}.`);
+      const wrong = truth !== null && before.best !== truth;
+      const first = `It reads ${word(before)}${wrong ? `, but it is a ${classes[truth]}` : ""}`;
+      const then = `${after.best === before.best ? "still " : ""}${word(after)}${wrong && after.best === truth ? ", rightly" : ""}`;
+      say(card.verdict, `${first}${epsilon ? `;\nthen ${then}` : ""}.`);
       await frame();
     }
   });
@@ -871,7 +939,7 @@ async function attackPanel({ readers, digits, noun }, { classes, network }, stag
       make("div", { class: "left" }, board, hint, tools, shelf),
       make("div", { class: "right" },
         make("div", { class: "controls" }, kinds, size.row,
-          make("div", { class: "tools" }, make("label", { for: "play-aim" }, "Aim"), aim, search, found)),
+          make("div", { class: "tools" }, make("label", { for: "play-aim" }, "Its aim"), aim, search), found),
         make("div", { class: "readers" }, ...cards.map(({ card }) => card)))));
   choose(0);
 }
@@ -901,7 +969,7 @@ async function ganPanel({ network: key, latent, directions }, { classes, network
     act: (v) => { state.share = v; refresh(); },
   });
   const ways = directions.map((_, k) => slider({
-    label: `Direction ${k + 1}`, min: -6, max: 6, step: 0.1, value: 0, shown: (v) => v.toFixed(1),
+    label: `Direction ${k + 1}`, min: -2, max: 2, step: 0.1, value: 0, shown: (v) => v.toFixed(1),
     act: (v) => { state.along[k] = v; refresh(); },
   }));
   const chart = eyes && bars(classes, false);
@@ -948,7 +1016,7 @@ async function ganPanel({ network: key, latent, directions }, { classes, network
       const tile = generate(net, latentAt(share));
       const one = read(tile);
       paint(canvas, tile);
-      say(under, one ? classes[one.best] : "");
+      say(under, `${Math.round(100 * share)} %${one ? `\n${classes[one.best]}` : ""}`);
       box.setAttribute("aria-label", `Blend of ${Math.round(100 * share)} %${one ? `, read as ${words(one)}` : ""}`);
       box.classList.toggle("here", Math.abs(share - state.share) < 0.5 / (STRIP - 1));
     }
@@ -958,7 +1026,8 @@ async function ganPanel({ network: key, latent, directions }, { classes, network
     make("div", { class: "gan" },
       make("div", {},
         make("h3", {}, "Samples"),
-        make("p", { class: "hint" }, "Tap one for A, another for B."),
+        make("p", { class: "hint" }, `Choose one for A, one for B, and so on in turn.${eyes
+          ? " Below each: what the classifier reads. It names a class whatever it sees, also where you see none." : ""}`),
         make("div", { class: "sheet" }, ...sheet.map(({ box }) => box)),
         make("div", { class: "tools" }, button("Shuffle", shuffle))),
       make("div", {},
@@ -966,8 +1035,9 @@ async function ganPanel({ network: key, latent, directions }, { classes, network
         make("div", { class: "blend" }, big.figure, ...(chart ? [chart.box] : [])),
         blend.row,
         make("div", { class: "strip" }, ...strip.map(({ box }) => box)),
-        make("h3", {}, "And along a direction"),
-        make("p", { class: "hint" }, "Those in which the first layer's answer changes most."),
+        make("h3", {}, "A step to the side"),
+        make("p", { class: "hint" }, "These four directions move the generator's first layer most. "
+          + "The numbers are standard deviations: a random latent seldom lies further from 0."),
         make("div", { class: "ways" }, ...ways.map(({ row }) => row)),
         make("div", { class: "tools" }, button("Back to 0", () => {
           state.along.fill(0);
@@ -990,18 +1060,25 @@ async function diffusionPanel({ recipes }, { classes, network, reader }, stage) 
     const tiles = [picture("xₜ"), picture("x̂₀")];
     const film = FILM.map((done) => {
       const tile = picture();
-      const label = `To step ${done}, t = ${T - done}, of the ${recipe.name} recipe`;
+      const label = `To step ${done}, t = ${T - done}: ${recipe.title}`;
       const box = make("button", { type: "button", class: "sample", "aria-label": label, click: () => go(done) }, tile.figure);
       return { ...tile, done, box };
     });
     const left = Math.sqrt(recipe.alphaBar[recipe.alphaBar.length - 1]);
     const end = left < 0.05 ? "its training ends in noise, where sampling starts"
       : `in training ${percent(left)} of the picture is left at the end, but sampling starts from noise alone`;
-    const card = make("section", { class: "recipe" }, make("h3", {}, `The ${recipe.name} recipe`),
+    const told = make("p", { class: "hint" });
+    const card = make("section", { class: "recipe" }, make("h3", {}, recipe.title),
       make("p", { class: "hint" }, `It predicts ${recipe.predicts === "x0" ? "the clean picture x̂₀" : "the noise ε"}; ${end}.`),
       make("div", { class: "pair" }, ...tiles.map(({ figure }) => figure)),
-      make("div", { class: "strip" }, ...film.map(({ box }) => box)));
-    rows.push({ recipe, net, tiles, film, card, states: [], normals: null });
+      make("p", { class: "hint" }, `x̂₀ on the way; below each its t${eyes ? " and what it is read as" : ""}:`),
+      make("div", { class: "strip" }, ...film.map(({ box }) => box)), told);
+    rows.push({ recipe, net, tiles, film, card, told, states: [], normals: null });
+  }
+  /** What the classifier reads in x̂₀ with its share. It names a class whatever it sees, so noise is told apart. */
+  function readIn(x0) {
+    const { shares, best } = reading(eyes, shown(x0).map((v) => clamp(v, 0, 1)));
+    return { share: shares[best], name: isNoise(x0) ? "noise" : classes[best], best };
   }
   /** The state after `done` steps, {x, x0}; each is computed once. */
   function stateAt(row, done) {
@@ -1025,6 +1102,7 @@ async function diffusionPanel({ recipes }, { classes, network, reader }, stage) 
   function go(done) {
     state.done = clamp(done, 0, T);
     way.set(state.done);
+    if (!state.playing) pause();
     refresh();
   }
   const way = slider({
@@ -1034,7 +1112,7 @@ async function diffusionPanel({ recipes }, { classes, network, reader }, stage) 
   const play = button("▶ Play", () => (state.playing ? pause() : start()));
   function pause() {
     state.playing = false;
-    say(play, "▶ Play");
+    say(play, state.done === T ? "↺ Play again" : "▶ Play");
   }
   async function start() {
     state.playing = true;
@@ -1048,11 +1126,19 @@ async function diffusionPanel({ recipes }, { classes, network, reader }, stage) 
     pause();
   }
   const filled = coalesced(stage, async () => {
-    for (const row of rows)
-      for (const { canvas, done } of row.film) {
-        paint(canvas, shown(stateAt(row, done).x0));
+    for (const row of rows) {
+      const names = [];
+      for (const { canvas, words, done } of row.film) {
+        const { x0 } = stateAt(row, done);
+        paint(canvas, shown(x0));
+        if (eyes) names.push(readIn(x0).name);
+        say(words, `${T - done}${eyes ? `\n${names.at(-1)}` : ""}`);
         await frame();
       }
+      const last = names.at(-1), since = names.findLastIndex((name) => name !== last) + 1;
+      if (last === "noise") say(row.told, since ? "It ends as noise." : "It never becomes a picture: what is left is noise.");
+      else if (eyes) say(row.told, since ? `Decided: from t = ${T - FILM[since]} on it is read as ${last}.` : `It is read as ${last} all along.`);
+    }
   });
   const refresh = coalesced(stage, async () => {
     for (const row of rows) {
@@ -1060,10 +1146,11 @@ async function diffusionPanel({ recipes }, { classes, network, reader }, stage) 
       const t = T - state.done;
       paint(row.tiles[0].canvas, shown(x));
       paint(row.tiles[1].canvas, shown(x0));
-      const found = eyes && reading(eyes, shown(x0).map((v) => clamp(v, 0, 1)));
+      const found = eyes && readIn(x0);
       say(row.tiles[0].words, t === 0 ? "x₀, the sample" : `xₜ at t = ${t}`);
-      say(row.tiles[1].words, `x̂₀${found ? `, read as ${classes[found.best]} (${percent(found.shares[found.best])})` : ""}`);
-      for (const tile of row.tiles) tile.canvas.setAttribute("aria-label", `${row.recipe.name}: ${tile.words.textContent}`);
+      say(row.tiles[1].words, !found ? "x̂₀" : found.name === "noise"
+        ? `x̂₀: noise, yet read as ${classes[found.best]}` : `x̂₀, read as ${found.name} (${percent(found.share)})`);
+      for (const tile of row.tiles) tile.canvas.setAttribute("aria-label", `${row.recipe.title}: ${tile.words.textContent}`);
       for (const { box, done } of row.film) box.classList.toggle("here", done === state.done);
     }
   });
@@ -1324,31 +1411,40 @@ async function noisePanel({ clean, steps, sigmas, restored }, _, stage) {
     if (!loaded.has(url)) loaded.set(url, greysOf(await canvasOf(url)));
     return loaded.get(url);
   };
-  const state = { step: 1, by: "blur", sigma: 1.1 };
+  const state = { step: steps.length, by: "blur", sigma: 1, chosen: false }; // whether the width was chosen for the step
+  const best = steps.map(() => null); // of the blur at each step: its width and decibels
   const [left, right] = [picture("noisy"), picture("restored")];
-  const options = [["blur", "blur"], ...Object.keys(restored).map((name) => [name, name]), ["clean", "the clean picture"]];
-  const by = choice({ label: "Right", options, value: "blur", act: (v) => { state.by = v; refresh(); } });
-  const step = slider({ label: "Noise", min: 0, max: steps.length, step: 1, value: 1,
-    shown: (v) => (v ? `step ${v}, σ = ${sigmas[v - 1].toFixed(2)}` : "none"), act: (v) => { state.step = v; refresh(); } });
+  const BLUR = "blur, width by hand", CLEAN = "the clean picture";
+  const options = [["blur", BLUR], ...Object.keys(restored).map((name) => [name, name]), ["clean", CLEAN]];
+  const by = choice({ label: "Filter of the right picture", options, value: "blur", act: (v) => { state.by = v; refresh(); } });
+  const step = slider({ label: "Noise", min: 0, max: steps.length, step: 1, value: state.step,
+    shown: (v) => (v ? `step ${v}, σ = ${sigmas[v - 1].toFixed(2)}` : "none"), act: (v) => { Object.assign(state, { step: v, chosen: false }); refresh(); } });
   const wide = slider({ label: "Width of the blur, in pixels", min: 0, max: 4, step: 0.1, value: state.sigma,
-    shown: (v) => v.toFixed(1), act: (v) => { state.sigma = v; refresh(); } });
+    shown: (v) => v.toFixed(1), act: (v) => { Object.assign(state, { sigma: v, chosen: true }); refresh(); } });
+  const told = make("p", { class: "hint", "aria-live": "polite" });
   const decibels = (x) => {
     const value = psnr(original, x);
-    return Number.isFinite(value) ? `PSNR ${value.toFixed(1)} dB` : "the clean picture itself";
+    return Number.isFinite(value) ? `PSNR ${value.toFixed(1)} dB` : "no error";
   };
   const refresh = coalesced(stage, async () => {
     const noisy = state.step ? await greysAt(steps[state.step - 1]) : original;
-    let result = original;
-    if (state.by === "blur") result = blurred(noisy, width, height, state.sigma);
-    else if (state.by !== "clean" && state.step) result = await greysAt(restored[state.by][state.step - 1]);
+    let result = original, name = Object.fromEntries(options)[state.by];
+    if (state.by === "blur") {
+      result = blurred(noisy, width, height, state.sigma);
+      const value = psnr(original, result);
+      if (state.step && state.chosen && !(value <= best[state.step - 1]?.value)) best[state.step - 1] = { value, sigma: state.sigma };
+    } else if (state.by !== "clean" && state.step) result = await greysAt(restored[state.by][state.step - 1]);
+    else if (state.by !== "clean") name = "no noise to filter";
     wide.row.hidden = state.by !== "blur";
     paint(left.canvas, noisy, width);
     paint(right.canvas, result, width);
     say(left.words, `${state.step ? `noise, σ = ${sigmas[state.step - 1].toFixed(2)}` : "no noise"}: ${decibels(noisy)}`);
-    say(right.words, `${Object.fromEntries(options)[state.by]}: ${decibels(result)}`);
+    say(right.words, `${name}: ${decibels(result)}`);
+    const tried = best.map((one, k) => one && `step ${k + 1}: ${one.sigma.toFixed(1)} (${one.value.toFixed(1)} dB)`).filter(Boolean);
+    say(told, tried.length ? `Best width that you have tried: ${tried.join(", ")}.` : "");
     for (const tile of [left, right]) tile.canvas.setAttribute("aria-label", tile.words.textContent);
   });
-  stage.append(make("div", { class: "controls" }, step.row, by, wide.row),
+  stage.append(make("div", { class: "controls" }, step.row, by, wide.row, told),
     make("div", { class: "photos" }, left.figure, right.figure));
   await refresh();
 }
@@ -1423,6 +1519,6 @@ function start() {
 // For the tests, and for whoever opens the browser's console.
 globalThis.playground = {
   unpack, networkOf, conv3, maxPool2, dense, classify, reading, inputGradient, moved, attackSigns, pgd, generate,
-  decode, answer, toX0, cleanEstimate, reverseStep, guidedEstimate, solved, repaintLevels, repainted, inWorker, uniform, normal, between, framed, inkOf, resized, blurred, psnr, half,
+  decode, answer, toX0, cleanEstimate, reverseStep, guidedEstimate, solved, repaintLevels, repainted, inWorker, uniform, normal, between, framed, inkOf, resized, blurred, psnr, half, isNoise,
 };
 start();

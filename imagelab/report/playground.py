@@ -37,6 +37,11 @@ READING, DRAWING = 10, 6  # bits of its fraction that a float16 keeps: logits ne
 UNUSABLE = (UserError, OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError)
 DIGITS_A_CLASS, POINTS, DIRECTIONS, LONGEST, CROP = 3, 300, 4, 1000, 192
 STEPS = 20  # of the U-Net's sampling
+TITLES = {"literal": "The recipe to the letter", "corrected": "The corrected recipe"}
+FILTERS = {
+    "Gaussian blur": "blur, width by σ",
+    "learned": "learned network",
+}  # and others by their names
 
 
 @dataclass
@@ -192,10 +197,14 @@ def attack(play: Playground, root: Path, results: dict) -> Panel:
             with contextlib.suppress(UserError):
                 saved = load_checkpoint(folder / f"{method}.pth", "adversarial_training")
                 weights = trained_on(saved, record)["model"]["classifier"]
+                if saved["config"].get("network", "plain") != "plain":
+                    continue  # the page computes the plain network's layers only
                 name = play.add_network(method, weights, READING)
                 readers.append({"network": name, "name": title})
     if not readers:
         raise LookupError("no classifier")
+    if len(readers) == 1:  # nothing to tell it from
+        readers[0]["name"] = "What the network reads"
     play.reader, play.classes = play.reader or readers[0]["network"], data.classes
     chosen = torch.cat(
         [
@@ -210,8 +219,8 @@ def attack(play: Playground, root: Path, results: dict) -> Panel:
         f"Draw a {what} or choose one: the network that this run trained reads it, and the bars are "
         "its ten probabilities. Then every pixel changes by at most ε, in the direction that the "
         "network's own gradient names, until it reads something else.",
-        f"choose a held-out {what}, drag ε to the right until the reading flips, and then choose "
-        "noise: it changes every pixel by as much and hardly matters.",
+        f"choose a held-out {what} and press “Find an ε that flips it”. At the ε that FGSM needs, noise "
+        "leaves nearly every reading as it was, though it changes every pixel by as much.",
         demo,
         {
             "readers": readers,
@@ -257,14 +266,14 @@ def diffusion(play: Playground, root: Path, results: dict) -> Panel:
             recipes.append(recipe(play, folder / f"compared_{other}.pth", record))
     add_reader(play, root, record, data)
     steps = len(recipes[0]["alphaBar"])
-    beside = " Beside it the recipe to the letter starts from the same noise." * (len(recipes) > 1)
+    beside = f" {recipes[-1]['title']} starts from the same noise." * (len(recipes) > 1)
     return Panel(
         "diffusion",
         "Watch diffusion",
-        f"The network starts from noise and removes a little of it in each of {steps} steps. Beside the "
-        "current picture, xₜ, stands x̂₀: the clean picture that the network expects at that moment."
-        + beside,
-        "press play, then drag the slider back to the step at which the picture was decided.",
+        f"The network starts from noise and removes a little of it in each of {steps} steps. xₜ is the "
+        "picture at that moment, x̂₀ the clean picture that the network expects then." + beside,
+        "press play, then look along the row of small pictures. Where the reading below them stops "
+        "changing, the picture was decided; choose a small picture to go there.",
         "mlp_diffusion",
         {"recipes": recipes},
     )
@@ -298,6 +307,7 @@ def recipe_of(
     network = play.add_network(f"denoiser-{name}", {**weights, "embedding": table}, DRAWING)
     return {
         "name": name,
+        "title": TITLES.get(name, f"The recipe “{name}”"),
         "network": network,
         "alphaBar": alpha_bar,
         "predicts": predicts,
@@ -395,16 +405,22 @@ def noise(play: Playground, root: Path, results: dict) -> Panel:
         found = re.fullmatch(r"restored_\d+_(.+)\.png", name)
         if found:
             picture = shown(read_png(folder / name), quality=80)
-            restored.setdefault(found[1].replace("_", " "), []).append(picture)
+            method = found[1].replace("_", " ")
+            restored.setdefault(FILTERS.get(method, method), []).append(picture)
     restored = {name: made for name, made in restored.items() if len(made) == len(steps)}
-    filters = "the blur, or another filter," if restored else "the blur"
+    whole = read_png(folder / steps[0])
+    cropped = middle(whole).shape != whole.shape
+    crop = (
+        " Only the middle of the report's picture is shown, so its decibels differ a little."
+        * cropped
+    )
     return Panel(
         "noise",
         "A noisy picture",
         "Left: the picture with more and more Gaussian noise of σ. Right: the same after a filter. "
-        "PSNR, in decibels, says how close each is to the clean picture: higher is closer.",
-        f"go to the last step and find the width at which {filters} helps most; then go back to the "
-        "first step, where as much blur does harm.",
+        f"PSNR, in decibels, says how close each is to the clean picture: higher is closer.{crop}",
+        "at the last step, find the width of the blur with the highest PSNR; then go to the first step, "
+        "where a smaller width is best." + " Then try the other filters." * bool(restored),
         "diffusion_demo",
         {**pictures, "sigmas": sigmas, "restored": restored},
     )

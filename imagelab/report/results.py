@@ -127,7 +127,7 @@ class Result:
         if self.metrics:
             print()
             rows = [[name, metric_text(asdict(m)), m.n] for name, m in self.metrics.items()]
-            print(text_table(["figure", "value", "n"], rows))
+            print(text_table(["measure", "value", "n"], rows))
         if self.learned:
             print("\n" + wrapped(self.learned))
         if self.config.get("quick"):

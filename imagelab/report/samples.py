@@ -62,6 +62,12 @@ def write_grid(
         training.show_picture("samples", sheet)
 
 
+def show_training_images(result: Result, data: Dataset) -> None:
+    """Write `real.png`: the first thing of a run to look at, also while it trains."""
+    shown = random_subset(len(data.images), GRID, "real grid").to(data.images.device)
+    write_grid(result.folder / "real.png", data.images[shown])
+
+
 def samples_to_draw(config, data: Dataset) -> int:
     """--num-samples for --samples-file; without it, as many as can be scored and drawn."""
     if config.samples_file is not None:
@@ -182,9 +188,8 @@ def report_samples(
     if rows:
         named = dict(zip(rows, samples[:GRID].split(10), strict=False))
         figures.save_figure(figures.plot_rows(named), path)
-    real = result.add_file("real.png", "Training images, to compare with.")
-    shown = random_subset(len(data.images), GRID, "real grid").to(data.images.device)
-    write_grid(real, data.images[shown])
+    result.add_file("real.png", "Training images, to compare with.")
+    show_training_images(result, data)
     scores = evaluator.scores(samples) if evaluator else None
     if evaluator and scores:
         evaluator.add_to(result, scores)

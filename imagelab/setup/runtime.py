@@ -90,8 +90,26 @@ def prepare(seed: int, device: str) -> torch.device:
     # memory. MKL reads this at its first product, so here is early enough; it costs no time.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     torch.set_flush_denormal(True)
+    spare_the_compiler()
     torch.manual_seed(seed)
     return use(pick_device(device))
+
+
+def spare_the_compiler() -> None:
+    """Let Adam do without torch's compiler, which takes more than a second and 150 MB to load.
+
+    Adam's methods load it to say that they are not to be compiled, and nothing here compiles them. A
+    torch in which they do so in another way loads it as ever.
+    """
+    unmarked = (
+        getattr(method, "__wrapped__", None) for method in vars(torch.optim.Optimizer).values()
+    )
+    for method in filter(None, unmarked):
+        vars(method).setdefault("__dynamo_disable", method)
+    step = vars(torch.optim.Adam)["step"]
+    if step.__name__ == "step" and not hasattr(step, "hooked"):  # no Adam has been made as yet
+        plain = getattr(step, "__wrapped__", step)
+        torch.optim.Adam.step = torch.no_grad()(plain)
 
 
 def generator(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:

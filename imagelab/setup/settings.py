@@ -179,6 +179,9 @@ class ResumableSettings(BoardSettings, Settings):
     """Continue the training from its checkpoint."""
     time_limit: Annotated[float, Limits(1e-3)] | None = None
     """End the training after this many seconds; then measure the network as it is."""
+    compile: bool = False
+    """Train by way of torch.compile. The first steps take a minute or two more, the others less time: for
+    trainings of an hour. It takes a C++ compiler."""
 
 
 @dataclass(frozen=True)

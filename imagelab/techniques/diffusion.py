@@ -263,4 +263,11 @@ def image_noise(
     So an image does not depend on the others that are drawn with it.
     """
     generators = [torch.Generator().manual_seed(seed * 1_000_003 + first + k) for k in range(count)]
-    return lambda: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+
+    def noise() -> torch.Tensor:
+        numbers = torch.empty(count, *shape)
+        for image, own in zip(numbers, generators, strict=True):
+            image.normal_(generator=own)
+        return numbers.to(device)
+
+    return noise

@@ -145,15 +145,10 @@ def step_kl(
 
     Both means have the same share of x_t (Ho et al. eq. 7). So they differ by x₀ − x̂₀ times a factor.
     """
-    (mean, posterior), (mean_hat, _) = (
-        schedule.posterior(x, torch.zeros_like(x), t) for x in (x0, x0_hat)
-    )
-    return 0.5 * (
-        (variance / posterior).log()
-        + posterior / variance
-        - 1
-        + (mean - mean_hat).square() / variance
-    )
+    no_x_t = torch.zeros((), dtype=x0.dtype, device=x0.device)
+    difference, posterior = schedule.posterior(x0 - x0_hat, no_x_t, t)
+    apart = difference.square() / variance
+    return 0.5 * ((variance / posterior).log() + posterior / variance - 1 + apart)
 
 
 def discretised_gaussian(x0: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,8 @@ def join(device: torch.device) -> torch.device:
             )
         device = use(torch.device("cuda", rank))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # What is on the CPU goes through gloo: for a word there, the program need not wait for its GPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return device
 
 
@@ -74,8 +75,6 @@ def mean(value: torch.Tensor) -> torch.Tensor:
     return value / world()
 
 
-def any_of(flag: bool, device: torch.device) -> bool:
+def any_of(flag: bool) -> bool:
     """Whether `flag` is set in any process: they must all stop after the same step."""
-    if world() == 1:
-        return flag
-    return bool(mean(torch.tensor(float(flag), device=device)) > 0)
+    return bool(mean(torch.tensor(float(flag))) > 0)

@@ -18,6 +18,7 @@ checkpoint stay beside it.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import shutil
 import signal
@@ -43,6 +44,7 @@ from imagelab.training.checkpoints import (
     resumes_on,
     save_checkpoint,
 )
+from imagelab.training.compiled import compiled
 from imagelab.training.tensorboard import Board
 
 # Settings that a resumed run may change: they have no influence on the weights after each step.
@@ -59,6 +61,7 @@ MAY_CHANGE_ON_RESUME = {
     "show",
     "export",
     "tensorboard",
+    "compile",
     "debug",
     "device",
     "epochs",
@@ -171,6 +174,7 @@ class Training(Generic[Network]):
         self._asked = 0.0  # when
         self._handlers: dict = {}
         self._bar: Any = None
+        self._compiled = contextlib.ExitStack()
         if self.shared and self.time_limit is not None:
             raise UserError("--time-limit needs a single process: their clocks would not agree.")
         if getattr(config, "quick", False) and not config.resume:
@@ -229,6 +233,8 @@ class Training(Generic[Network]):
     # --- the loop ---------------------------------------------------------------------------------
 
     def __enter__(self) -> Training:
+        if getattr(self.config, "compile", False):
+            self._compiled.enter_context(compiled(self.networks.values()))
         self._started = time.perf_counter()
         if self._watched:
             self._board = Board(self.path, self.steps_done)
@@ -239,6 +245,7 @@ class Training(Generic[Network]):
 
     def __exit__(self, _kind, error: BaseException | None, _traceback) -> None:
         self._seconds_before, self._started = self.seconds_used, None
+        self._compiled.close()
         if self._bar is not None:
             self._bar.close()
         for number, handler in self._handlers.items():
@@ -408,7 +415,7 @@ class Training(Generic[Network]):
         self._stop, self._asked = number, time.perf_counter()
 
     def _asked_to_stop(self) -> bool:
-        if self.shared and distributed.any_of(self._stop is not None, self.data.images.device):
+        if self.shared and distributed.any_of(self._stop is not None):
             self._stop = self._stop or signal.SIGINT
         return self._stop is not None
 
