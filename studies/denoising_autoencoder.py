@@ -10,7 +10,7 @@ understand stays as it was. This suits photographs of any content, size and stre
     python -m studies.denoising_autoencoder denoise --image noisy.jpg --output clean.png
     python -m studies.denoising_autoencoder denoise --export denoiser.onnx
     python -m studies.denoising_autoencoder compare           # six photographs, three σ, no training
-    python -m studies.denoising_autoencoder photographs       # trains the residual network: hours
+    python -m studies.denoising_autoencoder photographs       # trains the residual network: 3 hours
 
 `denoise` and `compare` need no training: the weights of `photographs` come with the project. The residual
 network is in imagelab/techniques/denoiser.py, the classical methods are in restoration.py beside it.

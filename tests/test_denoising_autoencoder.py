@@ -328,4 +328,4 @@ def test_wrong_input(tmp_path):
     assert "--sigma" in complaint(SCRIPT, "--sigma", "nan", "--output-dir", tmp_path)
     photographs = (SCRIPT, "photographs", "--output-dir", tmp_path, "--widths")
     assert "must be as many" in complaint(*photographs, 8, 8, "--blocks", 1)
-    assert "too many for 64" in complaint(*photographs, *[8] * 7, "--blocks", *[1] * 7)
+    assert "too many for 64" in complaint(*photographs, *[8] * 8, "--blocks", *[1] * 8)
