@@ -1,6 +1,6 @@
 """Runs the demos in sequence and writes what came out as a table, `results.json` and `report.html`.
 
-    python advanced_image_processing.py            # the four demos: 3½ minutes on two CPU cores
+    python advanced_image_processing.py            # the four demos: 3 minutes on two CPU cores
     python advanced_image_processing.py --quick    # every step in forty seconds
     python advanced_image_processing.py --only fgsm gan_mnist
     python advanced_image_processing.py --all      # the studies as well
@@ -68,7 +68,7 @@ DEMOS: dict[str, Demo] = {
         "diffusion_images", 4, 5, "last step: PSNR after the blur", {"compare": True}
     ),
     "gan_mnist": Demo("fake_images", 75, 8, "Fréchet distance", {"compare": True}),
-    "mlp_diffusion": Demo("diffusion_samples", 95, 15, "Fréchet distance", {"compare": True}),
+    "mlp_diffusion": Demo("diffusion_samples", 80, 15, "Fréchet distance", {"compare": True}),
 }
 
 
