@@ -395,8 +395,9 @@ def evaluate(
         "Left, the losses. Right, the mean output of D for real and for generated images. A D that "
     )
     caption += f"cannot tell them apart does best with {undecided:g} for all"
-    caption += ", because real images are labelled " if config.label_smoothing else "."
-    caption += f"{1 - config.label_smoothing:g} instead of 1." if config.label_smoothing else ""
+    if config.label_smoothing:
+        caption += f", because real images are labelled {1 - config.label_smoothing:g} instead of 1"
+    caption += "."
     result.add_figure("curves.png", plot_curves(training, undecided), caption)
     frames = [read_png(path) for path in epoch_grids(training, result)]
     if frames:

@@ -221,12 +221,10 @@ def report_neighbours(result: Result, samples: torch.Tensor, data: Dataset) -> N
     usual = usual.median().item()
     name = "distance to the nearest training image"
     result.add_metric(name, distance.median(), len(few), floor=usual)
-    ten = torch.linspace(
-        0, len(few) - 1, min(10, len(few))
-    ).long()  # of every class, where in order
-    index, distance = index.cpu()[ten], distance.cpu()[ten]
-    pairs = {"sample": few.cpu()[ten], "nearest\ntraining image": data.images.cpu()[index]}
-    figure = figures.plot_rows(pairs, [f"distance\n{d:.3f}" for d in distance.tolist()])
+    # Evenly from all of them: of every class, where they come in order.
+    ten = torch.linspace(0, len(few) - 1, min(10, len(few)), device=few.device).long()
+    pairs = {"sample": few[ten], "nearest\ntraining image": data.images[index[ten]]}
+    figure = figures.plot_rows(pairs, [f"distance\n{d:.3f}" for d in distance[ten].tolist()])
     caption = (
         "Samples, and the training image nearest to each, by root mean square of pixels from 0 to 1. "
         f"At a distance of 0 a sample would be a copy. Held-out images have {usual:.3f} in the median."
