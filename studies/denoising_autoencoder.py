@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from diffusion_demo import NOISES, Noise
-from imagelab.data.datasets import EMBEDDED, Dataset, load_for, random_subset, unit
+from imagelab.data.datasets import EMBEDDED, Dataset, load_for, mean_grey, random_subset, unit
 from imagelab.data.photographs import HELD_OUT, PATCH, grey, photograph, random_patches
 from imagelab.data.pictures import open_picture, picture_format, write_picture
 from imagelab.data.quality import mean_psnr, mean_ssim
@@ -84,7 +84,7 @@ def build(config: Config, data: Dataset) -> Autoencoder:
         nn.init.kaiming_normal_(layer.weight)
     # The last layer starts from the mean grey of the images. From 0.5 everywhere the first steps would
     # drive all pixels to black, where the sigmoid is so flat that no gradient brings them back.
-    nn.init.constant_(last.get_parameter("bias"), unit(data.images).mean().logit().item())
+    nn.init.constant_(last.get_parameter("bias"), mean_grey(data.images).logit().item())
     return model
 
 

@@ -172,3 +172,38 @@ def test_a_picture_that_is_read_as_the_target_needs_no_attack(capsys, tmp_path, 
     read = int(predict(model, fgsm.read_like(path, data.shape)[None]).argmax())
     fgsm.report_own_picture(fgsm.Config(targeted=read), data, path, None)
     assert f"mine.png, read as {read}, which is the target already" in capsys.readouterr().out
+
+
+def test_the_smallest_epsilon_that_fools(monkeypatch):
+    """The first of those asked for at which the reading changes; beside it noise of the same size."""
+
+    class Brightness(torch.nn.Module):
+        """Reads a dark image as class 0, a bright one as class 1."""
+
+        def forward(self, images):
+            mean = images.mean(dim=(1, 2, 3))
+            return torch.stack([0.5 - mean, mean - 0.5], dim=1)
+
+    model, image, sizes, noise = (
+        Brightness(),
+        torch.full((1, 28, 28), 0.3),
+        [],
+        fgsm.attacks.sign_noise,
+    )
+
+    def drawn(x, epsilon, rng):
+        sizes.append(epsilon)
+        return noise(x, epsilon, rng)
+
+    def attack(_model, x, _aim, epsilon, targeted):
+        assert not targeted
+        return torch.ones_like(x) if epsilon >= 0.2 else x
+
+    monkeypatch.setattr(fgsm.attacks, "sign_noise", drawn)
+    found = fgsm.smallest_fooling(model, image, 0, None, [0.1, 0.2, 0.3], attack)
+    assert found.epsilon == 0.2 and sizes == [0.2]  # noise that is not shown is not drawn
+    original, noisy, attacked = found.images
+    assert torch.equal(original, image) and (attacked == 1).all()
+    assert 0.1 < (noisy - image).abs().max() <= 0.2 + 1e-6
+    assert torch.allclose(found.read, predict(model, found.images))
+    assert fgsm.smallest_fooling(model, image, 0, None, [0.05, 0.1], attack) is None

@@ -244,6 +244,11 @@ def test_a_trajectory_is_a_strip_and_an_animation(result, steps, shown, both, mo
     titles = [axis.get_title() for axis in drawn[0].axes if axis.get_title()]
     assert {"t = 1", f"t = {steps}"} <= set(titles)  # both ends of the way
     assert len(titles) == (1 + both) * min(shown, steps)
+    times = [int(title.removeprefix("t = ")) for title in titles]
+    strip_of = {"reverse": times[-min(shown, steps) :], "forward": times[: min(shown, steps)]}
+    assert not both or strip_of["forward"] == strip_of["reverse"][::-1]
+    gaps = -np.diff(strip_of["reverse"])  # from noise to image, nearer and nearer to each other
+    assert (gaps > 0).all() and (np.diff(gaps) <= 0).all()
     with Image.open(strip) as picture:
         assert min(picture.size) > 50
     with Image.open(animation) as gif:

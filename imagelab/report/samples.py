@@ -252,19 +252,17 @@ def add_trajectory(
     A strip of `shown` columns, a row per image, and all states as an animation. The columns are nearer
     to each other towards t = 0, where the images change more.
     """
-    processes = {"forward process": forward} if forward else {}
-    processes["reverse process"] = reverse
     n, shown = len(reverse[0][1]), min(shown, len(reverse))
-    figure, axes = figures.new_figure(1.1 * shown, 1.05 * n * len(processes), len(processes), shown)
-    for line, states in zip(axes, processes.values(), strict=True):
-        times = [t for t, _ in states]
-        aims = max(times) * np.linspace(0, 1, shown) ** 2
-        nearest_to = {int(np.abs(np.array(times) - aim).argmin()) for aim in aims}
-        others = sorted(set(range(len(states))) - nearest_to, key=lambda i: times[i])
-        chosen = [states[i] for i in sorted([*nearest_to, *others[: shown - len(nearest_to)]])]
-        for axis, (t, images) in zip(line, chosen, strict=True):
+    last = len(reverse) - 1
+    # Numbers of states, counted from the image on. `max` keeps the first ones apart.
+    chosen = [max(k, round(last * (k / max(shown - 1, 1)) ** 2)) for k in range(shown)]
+    strips = {"forward process": [forward[i] for i in chosen]} if forward else {}
+    strips["reverse process"] = [reverse[last - i] for i in reversed(chosen)]
+    figure, axes = figures.new_figure(1.1 * shown, 1.05 * n * len(strips), len(strips), shown)
+    for line, states in zip(axes, strips.values(), strict=True):
+        for axis, (t, images) in zip(line, states, strict=True):
             figures.show_image(axis, figures.grid(images, columns=1), f"t = {t}")
-    figures.name_rows(axes, list(processes))
+    figures.name_rows(axes, list(strips))
     caption = f"The reverse process: {n} samples from pure noise (left) to the image (right)."
     if forward:
         caption = (

@@ -91,7 +91,9 @@ def is_checkpoint(path: Path | str) -> bool:
         raise UserError(f"There is no file {path}.")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # `load_checkpoint` says what is wrong with it
+    except Exception as error:  # `load_checkpoint` says what is wrong with the file
+        if is_of_the_machine(error):
+            raise
         return False
     return isinstance(contents, dict) and "format" in contents and "script" in contents
 
