@@ -10,10 +10,10 @@ Auto-PGD, which chooses its step size itself (Croce and Hein 2020), and Square, 
     python -m studies.adversarial_training --dataset mnist  # more than half an hour on two cores
     python -m studies.adversarial_training --resume         # continue; after the end: measure again
 
-What to look at: `accuracy.png`: a network is robust only in the ball that it was trained in;
-`gradients.png`: a robust network's gradient looks like strokes, an ordinary one's like noise;
-`transfer.png`: which attack fools which network. A network may be robust under FGSM and fail under PGD
-("catastrophic overfitting"). PGD on validation images checks for that after every epoch.
+Look at `ball.png`: how much an attack may change; `accuracy.png`: a network is robust only in the ball
+that it was trained in; `gradients.png`: a robust network's gradient looks like strokes, an ordinary one's
+like noise; `transfer.png`: which attack fools which network. A network may be robust under FGSM and fail
+under PGD ("catastrophic overfitting"). PGD on validation images checks for that after every epoch.
 """
 
 from __future__ import annotations
@@ -433,6 +433,16 @@ def announce_checks(validation: Dataset) -> Observer:
     return after_epoch
 
 
+def plot_ball(config: Config, data: Dataset) -> Figure:
+    """Ten training images; below, the same with random signs of ε/3 and of ε in every pixel."""
+    ten = random_subset(len(data.images), 10, "examples").to(data.images.device)
+    x, rng, rows = unit(data.images[ten]), generator(config.seed, "examples"), {}
+    for epsilon in (0, config.epsilon / 3, config.epsilon):
+        name = f"±{epsilon:.2g}\nin each pixel" if epsilon else "training\nimage"
+        rows[name] = (255 * attacks.sign_noise(x, epsilon, rng)).round().to(torch.uint8)
+    return figures.plot_rows(rows)
+
+
 def plot_checks(trainings: dict[str, Training]) -> Figure:
     """The loss on the attacked images, and after each epoch the accuracy under PGD-10."""
     figure, axes = figures.new_figure(9, 3.2, columns=2)
@@ -631,6 +641,11 @@ def run(config: Config) -> Result:
     config = with_defaults(config, data)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
     training_images, validation = split(config, data)
+    caption = (
+        f"The size of an attack: at ε = {config.epsilon:g} it may change each pixel as much as in the "
+        "last row. There the changes are random. An attack chooses them."
+    )
+    result.add_figure("ball.png", plot_ball(config, training_images), caption)
     observer, trainings = announce_checks(validation), {}
     for method in METHODS:
         model, path = new_network(config, data), checkpoint_path(config, method)

@@ -14,8 +14,8 @@ With --backbone only the last layer is new. The others were trained on the milli
 and stay as they are (transfer learning): a few dozen pictures of each class are enough. With more of them
 --unfreeze 1 also trains the backbone's last block (fine-tuning).
 
-Look at `activations.png`, one digit in all layers; `training.png`, the accuracy after each epoch;
-`mistakes.png`, errors with high confidence; `confusion.png`, which classes are mistaken for which.
+Look at `examples.png`, what it learns from; `activations.png`, one digit in all layers; `training.png`,
+the accuracy after each epoch; `mistakes.png` and `confusion.png`, what it takes for what.
 """
 
 from __future__ import annotations
@@ -402,6 +402,18 @@ def label_classes(axis, classes: tuple[str, ...]) -> None:
     axis.set_xticks(range(len(classes)), classes, rotation=60 if max(map(len, classes)) > 2 else 0)
 
 
+def plot_examples(config: Config, data: Dataset) -> Figure:
+    """Training images as the network meets them: ten of each class, of the first ten classes."""
+    rng, rows = runtime.generator(config.seed, "examples", data.images.device), {}
+    for k, name in enumerate(data.classes[:10]):
+        own = (data.labels == k).nonzero().flatten()
+        if len(own) > 0:
+            ten = own[random_subset(len(own), 10, "examples").to(own.device)]
+            x = augmented(config, data.images[ten], rng)  # in [0, 1]
+            rows[name] = (255 * x).round().to(torch.uint8)
+    return figures.plot_rows(rows)
+
+
 def plot_activations(model: DigitCNN, image: torch.Tensor, classes: tuple[str, ...]) -> Figure:
     """The image (C, H, W) in [0, 1], all maps after each layer, the features, the probabilities."""
     maps_by_layer = activations(model, image)
@@ -575,6 +587,9 @@ def run(config: Config) -> Result:
     name = data.name if config.dataset == "auto" else config.dataset
     config = with_defaults(replace(config, dataset=name))
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
+    varied = ", varied anew in each epoch" if config.augment or config.backbone else ""
+    caption = f"Training images, ten of each class{varied}."
+    result.add_figure("examples.png", plot_examples(config, data), caption)
     trainings = train_all(config, data)
     report_runs(config, data, trainings, result)
     first = trainings[0].networks["classifier"]
