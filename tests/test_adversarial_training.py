@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import complaint, run_here, untaught
+from conftest import complaint, remembered, run_here, untaught
 from PIL import Image
 
 from imagelab.data.datasets import Dataset, batch_indices, unit
@@ -26,6 +26,19 @@ QUICK = ("studies.adversarial_training", "--quick", "--dataset", "mnist-5k", "--
 
 
 # --- the script -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def attacks_once():
+    """The same attack on the same network is computed once, though two runs measure it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, names in (
+            (study, ("accuracy", "fgsm", "pgd", "pgd_accuracies", "loss_surface")),
+            (study.strong_attacks, ("apgd", "square_attack")),
+        ):
+            for name in names:
+                patch.setattr(module, name, remembered(getattr(module, name)))
+        yield
 
 
 @pytest.fixture(scope="module")
