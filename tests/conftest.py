@@ -209,10 +209,14 @@ def judged(quick_classifier, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def unet_run(tmp_path_factory) -> Path:
+def unet_run(quick_classifier, tmp_path_factory) -> Path:
     """The output folder of one quick run of the U-Net study, whose network others build on."""
-    command = "studies.unet_diffusion", "--quick", "--dataset", "mnist-5k", "--output-dir"
-    return once(tmp_path_factory, "unet", lambda folder: run_here(*command, folder))
+
+    def run(folder: Path) -> None:
+        with_classifier(quick_classifier, folder)
+        run_here("studies.unet_diffusion", "--quick", "--dataset", "mnist-5k", "--output-dir", folder)
+
+    return once(tmp_path_factory, "unet", run)
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def test_the_lesson(main_job):
         assert Image.open(main_job / "adversarial_images" / name).size[0] > 200
 
 
-def test_a_picture_of_a_digit_is_attacked(tmp_path):
+def test_a_picture_of_a_digit_is_attacked(judged, tmp_path):
     """Any size, dark on light: here a large seven with a margin."""
     seven = Image.new("L", (300, 420), 240)
     for y in range(60, 360):
@@ -87,12 +87,12 @@ def test_a_picture_of_a_digit_is_attacked(tmp_path):
         right = 240 if y < 110 else left + 45
         seven.paste(20, (left, y, right, y + 1))
     seven.save(tmp_path / "seven.png")
-    run_here("fgsm", *FEW, "--output-dir", tmp_path, "--image", tmp_path / "seven.png")
-    result = json.loads((tmp_path / "adversarial_images/results.json").read_text("utf-8"))
+    run_here("fgsm", *FEW, "--output-dir", judged, "--image", tmp_path / "seven.png")
+    result = json.loads((judged / "adversarial_images/results.json").read_text("utf-8"))
     (own,) = (entry for entry in result["files"] if entry["path"] == "your_picture.png")
     assert "read as 7" in own["caption"]
     assert 0 < result["metrics"]["your picture: smallest ε that fools"]["value"] <= 0.3
-    assert (tmp_path / "adversarial_images" / "your_picture.png").is_file()
+    assert (judged / "adversarial_images" / "your_picture.png").is_file()
 
 
 def test_a_picture_is_not_cut_out_where_the_data_are_in_colour(tmp_path):
