@@ -33,7 +33,7 @@ from studies.text_diffusion import (
 
 @pytest.fixture(scope="module", autouse=True)
 def plain_attention():
-    """On a CPU the gradient of torch's fused attention takes longer than all other parts of a small U-Net."""
+    """On a CPU the gradient of torch's fused attention takes longer than all else in a small U-Net."""
     with sdpa_kernel(SDPBackend.MATH):
         yield
 
