@@ -403,7 +403,9 @@ def bound_likelihood(
     schedule, latest = model.schedule, {}
 
     def output(x_t: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if latest.get("x_t") is not x_t:  # else the variance at the x_t whose image was just estimated
+        if (
+            latest.get("x_t") is not x_t
+        ):  # else the variance at the x_t whose image was just estimated
             latest["x_t"], latest["out"] = x_t, model.network(x_t, t / len(schedule), label=labels)
         return model.split(latest["out"])
 
