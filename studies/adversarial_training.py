@@ -33,6 +33,7 @@ from torch import nn
 from fgsm import fgsm
 from imagelab.data.datasets import EMBEDDED, Dataset, load_for, random_subset, unit
 from imagelab.report import figures, samples
+from imagelab.report.attacked import plot_accuracies, plot_gradients, plot_transfer
 from imagelab.report.numbers import share_cell
 from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import autocast, channels_last, generator, prepare
@@ -438,7 +439,7 @@ def plot_ball(config: Config, data: Dataset) -> Figure:
     ten = random_subset(len(data.images), 10, "examples").to(data.images.device)
     x, rng, rows = unit(data.images[ten]), generator(config.seed, "examples"), {}
     for epsilon in (0, config.epsilon / 3, config.epsilon):
-        name = f"±{epsilon:.2g}\nin each pixel" if epsilon else "training\nimage"
+        name = f"±{epsilon:.2g}" if epsilon else "image"
         rows[name] = (255 * attacks.sign_noise(x, epsilon, rng)).round().to(torch.uint8)
     return figures.plot_rows(rows)
 
@@ -457,71 +458,6 @@ def plot_checks(trainings: dict[str, Training]) -> Figure:
     axes[0, 1].set(xlabel="epoch", ylabel=label, ylim=(-0.02, 1.02))
     axes[0, 1].xaxis.get_major_locator().set_params(integer=True)
     axes[0, 1].legend()
-    return figure
-
-
-def plot_accuracies(
-    tables: dict[str, list[list[Any]]], strong: dict[str, dict[str, float]], clean: dict[str, float]
-) -> Figure:
-    """A panel per network: accuracy against ε, a line per attack, a star for the strong ones together."""
-    figure, axes = figures.new_figure(10, 3.6, columns=len(tables), sharey=True)
-    for axis, (name, rows) in zip(axes[0], tables.items(), strict=True):
-        epsilons, *accuracies, _ = zip(*rows, strict=True)
-        lines = {a: [clean[name], *line] for a, line in zip(ATTACKS, accuracies, strict=True)}
-        figures.plot_lines(axis, [0, *epsilons], lines, "ε (pixels are in 0 to 1)", "")
-        # Where lines meet, the upper ones let the lower ones be seen.
-        axis.lines[3].set(linestyle="--", markersize=8, fillstyle="none", zorder=3)
-        star = {"color": "black", "markersize": 11, "zorder": 4, "label": "strong attacks together"}
-        axis.plot(epsilons[-1], strong[name]["all together"], "*", **star)
-        axis.set_xticks([0, *epsilons], [f"{e:g}" for e in (0, *epsilons)])
-        axis.set_title(f"training: {name}")
-        axis.get_legend().remove()
-    axes[0, 0].set(ylabel="accuracy", ylim=(-0.04, 1.04))
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    return figure
-
-
-def plot_transfer(names: list[str], rows: list[list[float]]) -> Figure:
-    """Accuracy of each network (columns) under the attacks against each network (rows)."""
-    figure, axes = figures.new_figure(4.2, 3.6)
-    texts = [[f"{value:.1%}" for value in row] for row in rows]
-    figures.plot_matrix(axes[0, 0], torch.tensor(rows), names, texts)
-    axes[0, 0].set(xlabel="accuracy of", ylabel="attack made against")
-    return figure
-
-
-def plot_gradients(config: Config, models: dict[str, nn.Module], data: Dataset) -> Figure:
-    """A column per class, two rows per network: the image under PGD-40, and the input gradient."""
-    labels = data.test_labels.unique()[:10]
-    rows = [int((data.test_labels == label).nonzero()[0]) for label in labels]
-    x, y = unit(data.test_images[rows]), data.test_labels[rows]
-    rng = generator(config.seed, "gallery")
-    figure, axes = figures.new_figure(1.1 * len(rows), 9.6, 1 + 2 * len(models), len(rows))
-    for axis, image, label in zip(axes[0], x, labels.tolist(), strict=True):
-        figures.show_image(axis, figures.as_picture(image), data.classes[label])
-    names = ["held-out\nimage"]
-    for k, (name, model) in enumerate(models.items()):
-        attacked = pgd(model, x, y, config.epsilon, rng)
-        gradients = attacks.input_gradient(model, x, y)
-        predicted = predict(model, attacked).argmax(dim=1)
-        above, below = axes[1 + 2 * k], axes[2 + 2 * k]
-        for i in range(len(rows)):
-            title = f"read as {data.classes[predicted[i]]}"
-            figures.show_image(above[i], figures.as_picture(attacked[i]), title)
-            if predicted[i] != y[i]:
-                above[i].title.set(color=figures.PALETTE[1], weight="bold")
-            gradient = gradients[i].mean(dim=0).cpu().numpy()
-            limit = max(np.quantile(np.abs(gradient), 0.995), 1e-12)
-            below[i].imshow(gradient, cmap="RdBu_r", vmin=-limit, vmax=limit)
-            below[i].set_axis_off()
-        names += [f"{name},\nattacked", f"{name},\ngradient"]
-    figures.name_rows(axes, names)
-    key = (
-        "Images: black is 0, white is 1. Gradients, each with a scale of its own: red, a brighter pixel "
-        "raises the loss;\nblue, a darker pixel raises it; pale, the pixel hardly matters."
-    )
-    figure.supxlabel(key, fontsize=10)
     return figure
 
 
@@ -593,14 +529,16 @@ def evaluate(config: Config, data: Dataset, trainings: dict[str, Training], resu
             )
     result.add_figure(
         "accuracy.png",
-        plot_accuracies(tables, strong, clean),
+        plot_accuracies(ATTACKS, tables, strong, clean),
         f"Accuracy against the size of the attack: n = {n:,}; PGD and the strong attacks n = {n_pgd:,}.",
     )
     caption = (
         f"PGD-40 at {at} against each network; what it misreads then is in bold. Its gradient looks like "
         "noise, or like strokes."
     )
-    result.add_figure("gradients.png", plot_gradients(config, models, data), caption)
+    result.add_figure(
+        "gradients.png", plot_gradients(config.epsilon, config.seed, models, data), caption
+    )
     matrix = transfer(config, models, data)
     caption = (
         f"Which attack fools which network: PGD-40 at {at} (n = {n_pgd:,}). The images are those of the "
@@ -667,8 +605,8 @@ def run(config: Config) -> Result:
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
     training_images, validation = split(config, data)
     caption = (
-        f"The size of an attack: at ε = {config.epsilon:g} it may change each pixel as much as in the "
-        "last row. There the changes are random. An attack chooses them."
+        "Training images, and the same with random signs in every pixel. An attack of "
+        f"ε = {config.epsilon:g} may change each pixel as much as in the last row. It chooses the signs."
     )
     result.add_figure("ball.png", plot_ball(config, training_images), caption)
     observer, trainings = announce_checks(validation), {}

@@ -400,10 +400,14 @@ def bound_likelihood(
     model: Model, images: torch.Tensor, labels: torch.Tensor, rng: torch.Generator
 ) -> likelihood.Bound:
     """The bound on −log p(image | class) of images (N, C, H, W) uint8 of the classes `labels` (N,)."""
-    schedule = model.schedule
+    schedule, latest = model.schedule, {}
 
     def output(x_t: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return model.split(model.network(x_t, t / len(schedule), label=labels))
+        if (
+            latest.get("x_t") is not x_t
+        ):  # else the variance at the x_t whose image was just estimated
+            latest["x_t"], latest["out"] = x_t, model.network(x_t, t / len(schedule), label=labels)
+        return model.split(latest["out"])
 
     def predict_x0(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         out, _ = output(x_t, t)

@@ -37,6 +37,20 @@ from imagelab.setup.runtime import prepare
 from imagelab.techniques.classifier import trained_classifier
 
 ROOT = Path(__file__).resolve().parent.parent
+# These files take ten seconds or more, the longest first. The tests' processes begin with them, so that
+# none works alone at the end. Of two files that need the same run, the first is done before the second.
+LONGEST_FIRST = (
+    "advanced_image_processing", "denoising_autoencoder", "text_diffusion", "any_input", "detection",
+    "adversarial_training", "segmentation", "image_translation", "denoising_gan", "unet_diffusion",
+    "gan_mnist", "playground_in_a_browser", "diffusion_curves", "devices", "own_digit", "distributed",
+    "cnn_classifier", "tour", "faults", "mlp_diffusion", "benchmarks", "without_torch", "scaling", "vae",
+    "fgsm", "attacks", "model_comparison", "playground", "diffusion_restoration", "page",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 def command(script: str, *arguments: object) -> list[str]:
@@ -214,7 +228,9 @@ def unet_run(quick_classifier, tmp_path_factory) -> Path:
 
     def run(folder: Path) -> None:
         with_classifier(quick_classifier, folder)
-        run_here("studies.unet_diffusion", "--quick", "--dataset", "mnist-5k", "--output-dir", folder)
+        run_here(
+            "studies.unet_diffusion", "--quick", "--dataset", "mnist-5k", "--output-dir", folder
+        )
 
     return once(tmp_path_factory, "unet", run)
 

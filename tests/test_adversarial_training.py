@@ -451,7 +451,7 @@ def test_the_attacks_together_leave_what_each_of_them_leaves(stripes, monkeypatc
 def test_a_class_without_held_out_images_is_left_out_of_the_gallery(stripes, tmp_path):
     data = replace(stripes, classes=("left", "none", "right"), test_labels=stripes.test_labels * 2)
     models = {"ordinary": new_classifier(data, 0).eval()}
-    save_figure(study.plot_gradients(study.Config(epsilon=0.1), models, data), tmp_path / "g.png")
+    save_figure(study.plot_gradients(0.1, 0, models, data), tmp_path / "g.png")
     assert Image.open(tmp_path / "g.png").size[0] > 200
 
 
