@@ -231,50 +231,6 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(tmp_path):
         assert torch.equal(value, again.networks["detector"].state_dict()[name]), name
 
 
-def test_a_true_box_counts_once_and_for_its_class_only():
-    boxes = torch.tensor([[0.0, 0, 40, 40], [50, 50, 90, 90], [0, 100, 20, 120]])
-    labels = torch.tensor([1, 2, 0])
-    found = {
-        "boxes": torch.tensor([
-            [1.0, 1, 41, 41],  # right
-            [0, 0, 40, 40],  # the same object again
-            [50, 50, 90, 90],  # of another class
-            [0, 100, 20, 111],  # IoU 0.55
-            [30, 0, 70, 40],  # IoU 0.14
-        ]),
-        "labels": torch.tensor([1, 1, 0, 0, 1]),
-        "scores": torch.linspace(0.9, 0.5, 5),
-    }  # fmt: skip
-    right, taken = detection.match(found, boxes, labels)
-    assert right.tolist() == [True, False, False, True, False]
-    assert taken.tolist() == [True, False, True]
-    right, taken = detection.match(found, torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
-    assert right.tolist() == [False] * 5 and taken.shape == (0,)
-    nothing = {name: value[:0] for name, value in found.items()}
-    right, taken = detection.match(nothing, boxes, labels)
-    assert right.shape == (0,) and taken.tolist() == [False] * 3
-
-
-def test_the_figure_marks_what_is_right_false_and_missed(monkeypatch):
-    boxes = [torch.tensor([[0.0, 0, 40, 40], [50, 50, 60, 60]])]
-    labels = [torch.tensor([0, 1])]
-    found = {"boxes": torch.tensor([[0.0, 0, 40, 40], [10, 50, 20, 60]]),
-             "labels": torch.tensor([0, 1]), "scores": torch.tensor([0.9, 0.8])}  # fmt: skip
-    monkeypatch.setattr(detection, "detect", lambda *_: [found])
-    images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
-    figure = detection.plot_detections(None, images, boxes, labels, ("car", "person"))
-    above, below = figure.axes
-    assert [text.get_text() for text in above.texts if text.get_text() != "true boxes"] == [
-        "car", "person"]  # fmt: skip
-    marked = [(text.get_text(), box.get_linestyle()) for text, box in
-              zip([t for t in below.texts if t.get_text() != "detections"], below.patches,
-                  strict=True)]  # fmt: skip
-    assert marked == [("car 90%", "-"), ("person 80%", "-"), ("person", "--")]
-    colours = [box.get_edgecolor() for box in below.patches]
-    assert len(set(colours)) == 3
-    assert below.patches[2].get_xy() == (49.5, 49.5)  # the missed one
-
-
 def test_boxes_of_a_picture_of_another_size_are_in_its_own_pixels():
     class Middle(torch.nn.Module):
         def __init__(self) -> None:
@@ -504,80 +460,6 @@ def test_a_small_training_finds_squares(tmp_path):
     drawn = np.asarray(Image.open(tmp_path / "out" / "00.png")).astype(int)
     original = np.asarray(Image.open(tmp_path / "own" / "images" / "00.png")).astype(int)
     assert (drawn != original).any(axis=2).sum() > 60  # a box
-
-
-@pytest.mark.parametrize("name", ["ssdlite", "faster-rcnn", "retinanet"])
-def test_torchvisions_detectors_with_weights_from_a_file_or_a_sentence(tmp_path, name):
-    from torchvision.models import detection as networks
-
-    build = {"ssdlite": networks.ssdlite320_mobilenet_v3_large,
-             "faster-rcnn": networks.fasterrcnn_resnet50_fpn,
-             "retinanet": networks.retinanet_resnet50_fpn}[name]  # fmt: skip
-    torch.manual_seed(0)
-    state = build(weights=None, weights_backbone=None).state_dict()
-    # torchvision's files come from frozen batch statistics, which count no batches.
-    state = {key: value for key, value in state.items() if "num_batches_tracked" not in key}
-    torch.save(state, tmp_path / "weights.pth")
-    Image.effect_noise((100, 75), 60).convert("RGB").save(tmp_path / "photo.png")
-    shared = ("studies.detection", "predict", "--coco", name, "--source", tmp_path / "photo.png",
-              "--output", tmp_path / "found.png")  # fmt: skip
-    run_here(*shared, "--weights", tmp_path / "weights.pth")
-    assert Image.open(tmp_path / "found.png").size == (100, 75)
-    (tmp_path / "broken.pth").write_bytes(b"no weights")
-    for weights in ("broken.pth", "missing.pth") if name == "ssdlite" else ():  # the small one
-        sentence = complaint(*shared, "--weights", tmp_path / weights)
-        assert "--weights FILE" in sentence and "https://" in sentence
-
-
-def test_torchvisions_detections_are_drawn_with_their_names(monkeypatch):
-    """A network that finds one thing, in the pixels of the picture that it gets."""
-    seen = []
-
-    def find(picture: np.ndarray) -> dict[str, torch.Tensor]:
-        seen.append(picture.shape)
-        return {"boxes": torch.tensor([[40.0, 30, 90, 70]]), "labels": torch.tensor([1]),
-                "scores": torch.tensor([0.9])}  # fmt: skip
-
-    monkeypatch.setattr(detection.pretrained, "coco_detector", lambda *_: (find, ("no", "cat")))
-    config = detection.PredictBoxes(source="a.png", output="b.png", coco="retinanet")
-    picture = np.zeros((100, 120, 3), np.uint8)
-    drawn = detection.load_predictor(config, torch.device("cpu"))(picture)
-    rows, columns = np.nonzero(drawn.any(axis=2))
-    assert seen == [picture.shape] and drawn[30:70, 40].any(axis=1).all()
-    assert rows.max() <= 71 and columns.max() <= 100 and not drawn[40:60, 50:80].any()
-    config = replace(config, least=0.95)
-    assert not detection.load_predictor(config, torch.device("cpu"))(picture).any()
-
-
-def test_the_cascade_finds_a_face_in_a_real_photograph(tmp_path):
-    from imagelab.data.photographs import photograph
-
-    picture = photograph("grace_hopper")
-    Image.fromarray(picture).save(tmp_path / "photo.png")
-    run_here("studies.detection", "predict", "--cascade", "--source", tmp_path / "photo.png",
-             "--output", tmp_path / "found.png")  # fmt: skip
-    drawn = np.asarray(Image.open(tmp_path / "found.png")).astype(int)
-    rows, columns = np.nonzero((drawn != picture).any(axis=2))
-    # Around the face, which lies between the cap and the collar.
-    assert 60 < rows.min() < 170 and 300 < rows.max() < 360
-    assert 120 < columns.min() < 200 and 330 < columns.max() < 400
-    tiny = detection.pretrained.face_cascade()(np.zeros((9, 400, 3), np.uint8))
-    assert tiny["boxes"].shape == (0, 4)
-
-
-def test_a_film_is_watched_live(tmp_path, monkeypatch):
-    """The frames with the detections reach the page (what it does with them: tests/test_live.py)."""
-    from imagelab.data.video import write_video
-    from imagelab.report import figures, live
-
-    photo = np.asarray(Image.effect_noise((96, 64), 60).convert("RGB"))
-    write_video(tmp_path / "film.avi", [photo] * 5)
-    shown = []
-    monkeypatch.setattr(figures, "has_display", lambda: False)
-    monkeypatch.setattr(live, "show_on_page", lambda frames, port: shown.extend([port, *frames]))
-    said, _ = run_here("studies.detection", "predict", "--cascade", "--live", "--port", 8123,
-                       "--source", tmp_path / "film.avi")  # fmt: skip
-    assert shown[0] == 8123 and len(shown) == 6 and said.startswith("5 frames")
 
 
 def test_wrong_input(quick, tmp_path):

@@ -128,6 +128,22 @@ def imagenet_resnet18(
     return imagenet_network("resnet18", weights, device, trained_weights)
 
 
+def resnet18_backbone(weights: Path | None = None) -> nn.Module:
+    """torchvision's ResNet-18 without its last block: [−1, 1] to (B, 256, H/16, W/16).
+
+    Its weights are random, or come from a file of torchvision's weights.
+    """
+    from torchvision.models import ResNet18_Weights, resnet18
+
+    network = resnet18()
+    if weights is not None:
+        source = ResNet18_Weights.IMAGENET1K_V1
+        trained(network, "ResNet-18", source, weights, option="--pretrained")
+    features = nn.Sequential(*list(network.children())[:7])  # the next one halves the size again
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    return Normalised(features, [2 * m - 1 for m in mean], [2 * s for s in std])
+
+
 def remove_last_layer(name: ImageNetName, model: nn.Module) -> int:
     """Take the last layer out of an ImageNet network: it then ends in features; their number."""
     path = {"resnet18": "fc", "resnet50": "fc", "vgg16": "classifier.6"}.get(name, "classifier.1")
