@@ -1,6 +1,6 @@
 """Detection: where the objects in a picture are, and what they are (after YOLO, Redmon et al. 2016).
 
-One pass of a small convolutional network divides a picture into a grid of cells, 16 pixels wide. Every
+One pass of a small convolutional network divides a picture into a grid of cells, 8 pixels wide. Every
 cell predicts whether the centre of an object lies in it, the object's box, and its class. Several cells
 often find the same object. Of boxes that overlap, non-maximum suppression keeps the best one.
 
@@ -58,7 +58,7 @@ from imagelab.training.loop import Observer, Training, no_observer, one_cycle
 
 SCRIPT = "detection"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
-CELL = 16  # pixels
+CELL = 8  # pixels
 
 
 # --- the network ----------------------------------------------------------------------------------
@@ -81,45 +81,50 @@ class Residual(nn.Module):
         return x + self.layers(x)
 
 
-def small_backbone(width: int) -> list[nn.Module]:
-    """Layers from pictures in [−1, 1] to features, four times `width` channels at 1/16 of the size."""
-    return [
+def small_backbone(width: int) -> tuple[nn.Module, nn.Module]:
+    """Layers from pictures in [−1, 1] to features at 1/8 of the size, and from these to 1/16."""
+    fine = nn.Sequential(
         nn.PixelUnshuffle(4), nn.Conv2d(48, width, 1),  #   (B, 24, H/4, W/4)
         block(width, 2 * width, 2), Residual(2 * width),  # (B, 48, H/8, W/8)
-        block(2 * width, 4 * width, 2), Residual(4 * width), Residual(4 * width),  # (B, 96, H/16, W/16)
-    ]  # fmt: skip
+    )  # fmt: skip
+    layers = block(2 * width, 4 * width, 2), Residual(4 * width), Residual(4 * width)
+    return fine, nn.Sequential(*layers)  # (B, 96, H/16, W/16)
 
 
 class Detector(nn.Module):
-    """Pictures (B, 3, H, W) in [0, 1] to predictions (B, H/16, W/16, 5 + classes), one per cell.
+    """Pictures (B, 3, H, W) in [0, 1] to predictions (B, H/8, W/8, 5 + classes), one per cell.
 
     A prediction holds the objectness logit (does an object have its centre here?), the box as four
-    numbers that `decode_boxes` reads, and the logits of the classes. The head, which is the last layer,
-    computes it from the backbone's features.
+    numbers that `decode_boxes` reads, and the logits of the classes. The head computes it from fine
+    features, which say where an edge is, and coarse ones, which see far (after Lin et al. 2017).
     """
 
     def __init__(self, classes: int, width: int = 24, backbone: str = "small") -> None:
         super().__init__()
         small = backbone == "small"
-        layers = small_backbone(width) if small else [pretrained.resnet18_backbone()]
-        head = nn.Conv2d(4 * width if small else 256, 5 + classes, 1)
-        nn.init.constant_(head.get_parameter("bias")[:1], -4.0)  # almost all cells are empty
-        self.layers = nn.Sequential(*layers, head)  # to (B, 5 + classes, H/16, W/16)
+        self.fine, self.coarse = small_backbone(width) if small else pretrained.resnet18_backbone()
+        channels = (2 * width, 4 * width) if small else (128, 256)
+        last = nn.Conv2d(channels[0], 5 + classes, 1)
+        nn.init.constant_(last.get_parameter("bias")[:1], -4.0)  # almost all cells are empty
+        self.head = nn.Sequential(block(sum(channels), channels[0]), last)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with autocast(x.device):
-            x = self.layers((2 * x - 1).contiguous(memory_format=torch.channels_last))
+            fine = self.fine((2 * x - 1).contiguous(memory_format=torch.channels_last))
+            coarse = F.interpolate(self.coarse(fine), scale_factor=2.0)  # back to 1/8 of the size
+            x = self.head(torch.cat([fine, coarse], dim=1))
         return x.permute(0, 2, 3, 1).float()
 
     def freeze_backbone(self, frozen: bool) -> None:
         """Keep the backbone as it is, its batch statistics as well, or let it learn."""
-        self.layers[:-1].requires_grad_(not frozen).train(not frozen)
+        for part in (self.fine, self.coarse):
+            part.requires_grad_(not frozen).train(not frozen)
 
 
 def decode_boxes(predictions: torch.Tensor) -> torch.Tensor:
     """The boxes x1 y1 x2 y2 in pixels (B, h, w, 4) of predictions (B, h, w, 5 + classes).
 
-    The centre is (cell + 2·sigmoid(p) − 0.5)·16: up to half a cell outside its own cell. A side is
+    The centre is (cell + 2·sigmoid(p) − 0.5)·8: up to half a cell outside its own cell. A side is
     32·eᵖ.
     """
     height, width = predictions.shape[1:3]
@@ -136,7 +141,7 @@ def class_scores(predictions: torch.Tensor) -> torch.Tensor:
 
 
 class DecodedDetector(nn.Module):
-    """Pictures (B, 3, H, W) in [0, 1], sides divisible by 16, to (B, H·W/256, 4 + classes).
+    """Pictures (B, 3, H, W) in [0, 1], sides divisible by 16, to (B, H·W/64, 4 + classes).
 
     For each cell a box x1 y1 x2 y2 in pixels and the score of each class. Cells find the same object
     more than once; non-maximum suppression is left to the user of the file.
@@ -307,7 +312,7 @@ class Config(ExportSettings, ResumableSettings):
     """Start from the backbone in this file: a checkpoint of this script, or torchvision's weights of
     ResNet-18. Where the checkpoint has the same classes, the last layer is taken as well."""
     frozen_epochs: Annotated[int, Limits(0)] = 2
-    """With --pretrained, the backbone does not change in the first epochs; only the last layer learns."""
+    """With --pretrained, the backbone does not change in the first epochs; only the head learns."""
     flip: bool = False
     """Also train on mirrored pictures. Use it for objects that stay what they are in a mirror; digits
     do not."""
@@ -344,9 +349,8 @@ def new_detector(config: Config, data: BoxedPictures) -> Detector:
         saved = checkpoints.load_checkpoint(path, SCRIPT)
         weights = saved["model"].get("detector", {})
         if saved["extra"].get("classes") != list(data.classes):  # then the head stays random
-            head = f"layers.{len(model.layers) - 1}."
             fresh = model.state_dict()
-            weights = weights | {name: fresh[name] for name in fresh if name.startswith(head)}
+            weights = weights | {k: fresh[k] for k in fresh if k.startswith("head.1.")}
         checkpoints.load_weights(model, weights, path)
     elif path is not None:
         if config.backbone != "resnet18":
@@ -354,7 +358,7 @@ def new_detector(config: Config, data: BoxedPictures) -> Detector:
                 f"--pretrained: {path} is not a checkpoint of this project. If it holds torchvision's "
                 "weights of ResNet-18, add --backbone resnet18."
             )
-        model.layers[0] = pretrained.resnet18_backbone(path)
+        model.fine, model.coarse = pretrained.resnet18_backbone(path)
     return channels_last(model, data.images.device)
 
 
@@ -552,8 +556,8 @@ def run(config: Config) -> Result:
     """Train on pictures with boxes, and measure on held-out pictures."""
     device = prepare(config.seed, config.device)
     config = config.if_quick(scenes=128, test_scenes=32, epochs=2)
-    if config.size % CELL:
-        raise UserError(f"--size must be a multiple of {CELL}, not {config.size}.")
+    if config.size % 16:
+        raise UserError(f"--size must be a multiple of 16, not {config.size}.")
     digits, drawn = config.dataset == "digit-scenes", config.dataset in ("scenes", "digit-scenes")
     count = config.scenes or (11_000 if digits else 1_500)
     load = partial(load_boxed, config.dataset, size=config.size, data_dir=config.data_dir)

@@ -26,6 +26,9 @@ ALL_BOXES = pad_sequence(BOXES, batch_first=True)
 ALL_LABELS = pad_sequence(LABELS, batch_first=True, padding_value=-1)
 
 
+GRID = 128 // detection.CELL  # cells along a side
+
+
 def responsible(height: int, width: int, boxes=ALL_BOXES, labels=ALL_LABELS) -> list[list[int]]:
     """Picture, row, column and object of each responsible cell."""
     number = detection.responsible_cells(boxes, labels, height, width)
@@ -40,9 +43,9 @@ def responsible(height: int, width: int, boxes=ALL_BOXES, labels=ALL_LABELS) -> 
 
 def perfect_predictions() -> torch.Tensor:
     """The predictions of a network that knows BOXES and LABELS."""
-    predictions = torch.zeros(3, 8, 8, 5 + 4)
+    predictions = torch.zeros(3, GRID, GRID, 5 + 4)
     predictions[..., 0] = -20
-    for k, row, column, index in responsible(8, 8):
+    for k, row, column, index in responsible(GRID, GRID):
         box = BOXES[k][index]
         middle, sides = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
         inside = (middle / detection.CELL - torch.tensor([column, row]) + 0.5) / 2
@@ -57,6 +60,7 @@ def test_the_responsible_cells():
     """The one of the centre and those on its nearer sides, in the right picture, inside the grid."""
     boxes = torch.tensor([[[0.0, 0.0, 9.0, 9.0], [40.0, 40.0, 44.0, 44.0]],
                           [[30.0, 30.0, 50.0, 36.0], [0.0, 0.0, 6.0, 6.0]]])  # fmt: skip
+    boxes = boxes * detection.CELL / 16  # said for cells of 16 pixels
     cells = {tuple(c) for c in responsible(4, 4, boxes, torch.tensor([[-1, -1], [0, 2]]))}
     assert cells == {
         (1, 2, 2, 0), (1, 2, 3, 0), (1, 1, 2, 0),  # its centre is at 40, 33: right of the half, above it
@@ -76,14 +80,14 @@ def test_generalised_iou_is_torchvisions():
 
 def test_a_grid_of_cells():
     model = detection.Detector(10)
-    assert model(torch.rand(2, 3, 64, 96)).shape == (2, 4, 6, 15)
+    assert model(torch.rand(2, 3, 64, 96)).shape == (2, 8, 12, 15)
     size = sum(p.numel() for p in model.parameters()) * 4
     assert size < 5e6
 
 
 def test_predictions_and_boxes_are_each_others_inverse():
     predictions = perfect_predictions()
-    found, cells = detection.decode_boxes(predictions), responsible(8, 8)
+    found, cells = detection.decode_boxes(predictions), responsible(GRID, GRID)
     assert len(cells) > len(torch.cat(BOXES))
     for k, row, column, index in cells:
         assert torch.allclose(found[k, row, column], BOXES[k][index], atol=1e-3)
@@ -143,7 +147,7 @@ def test_the_truth_is_detected_once_each():
 def test_what_is_found_twice_is_kept_once():
     """The neighbours that are responsible for an object as well predict the same box."""
     predictions, x = perfect_predictions(), torch.zeros(3, 3, 128, 128)
-    cells = len(responsible(8, 8, ALL_BOXES[:1], ALL_LABELS[:1]))
+    cells = len(responsible(GRID, GRID, ALL_BOXES[:1], ALL_LABELS[:1]))
     assert (
         len(detection.detect(Predicts(predictions), x, 0.5, max_iou=1.0)[0]["boxes"]) == cells > 2
     )
@@ -282,11 +286,11 @@ def test_pretrained_weights_are_where_the_training_starts(streets):
     other = replace(data, classes=("dog", "cat"))
     model = detection.new_detector(config, other).state_dict()
     changed = {name for name, value in model.items() if not torch.equal(value, saved[name])}
-    last = f"layers.{len(detection.new_detector(config, data).layers) - 1}"
+    last = "head.1"
     assert changed == {f"{last}.weight", f"{last}.bias"}
     random = detection.new_detector(replace(config, pretrained=None), other).state_dict()
     assert torch.equal(random[f"{last}.weight"], model[f"{last}.weight"])
-    assert not torch.equal(random["layers.2.0.weight"], model["layers.2.0.weight"])
+    assert not torch.equal(random["fine.2.0.weight"], model["fine.2.0.weight"])
 
 
 def test_the_backbone_is_frozen_in_the_first_epochs(streets, tmp_path):
@@ -299,11 +303,10 @@ def test_the_backbone_is_frozen_in_the_first_epochs(streets, tmp_path):
         states.append({k: v.clone() for k, v in training.model.state_dict().items()})
 
     detection.train(config, data, note)
-    last = f"layers.{len(detection.new_detector(config, data).layers) - 1}."
     changed = [{name for name in saved if not torch.equal(saved[name], state[name])}
                for state in states]  # fmt: skip
-    assert changed[0] == {f"{last}weight", f"{last}bias"}
-    assert {"layers.2.0.weight", "layers.2.1.running_mean"} < changed[1]
+    assert changed[0] == {name for name in saved if name.startswith("head.")}
+    assert {"fine.2.0.weight", "fine.2.1.running_mean"} < changed[1]
     assert (tmp_path / "study_models/detection/scenes_pretrained.pth").is_file()
 
 
@@ -346,7 +349,7 @@ def test_pretrained_files_that_do_not_fit(streets, tmp_path):
     assert "There is no file" in refused(pretrained=tmp_path / "missing.pth")
     config = detection.Config(**SMALL, pretrained=tmp_path / "resnet18.pth", backbone="resnet18")
     model = detection.new_detector(config, data).state_dict()
-    assert torch.equal(model["layers.0.network.0.weight"], network.state_dict()["conv1.weight"])
+    assert torch.equal(model["fine.network.0.weight"], network.state_dict()["conv1.weight"])
 
 
 def test_resnet18_sees_pictures_as_torchvision_normalises_them(streets, tmp_path):
@@ -364,8 +367,8 @@ def test_resnet18_sees_pictures_as_torchvision_normalises_them(streets, tmp_path
         y = normalize(x, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         y = network.maxpool(network.relu(network.bn1(network.conv1(y))))
         y = network.layer3(network.layer2(network.layer1(y)))
-        assert torch.allclose(model.layers[:-1](2 * x - 1), y, atol=1e-4)
-        assert model(x).shape == (2, 4, 6, 5 + 2)
+        assert torch.allclose(model.coarse(model.fine(2 * x - 1)), y, atol=1e-4)
+        assert model(x).shape == (2, 8, 12, 5 + 2)
 
 
 @pytest.fixture(scope="module")
@@ -398,7 +401,7 @@ def test_streets_at_two_sizes(tmp_path, size):
     model, classes, side = detection.load_detector(tmp_path / "study_models/detection/scenes.pth")
     assert side == size and classes == ("car", "pedestrian")
     with torch.no_grad():
-        assert model(torch.rand(1, 3, size, size)).shape == (1, size // 16, size // 16, 5 + 2)
+        assert model(torch.rand(1, 3, size, size)).shape == (1, size // 8, size // 8, 5 + 2)
     Image.effect_noise((300, 200), 60).convert("RGB").save(tmp_path / "photo.png")
     run_here("studies.detection", "predict", "--source", tmp_path / "photo.png", "--output",
              tmp_path / "found.png", "--output-dir", tmp_path)  # fmt: skip
@@ -411,7 +414,7 @@ def test_the_network_finds_the_same_elsewhere_at_any_size(quick):
     model.load_state_dict(saved["model"]["detector"])
     pictures = torch.rand(3, 3, 96, 128)
     found = elsewhere(quick / "detector.onnx", pictures=pictures)
-    assert found.shape == (3, 6 * 8, 4 + 10)
+    assert found.shape == (3, 12 * 16, 4 + 10)
     with torch.no_grad(), in_float32():
         predictions = model.eval()(pictures)
     assert torch.allclose(
@@ -481,3 +484,24 @@ def test_wrong_input(quick, tmp_path):
         saved = torch.load(model, weights_only=True)
         torch.save(saved | {"extra": {}}, tmp_path / "other.pth")
         detection.load_detector(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("dataset", ["scenes", "digit-scenes"])
+def test_a_picture_comes_before_all_scenes_are_drawn(tmp_path, monkeypatch, dataset):
+    """The few scenes that it shows are the first ones of the training."""
+    asked, load = [], detection.load_boxed
+
+    def stop(name, count, *more, **others):
+        asked.append(count)
+        if count == 1000:
+            assert [path.name for path in tmp_path.rglob("*.png")] == ["training.png"]
+            raise InterruptedError
+        return load(name, count, *more, **others)
+
+    monkeypatch.setattr(detection, "load_boxed", stop)
+    config = detection.Config(dataset=dataset, scenes=1000, size=64, output_dir=tmp_path)
+    with pytest.raises(InterruptedError):
+        detection.run(config)
+    assert asked == [detection.FEW, 1000]
+    few, more = (load(dataset, n, 1, 64) for n in (2, 4))
+    assert torch.equal(few.images, more.images[:2]) and torch.equal(few.boxes[1], more.boxes[1])

@@ -344,3 +344,18 @@ def test_wrong_input(tmp_path):
     shared = ("studies.image_translation", "--output-dir", tmp_path)
     assert "--l1-weight" in complaint(*shared, "--l1-weight", "nan")
     assert "no checkpoint" in complaint(*shared, *QUICK[1:4], "--sample-only")
+
+
+def test_pictures_come_before_all_streets_are_drawn(tmp_path, monkeypatch):
+    load = study.load_masked
+
+    def stop(name, data_dir, height, scenes, test):
+        if scenes == 1000:
+            shown = {path.name for path in tmp_path.rglob("*.png")}
+            assert shown == {"sets.png", "pairs.png"}
+            raise InterruptedError
+        return load(name, data_dir, height, scenes, test)
+
+    monkeypatch.setattr(study, "load_masked", stop)
+    with pytest.raises(InterruptedError):
+        study.run(study.Config(scenes=1000, digits=20, dataset="mnist-5k", output_dir=tmp_path))

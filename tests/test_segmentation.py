@@ -362,3 +362,22 @@ def test_wrong_input(quick, tmp_path):
     run = ("studies.segmentation", "--quick", "--output-dir", tmp_path)
     assert "no checkpoint" in complaint(*run, "--pretrained")
     assert "Unknown --dataset" in complaint(*run, "--dataset", "mnist-5k")
+
+
+def test_a_picture_comes_before_all_scenes_are_drawn(tmp_path, monkeypatch):
+    """The few scenes that it shows are the first ones of the training."""
+    asked, load = [], segmentation.load_masked
+
+    def stop(name, data_dir, height, scenes, *more):
+        asked.append(scenes)
+        if scenes == 1000:
+            assert [path.name for path in tmp_path.rglob("*.png")] == ["augmented.png"]
+            raise InterruptedError
+        return load(name, data_dir, height, scenes, *more)
+
+    monkeypatch.setattr(segmentation, "load_masked", stop)
+    with pytest.raises(InterruptedError):
+        segmentation.run(segmentation.Config(scenes=1000, height=32, output_dir=tmp_path))
+    assert asked == [segmentation.FEW, 1000]
+    few, more = (load("scenes", tmp_path, 32, n, 1).images for n in (4, 8))
+    assert torch.equal(few, more[:4])

@@ -92,7 +92,7 @@ def _streets(count: int, test: int, size: int) -> BoxedPictures:
         rng = np.random.default_rng([seed, size])
         pictures = np.empty((n, size, size, 3), np.uint8)
         all_boxes, all_labels = [], []
-        for k in progress(range(n), "drawing scenes", "scene", keep=True):
+        for k in progress(range(n), "drawing scenes", "scene", keep=n > 50):
             scene = road_scenes.render_objects(rng, size, size)
             pictures[k] = scene.picture
             pixels = np.bincount(scene.instances.ravel(), minlength=len(scene.boxes) + 1)[1:]

@@ -43,7 +43,7 @@ def render_scenes(
     inks, labels = digits[:, 0].cpu().numpy(), labels.cpu()
     images = np.empty((count, size, size, 3), np.uint8)
     all_boxes, all_labels = [], []
-    for image in progress(images, "drawing scenes", "scene", keep=True):
+    for image in progress(images, "drawing scenes", "scene", keep=count > 50):
         scene = _turned(_background(pictures, rng, size), rng)
         if varied and rng.random() < varied:
             scene = _collage(scene, _turned(_background(pictures, rng, size), rng), rng)

@@ -234,7 +234,7 @@ def plot_steps(
             figures.show_image(axis, picture)
         extent = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
         column[0].imshow(
-            objectness[k].cpu(), cmap="magma", vmin=0, vmax=1, alpha=0.7, extent=extent
+            objectness[k].cpu().numpy(), cmap="magma", vmin=0, vmax=1, alpha=0.7, extent=extent
         )
         for axis, found in ((column[1], before[k]), (column[2], after[k])):
             texts = [classes[c] for c in found["labels"]] if found is after[k] else []
