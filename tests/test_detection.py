@@ -85,6 +85,26 @@ def test_a_grid_of_cells():
     assert size < 5e6
 
 
+def test_the_head_sees_near_and_far(float32):
+    """One prediction depends on pixels some 30 away by the fine features, 100 by the coarse ones."""
+
+    class Nothing(torch.nn.Module):
+        def forward(self, fine: torch.Tensor) -> torch.Tensor:
+            return fine.new_zeros(len(fine), 32, fine.shape[2] // 2, fine.shape[3] // 2)
+
+    def seen(model: detection.Detector) -> int:
+        x = torch.rand(1, 3, 256, 256).requires_grad_()
+        model(x)[0, 16, 16, 0].backward()
+        rows = x.grad.abs().sum(dim=(0, 1, 3)).nonzero()
+        return int(rows.max() - rows.min()) + 1
+
+    torch.manual_seed(0)
+    model = detection.Detector(2, 8).eval()
+    assert 190 < seen(model) < 230
+    model.coarse = Nothing()
+    assert 50 < seen(model) < 70
+
+
 def test_predictions_and_boxes_are_each_others_inverse():
     predictions = perfect_predictions()
     found, cells = detection.decode_boxes(predictions), responsible(GRID, GRID)

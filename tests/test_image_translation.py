@@ -309,8 +309,8 @@ def test_a_run_leaves_what_was_promised(quick):
     result, folder = results(quick), quick / "study_images" / "image_translation"
     assert untaught("studies.image_translation", result) == []
     names = {entry["path"] for entry in result["files"]}
-    assert {"streets.png", "digits_to_b.png", "digits_to_a.png", "pix2pix_losses.png",
-            "cyclegan_losses.png"} == names  # fmt: skip
+    assert {"sets.png", "pairs.png", "streets.png", "digits_to_b.png", "digits_to_a.png",
+            "pix2pix_losses.png", "cyclegan_losses.png"} == names  # fmt: skip
     assert all((folder / name).is_file() for name in names)
     assert {p.name for p in (quick / "study_models/image_translation").glob("*.pth")} == {
         "L1_alone.pth", "Pix2Pix.pth", "GAN_alone.pth", "CycleGAN.pth",

@@ -167,7 +167,7 @@ def test_torchvisions_detections_are_drawn_with_their_names(monkeypatch):
                 "scores": torch.tensor([0.9])}  # fmt: skip
 
     monkeypatch.setattr(predict.pretrained, "coco_detector", lambda *_: (find, ("no", "cat")))
-    config = predict.PredictBoxes(source="a.png", output="b.png", coco="retinanet")
+    config = predict.PredictBoxes(source="a.png", output=Path("b.png"), coco="retinanet")
     picture = np.zeros((100, 120, 3), np.uint8)
     drawn = predict.load_box_predictor(config, untrained, torch.device("cpu"))(picture)
     rows, columns = np.nonzero(drawn.any(axis=2))
