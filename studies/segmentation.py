@@ -74,11 +74,15 @@ class SegmentationUNet(nn.Module):
     With `widths` (16, 32, 64, 128, 256) the features on the way down are (B, 16, H, W),
     (B, 32, H/2, W/2), and so on to (B, 256, H/16, W/16). The way up has the same shapes in reverse. With
     `patch_size` 2 it works on patches of 2×2 pixels, and all heights and widths are halved: this is
-    faster, but thin things suffer.
+    faster, but thin things suffer. In training, `dropout` is the share of the lowest level's features
+    that each step leaves out (Srivastava et al. 2014).
     """
 
-    def __init__(self, classes: int, widths: tuple[int, ...], patch_size: int) -> None:
+    def __init__(
+        self, classes: int, widths: tuple[int, ...], patch_size: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.patch_size = patch_size
         inputs = [3 * patch_size**2, *widths[:-1]]  # channels that enter each level
         self.down = nn.ModuleList(DoubleConv(a, b) for a, b in zip(inputs, widths, strict=True))
@@ -97,7 +101,7 @@ class SegmentationUNet(nn.Module):
             for level, convolutions in enumerate(self.down):
                 h = convolutions(F.max_pool2d(h, 2) if level else h)
                 skips.append(h)
-            skips.pop()  # the lowest level has no skip connection
+            h = self.dropout(skips.pop())  # the lowest level has no skip connection
             for upsample, convolutions in zip(self.upsample, self.up, strict=True):
                 h = convolutions(torch.cat([upsample(h), skips.pop()], dim=1))
             return F.pixel_shuffle(self.head(h), self.patch_size)[:, :, :height, :width].float()
@@ -258,8 +262,8 @@ def augment(
 # --- training -------------------------------------------------------------------------------------
 
 
-STEPS = {"scenes": 700, "others": 1300}  # of a training without --epochs
-AUGMENTATION = {"scenes": 0.5}  # of a training without --augmentation; else 1
+# By data set, where the settings name none: the steps of a training, --augmentation, --dropout.
+STEPS, AUGMENTATION, DROPOUT = {"scenes": 700, "camvid": 2600}, {"scenes": 0.5}, {"camvid": 0.3}
 
 
 @dataclass(frozen=True)
@@ -301,11 +305,17 @@ class Config(ExportSettings, ResumableSettings):
     augmentation: Annotated[float, Limits(0, 2)] | None = None
     """How far the training pictures are rotated, scaled and shifted: 1 means up to 10° and 0.8 to 1.6
     times as large, 0.5 half of that. Default: 0.5 for drawn scenes, else 1."""
+    dropout: Annotated[float, Limits(0, 0.9)] | None = None
+    """The share of the lowest level's features that each step of training leaves out. Default: 0.3 for
+    camvid, else 0."""
+    mirror: bool = False
+    """Measure the mean of what is predicted for a picture and for its mirror image. It takes twice as
+    long."""
     unweighted: bool = False
     """All pixels count alike in the cross-entropy. Without this, pixels of rare classes count more."""
     epochs: Count | None = None
     """Passes over the training pictures, which are augmented anew each time. Default: 4 for 1,500 drawn
-    scenes, 208 for 50 real pictures, and fewer the more pictures there are."""
+    scenes, 433 for 50 frames of camvid, and fewer the more pictures there are."""
     batch_size: Count = 8
     """Pictures per step."""
     lr: Rate = 2e-3
@@ -330,16 +340,18 @@ def unet_weights(saved: dict) -> dict[str, torch.Tensor]:
 
 
 def build_network(
-    network: str, classes: int, widths: tuple[int, ...], patch_size: int
+    network: str, classes: int, widths: tuple[int, ...], patch_size: int, dropout: float = 0.0
 ) -> SegmentationUNet | PlainUNet:
     """The U-Net, or the plain one (`network`, see --network), with random weights."""
-    return PlainUNet() if network == "plain" else SegmentationUNet(classes, widths, patch_size)
+    plain = network == "plain"
+    return PlainUNet() if plain else SegmentationUNet(classes, widths, patch_size, dropout)
 
 
 def new_model(config: Config, data: MaskedPictures) -> SegmentationUNet | PlainUNet:
     """The network with random weights, or with --pretrained those learnt from the drawn scenes."""
     torch.manual_seed(config.seed)
-    model = build_network(config.network, len(data.classes), config.widths, config.patch_size)
+    shape = config.widths, config.patch_size, config.dropout or 0.0
+    model = build_network(config.network, len(data.classes), *shape)
     if config.pretrained:
         path = checkpoint_path(config, "scenes")
         learnt = unet_weights(load_checkpoint(path, SCRIPT))
@@ -358,8 +370,9 @@ def train(
     adamw = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2, fused=True)
     path = checkpoint_path(config, run_name(config, data))
     training = Training(
-        path, SCRIPT, config, data, networks={"unet": model}, optimizers={"adamw": adamw}
-    )
+        path, SCRIPT, config, data, networks={"unet": model}, optimizers={"adamw": adamw},
+        may_change_on_resume=("mirror",),
+    )  # fmt: skip
     training.extra = {"classes": list(data.classes)}
     if config.resume:
         training.load()
@@ -382,11 +395,20 @@ def train(
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """The class of every pixel, (N, H, W) uint8, for pictures (N, 3, H, W) uint8."""
+def predict(model: nn.Module, images: torch.Tensor, mirror: bool = False) -> torch.Tensor:
+    """The class of every pixel, (N, H, W) uint8, for pictures (N, 3, H, W) uint8.
+
+    With `mirror` its probability is the mean of those in the picture and in its mirror image.
+    """
+    found = []
     with in_eval_mode(model):
-        batches = progress(images.split(8), "predicting", "batch")
-        return torch.cat([model(unit(x)).argmax(dim=1).to(torch.uint8) for x in batches])
+        for batch in progress(images.split(8), "predicting", "batch"):
+            x = unit(batch)
+            p = model(x).softmax(dim=1)
+            if mirror:
+                p = p + model(x.flip(3)).softmax(dim=1).flip(3)
+            found.append(p.argmax(dim=1).to(torch.uint8))
+    return torch.cat(found)
 
 
 def load_model(
@@ -438,7 +460,7 @@ def evaluate(config: Config, data: MaskedPictures, training: Training, result: R
     result.add_metric("seconds of training", training.seconds_used, training.steps_done, unit="s")
     result.add_figure("loss.png", samples.plot_loss(training, "loss"), f"The loss ({config.loss}).")
     images, masks, n = data.test_images, data.test_masks, len(data.test_images)
-    predicted = predict(training.model, images)
+    predicted = predict(training.model, images, config.mirror)
     iou, accuracy = scores(predicted, masks, len(data.classes))
     result.add_metric("mean IoU", iou[iou.isfinite()].mean(), n, better="higher")
     result.add_metric("pixel accuracy", accuracy, n, better="higher")
@@ -540,11 +562,14 @@ def run(config: Config) -> Result:
     if config.dataset == "scenes":
         data = load(config.scenes, config.test_scenes)
     data = data.to(device)
-    if config.epochs is None:
-        steps = STEPS.get(config.dataset, STEPS["others"])
-        config = replace(config, epochs=max(round(steps * config.batch_size / len(data.images)), 1))
-    if config.augmentation is None:
-        config = replace(config, augmentation=AUGMENTATION.get(config.dataset, 1.0))
+    own, per_epoch = config.dataset, max(len(data.images) // config.batch_size, 1)
+    chosen = {
+        "epochs": max(round(STEPS.get(own, 1300) / per_epoch), 1),
+        "augmentation": AUGMENTATION.get(own, 1.0),
+        "dropout": DROPOUT.get(own, 0.0),
+    }
+    missing = {name: value for name, value in chosen.items() if getattr(config, name) is None}
+    config = replace(config, **missing)
     result.describe(config, data)
     training = train(config, data)
     evaluate(config, data, training, result)
