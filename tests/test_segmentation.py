@@ -381,3 +381,50 @@ def test_a_picture_comes_before_all_scenes_are_drawn(tmp_path, monkeypatch):
     assert asked == [segmentation.FEW, 1000]
     few, more = (load("scenes", tmp_path, 32, n, 1).images for n in (4, 8))
     assert torch.equal(few, more[:4])
+
+
+def test_the_mirrored_prediction_is_that_of_the_mirrored_picture():
+    """With it, a picture and its mirror image get mirrored classes; without it they do not."""
+    torch.manual_seed(0)
+    model = torch.nn.Conv2d(3, 5, 3, padding=1)
+    images = torch.randint(0, 256, (3, 3, 32, 48), dtype=torch.uint8)
+    for mirror in (True, False):
+        one = segmentation.predict(model, images, mirror)
+        other = segmentation.predict(model, images.flip(3), mirror).flip(2)
+        assert ((one == other).float().mean() > 0.999) == mirror
+
+
+def test_dropout_is_of_the_lowest_level_and_of_training_alone():
+    torch.manual_seed(0)
+    model = segmentation.SegmentationUNet(3, (4, 8), 1, dropout=0.5).eval()
+    x = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(model(x), model(x))
+        model.dropout.train()
+        assert not torch.equal(model(x), model(x))
+        for weight in model.upsample.parameters():  # then nothing comes from the lowest level
+            weight.zero_()
+        assert torch.equal(model(x), model(x))
+
+
+def test_settings_that_the_data_set_chooses(tmp_path, monkeypatch):
+    """CamVid gets 2,600 steps and dropout, drawn scenes neither; what the user names stays."""
+    seen = []
+
+    def stop(config, data):
+        seen.append((config.epochs, config.augmentation, config.dropout))
+        raise InterruptedError
+
+    monkeypatch.setattr(segmentation, "train", stop)
+    frames = replace(load_masked("scenes", tmp_path, 32, 50, 2), name="camvid")
+    load = segmentation.load_masked
+
+    def loaded(name, *more):
+        return frames if name == "camvid" else load(name, *more)
+
+    monkeypatch.setattr(segmentation, "load_masked", loaded)
+    config = segmentation.Config(height=32, scenes=50, test_scenes=2, output_dir=tmp_path)
+    for more in ({}, {"dataset": "camvid"}, {"dataset": "camvid", "epochs": 3, "dropout": 0.0}):
+        with pytest.raises(InterruptedError):
+            segmentation.run(replace(config, **more))
+    assert seen == [(117, 0.5, 0.0), (433, 1.0, 0.3), (3, 1.0, 0.0)]
