@@ -459,6 +459,7 @@ def load_detector(
 # === the lesson ends here; below: measured, plotted, reported =====================================
 
 FEW = 4  # scenes, from which the first picture is made
+EVERY = {"min_score": 0.01, "every_class": True}  # boxes that average precision ranks
 TITLE = "Detection: where things are, and what"
 SUMMARY = (
     "A small network finds the objects in a picture in one pass. By default they are the cars and "
@@ -485,11 +486,6 @@ def show_training(config: Config, data: BoxedPictures, result: Result) -> None:
     result.add_figure("training.png", plot_boxes(rows, data.classes), caption)
 
 
-def every_box(model: Detector, images: torch.Tensor) -> list[Detections]:
-    """What average precision ranks: for each class the boxes with a score of 0.01 or more."""
-    return detect_all(model, images, min_score=0.01, every_class=True)
-
-
 def evaluate(data: BoxedPictures, model: Detector, result: Result) -> None:
     """Add to `result` how well and how fast objects of held-out pictures are found, with examples."""
     images, classes = data.test_images, data.classes
@@ -497,7 +493,7 @@ def evaluate(data: BoxedPictures, model: Detector, result: Result) -> None:
         detect_all(model, images, min_score=MIN_SCORE),
         (data.test_boxes, data.test_labels),
     )
-    add_scores(result, every_box(model, images), found, *truth, classes)
+    add_scores(result, detect_all(model, images, **EVERY), found, *truth, classes)
     size = sum(p.nbytes for p in model.parameters()) / 1e6
     result.add_metric("size of the detector", size, 1, unit="MB", better="lower")
     add_speed(result, partial(detect_in, model, size=data.shape[1]), images[:100], classes)
@@ -520,7 +516,7 @@ def evaluate_digits(config: Config, data: BoxedPictures, model: Detector, result
     )
     images = images.to(device)
     boxes, labels = [b.to(device) for b in boxes], [k.to(device) for k in labels]
-    scores = average_precision(every_box(model, images), boxes, labels)
+    scores = average_precision(detect_all(model, images, **EVERY), boxes, labels)
     name = "mAP at 0.5, photographs never seen"
     result.add_metric(name, scores["map_50"], len(images), better="higher")
     found = detect_all(model, images[:4], min_score=MIN_SCORE)
@@ -528,9 +524,7 @@ def evaluate_digits(config: Config, data: BoxedPictures, model: Detector, result
     result.add_figure("elsewhere.png", figure, "Digits over photographs that training never saw.")
     frames = digit_scenes.moving_scene(digits.test_images, 20 if config.quick else 100, config.seed)
     find = partial(detect_in, model, size=config.size)
-    add_film(
-        result, "moving.webm", "A film of moving digits.", frames, box_predictor(find, data.classes)
-    )
+    add_film(result, frames, box_predictor(find, data.classes))
 
 
 def lessons(result: Result) -> list[str]:

@@ -66,14 +66,12 @@ def box_predictor(
     return lambda picture: draw_boxes(picture, find(picture), classes, min_score)
 
 
-def add_film(
-    result: Result, name: str, caption: str, frames: Iterable[np.ndarray], predictor: Predictor
-) -> None:
+def add_film(result: Result, frames: Iterable[np.ndarray], predictor: Predictor) -> None:
     """Add a film of `frames` (H, W, 3) uint8, and the same film with what the predictor finds in it."""
-    film = result.add_file(name, caption, featured=False)
+    film = result.add_file("moving.webm", "A film without the detections.", featured=False)
     write_video(film, frames)
     with open_video(film) as video:
-        caption = f"The detections in a film ({name}), in each frame alone."
+        caption = "The detections in a film (moving.webm), in each frame alone."
         write_video(result.add_file("found.webm", caption), map(predictor, video.frames))
 
 
