@@ -16,7 +16,7 @@ from test_masks import write_pair
 
 from imagelab.data.masks import IGNORE, load_masked
 from imagelab.report import predict
-from imagelab.setup.runtime import generator, in_float32
+from imagelab.setup.runtime import UserError, generator, in_float32
 from imagelab.training.checkpoints import load_checkpoint
 from studies import segmentation
 
@@ -428,3 +428,13 @@ def test_settings_that_the_data_set_chooses(tmp_path, monkeypatch):
         with pytest.raises(InterruptedError):
             segmentation.run(replace(config, **more))
     assert seen == [(117, 0.5, 0.0), (433, 1.0, 0.3), (3, 1.0, 0.0)]
+
+
+def test_a_finished_training_is_measured_again_in_the_mirror(tmp_path):
+    data = load_masked("scenes", tmp_path, height=32, scenes=8, test=2)
+    config = segmentation.Config(epochs=1, batch_size=4, widths=(4, 8), output_dir=tmp_path)
+    weights = segmentation.train(config, data).model.state_dict()
+    again = segmentation.train(replace(config, resume=True, mirror=True), data).model.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in weights.items())
+    with pytest.raises(UserError, match="--dropout"):
+        segmentation.train(replace(config, resume=True, dropout=0.5), data)
