@@ -33,19 +33,9 @@ from imagelab.data.boxes import BoxedPictures, Boxes, fit, load_boxed
 from imagelab.data.datasets import EMBEDDED, load_dataset, unit
 from imagelab.data.photographs import HELD_OUT
 from imagelab.data.video import Predictor
+from imagelab.report import boxes as boxes_report
 from imagelab.report import samples
-from imagelab.report.boxes import (
-    CAPTION,
-    MIN_SCORE,
-    Detections,
-    add_scores,
-    add_speed,
-    average_precision,
-    plot_boxes,
-    plot_detections,
-    plot_steps,
-    search_faces,
-)  # fmt: skip
+from imagelab.report.boxes import MIN_SCORE, Detections
 from imagelab.report.predict import PredictBoxes, add_film, box_predictor, predict_boxes
 from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import UserError, autocast, channels_last, generator, prepare
@@ -483,7 +473,7 @@ def show_training(config: Config, data: BoxedPictures, result: Result) -> None:
     caption = (
         "Training pictures with their boxes, and the same changed at random, as a step sees them."
     )
-    result.add_figure("training.png", plot_boxes(rows, data.classes), caption)
+    result.add_figure("training.png", boxes_report.plot_boxes(rows, data.classes), caption)
 
 
 def evaluate(data: BoxedPictures, model: Detector, result: Result) -> None:
@@ -493,16 +483,18 @@ def evaluate(data: BoxedPictures, model: Detector, result: Result) -> None:
         detect_all(model, images, min_score=MIN_SCORE),
         (data.test_boxes, data.test_labels),
     )
-    add_scores(result, detect_all(model, images, **EVERY), found, *truth, classes)
+    boxes_report.add_scores(result, detect_all(model, images, **EVERY), found, *truth, classes)
     size = sum(p.nbytes for p in model.parameters()) / 1e6
     result.add_metric("size of the detector", size, 1, unit="MB", better="lower")
-    add_speed(result, partial(detect_in, model, size=data.shape[1]), images[:100], classes)
-    figure = plot_detections(images[:4], found[:4], *truth, classes)
-    result.add_figure("detections.png", figure, CAPTION)
+    boxes_report.add_speed(
+        result, partial(detect_in, model, size=data.shape[1]), images[:100], classes
+    )
+    figure = boxes_report.plot_detections(images[:4], found[:4], *truth, classes)
+    result.add_figure("detections.png", figure, boxes_report.CAPTION)
     with torch.no_grad():
         objectness = model(unit(images[:3]))[..., 0].sigmoid()
     before = detect(model, unit(images[:3]), MIN_SCORE, max_iou=1.0)
-    figure = plot_steps(images[:3], objectness, before, found[:3], classes)
+    figure = boxes_report.plot_steps(images[:3], objectness, before, found[:3], classes)
     caption = "The score of each cell: does it hold the centre of an object? All boxes with a high "
     caption += "score. The boxes that non-maximum suppression leaves."
     result.add_figure("steps.png", figure, caption)
@@ -516,11 +508,11 @@ def evaluate_digits(config: Config, data: BoxedPictures, model: Detector, result
     )
     images = images.to(device)
     boxes, labels = [b.to(device) for b in boxes], [k.to(device) for k in labels]
-    scores = average_precision(detect_all(model, images, **EVERY), boxes, labels)
+    scores = boxes_report.average_precision(detect_all(model, images, **EVERY), boxes, labels)
     name = "mAP at 0.5, photographs never seen"
     result.add_metric(name, scores["map_50"], len(images), better="higher")
     found = detect_all(model, images[:4], min_score=MIN_SCORE)
-    figure = plot_detections(images[:4], found, boxes, labels, data.classes)
+    figure = boxes_report.plot_detections(images[:4], found, boxes, labels, data.classes)
     result.add_figure("elsewhere.png", figure, "Digits over photographs that training never saw.")
     frames = digit_scenes.moving_scene(digits.test_images, 20 if config.quick else 100, config.seed)
     find = partial(detect_in, model, size=config.size)
@@ -573,7 +565,7 @@ def run(config: Config) -> Result:
     model = training.model.eval()
     evaluate(data, model, result)
     if data.name == "scenes":
-        search_faces(result)
+        boxes_report.search_faces(result)
     elif digits:
         evaluate_digits(config, data, model, result)
     result.add_figure("loss.png", samples.plot_loss(training, "loss"), "The loss.")
