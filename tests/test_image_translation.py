@@ -309,8 +309,8 @@ def test_a_run_leaves_what_was_promised(quick):
     result, folder = results(quick), quick / "study_images" / "image_translation"
     assert untaught("studies.image_translation", result) == []
     names = {entry["path"] for entry in result["files"]}
-    assert {"streets.png", "digits_to_b.png", "digits_to_a.png", "pix2pix_losses.png",
-            "cyclegan_losses.png"} == names  # fmt: skip
+    assert {"sets.png", "pairs.png", "streets.png", "digits_to_b.png", "digits_to_a.png",
+            "pix2pix_losses.png", "cyclegan_losses.png"} == names  # fmt: skip
     assert all((folder / name).is_file() for name in names)
     assert {p.name for p in (quick / "study_models/image_translation").glob("*.pth")} == {
         "L1_alone.pth", "Pix2Pix.pth", "GAN_alone.pth", "CycleGAN.pth",
@@ -344,3 +344,18 @@ def test_wrong_input(tmp_path):
     shared = ("studies.image_translation", "--output-dir", tmp_path)
     assert "--l1-weight" in complaint(*shared, "--l1-weight", "nan")
     assert "no checkpoint" in complaint(*shared, *QUICK[1:4], "--sample-only")
+
+
+def test_pictures_come_before_all_streets_are_drawn(tmp_path, monkeypatch):
+    load = study.load_masked
+
+    def stop(name, data_dir, height, scenes, test):
+        if scenes == 1000:
+            shown = {path.name for path in tmp_path.rglob("*.png")}
+            assert shown == {"sets.png", "pairs.png"}
+            raise InterruptedError
+        return load(name, data_dir, height, scenes, test)
+
+    monkeypatch.setattr(study, "load_masked", stop)
+    with pytest.raises(InterruptedError):
+        study.run(study.Config(scenes=1000, digits=20, dataset="mnist-5k", output_dir=tmp_path))
