@@ -34,7 +34,7 @@ from torch import nn
 from imagelab.data import datasets
 from imagelab.data.datasets import Dataset, load_for, mirrored, random_subset, unit
 from imagelab.data.embedded import small_affine
-from imagelab.report import figures, samples
+from imagelab.report import confusions, figures, samples
 from imagelab.report.results import Result, start_result
 from imagelab.setup import runtime, settings
 from imagelab.setup.runtime import UserError, autocast, channels_last, in_eval_mode, prepare
@@ -402,11 +402,6 @@ def tile_maps(maps: torch.Tensor, columns: int) -> np.ndarray:
     return figures.grid(grey[:, None].cpu(), columns, scale=2, gap=1)
 
 
-def label_classes(axis, classes: tuple[str, ...]) -> None:
-    """Class names along the x axis; long names are slanted."""
-    axis.set_xticks(range(len(classes)), classes, rotation=60 if max(map(len, classes)) > 2 else 0)
-
-
 def plot_examples(config: Config, data: Dataset) -> Figure:
     """Training images as the network meets them: ten of each class, of the first ten classes."""
     rng, rows = runtime.generator(config.seed, "examples", data.images.device), {}
@@ -435,7 +430,7 @@ def plot_activations(model: DigitCNN, image: torch.Tensor, classes: tuple[str, .
     axes[0, 3].set_axis_off()
     axes[0, 3].set_title(f"6. first dense layer: {features.numel()} features")
     axes[1, 3].bar(range(len(classes)), scores.cpu().numpy(), color=figures.PALETTE[0])
-    label_classes(axes[1, 3], classes)
+    confusions.label_classes(axes[1, 3], classes)
     title = "7. second dense layer, as probabilities"
     axes[1, 3].set(title=title, ylim=(0, 1), xlabel="class", ylabel="probability")
     key = "Maps and features:\nblack is 0,\nwhite is the largest\nvalue of its map."
@@ -485,30 +480,6 @@ def plot_training(config: Config, trainings: list[Training], n: int) -> Figure:
     return figure
 
 
-def plot_confusion(table: torch.Tensor, classes: tuple[str, ...]) -> Figure:
-    """Counts (classes, classes): rows are true, columns predicted classes; colour is the row's share."""
-    side = min(max(0.5 * len(classes), 4), 12)
-    figure, axes = figures.new_figure(side + 1, side)
-    axis, shares = axes[0, 0], table / table.sum(dim=1, keepdim=True).clamp(min=1)
-    texts = [[f"{count:,}" if count else "" for count in row] for row in table.tolist()]
-    shown = figures.plot_matrix(axis, shares, classes, texts if len(classes) <= 20 else None)
-    label_classes(axis, classes)
-    axis.set(xlabel="read as", ylabel="is")
-    figure.colorbar(shown, ax=axis, shrink=0.8, label="share of the row")
-    return figure
-
-
-def plot_mistakes(data: Dataset, probabilities: torch.Tensor, rows: list[int]) -> Figure:
-    """The held-out images `rows`, each with true class, predicted class and confidence."""
-    confidence, predicted = probabilities.max(dim=1)
-    pictures = {}
-    for k in rows:
-        true, wrong = data.classes[data.test_labels[k]], data.classes[predicted[k]]
-        title = f"{true}, read as {wrong}\n{confidence[k]:.1%} sure #{k}"
-        pictures[title] = figures.as_picture(as_unit(data.test_images[k][None])[0])
-    return figures.plot_side_by_side(pictures, rows=-(-len(rows) // 6), height=2.4)
-
-
 def evaluate(data: Dataset, model: nn.Module, result: Result) -> None:
     """Accuracy per class, confusion matrix, and the mistakes with the highest confidence."""
     probabilities = predict(model, data.test_images)
@@ -521,9 +492,12 @@ def evaluate(data: Dataset, model: nn.Module, result: Result) -> None:
     rows = [list(row) for row in zip(data.classes, counts, accuracies, strict=True)]
     result.add_table(f"{n:,} held-out images", ["class", "images", "read correctly"], rows)
     caption = "Rows: the true class. Columns: the class that the network reads."
-    result.add_figure("confusion.png", plot_confusion(table, data.classes), caption)
+    result.add_figure("confusion.png", confusions.plot_confusion(table, data.classes), caption)
     if mistakes := most_confident_mistakes(probabilities, labels):
-        figure, wrong = plot_mistakes(data, probabilities, mistakes[:12]), n - sum(correct)
+        figure, wrong = (
+            confusions.plot_mistakes(data, probabilities, mistakes[:12]),
+            n - sum(correct),
+        )
         caption = (
             f"The network makes {wrong:,} mistakes in {n:,} images, of {len(mistakes)} kinds: one class "
             f"read as another. Of {len(mistakes[:12])} kinds the one "
