@@ -232,7 +232,7 @@ class Photographs(ExportSettings, settings.ResumableSettings):
     """Passes over the patches."""
     batch_size: Count = 64
     """Patches per step, each with its own σ."""
-    lr: Rate = 0.01
+    lr: Rate = 0.005
     """Peak of Muon's learning rate. It rises over 5 % of the steps, and falls to 0 from 30 % on."""
     adam_lr: Rate = 1e-3
     """The same of Adam, for the first and the last layer and all biases."""
