@@ -167,11 +167,11 @@ def noisy_patches(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Clean and noisy patches (B, 3, H, W) and their σ (B,), from colour patches `x` in [0, 1].
 
-    The few photographs hold few colours. So the channels of each patch are shuffled, half of the patches
-    become negatives, and colours are made weaker, or up to 1.2 times as strong. Each channel of some is
-    raised to a power of its own. Half of all patches become grey: three equal channels with the same noise
-    in each. A quarter get 1.5 times the noise and are clipped to [0, 1], like the noise in a file. What is
-    returned as σ is the root mean square of what is left of the noise.
+    The few photographs hold few colours. So the channels of each patch are shuffled, half of the
+    patches become negatives, and colours are made weaker, or up to 1.2 times as strong. Each channel of
+    some is raised to a power of its own. Half of all patches become grey: three equal channels with the
+    same noise in each. A quarter get 1.5 times the noise and are clipped to [0, 1], like the noise in a
+    file. What is returned as σ is the root mean square of what is left of the noise.
     """
     draws = torch.rand(7, len(x), 1, 1, 1, generator=rng, device=x.device)
     grey, clipped, tinted = draws[1] < 0.5, draws[2] < 0.25, draws[6] < 0.5
@@ -218,7 +218,7 @@ def weighted_error(made: torch.Tensor, clean: torch.Tensor, sigma: torch.Tensor)
 
 
 def as_matrix(weights: torch.Tensor) -> torch.Tensor:
-    """Weights (M, N, H, W) of a convolution as a matrix (M, H·W·N); the same memory in `channels_last`."""
+    """Weights (M, N, H, W) as a matrix (M, H·W·N); in the same memory where they are `channels_last`."""
     return weights.permute(0, 2, 3, 1).flatten(1)
 
 
@@ -237,8 +237,8 @@ class Photographs(ExportSettings, settings.ResumableSettings):
     adam_lr: Rate = 1e-3
     """The same of Adam, for the first and the last layer and all biases."""
     max_sigma: Fraction = 0.4
-    """The largest σ. Each σ is this times the square of a uniform number: most are small. A quarter of the
-    patches get 1.5 times as much and are clipped."""
+    """The largest σ. Each σ is this times the square of a uniform number: most are small. A quarter of
+    the patches get 1.5 times as much and are clipped."""
     widths: tuple[Count, ...] = (48, 64, 64, 64)
     """Channels of the network at the size of the picture over --fold, at half of that, and so on."""
     blocks: tuple[Count, ...] = (2, 2, 2, 1)
@@ -296,7 +296,8 @@ def train_photographs(
                 # Else a rare patch with a gradient of thousands would stay in the momentum for long.
                 norm = nn.utils.clip_grad_norm_(model.parameters(), 0.1)
                 for matrix, weights in zip(matrices, inner, strict=True):
-                    matrix.grad = as_matrix(weights.grad)
+                    if weights.grad is not None:
+                        matrix.grad = as_matrix(weights.grad)
                 muon.step()
                 adam.step()
                 training.log(loss=loss, norm=norm)
