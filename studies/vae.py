@@ -289,8 +289,7 @@ def export_decoder(path: Path | str | None, model: VAE) -> None:
 TITLE = "VAE: images as points in a small space"
 SUMMARY = (
     "An encoder compresses each image into 2, 4 or 16 numbers, and a decoder draws it again from them. "
-    "The numbers are kept near a standard normal distribution. So random ones decode into new images, "
-    "though blurred ones."
+    "The numbers are kept near a standard normal distribution. So random ones decode, but are blurred."
 )
 
 
@@ -333,13 +332,7 @@ def plot_plane(model: VAE, data: Dataset, side: int = 18) -> Figure:
     means = encoded(model, data.test_images[:4000]).cpu()
     figure, axes = figures.new_figure(11, 5.4, columns=2)
     left, right = axes[0]
-    left.imshow(
-        figures.grid(drawn, side, 1, 0), "gray", vmin=0, vmax=255, extent=(0, side, 0, side)
-    )
-    z = [f"{z:.1f}" for z in latent_grid(side)[:side:3, 0].tolist()]
-    places = [k + 0.5 for k in range(0, side, 3)]
-    left.set(xticks=places, xticklabels=z, yticks=places, yticklabels=z)
-    left.grid(visible=False)
+    figures.show_plane(left, figures.grid(drawn, side, 1, 0), latent_grid(side)[:side, 0])
     figures.plot_classes(right, means, data.test_labels[:4000].cpu(), data.classes)
     frame = latent_grid(2).sign() * latent_grid(side).max()  # its corners
     right.plot(*frame[[0, 1, 3, 2, 0]].T, "k--", linewidth=1, label="drawn at the left")
@@ -434,9 +427,9 @@ def add_latent_figures(config, data: Dataset, models: dict[str, VAE], result: Re
     result.add_figure("reconstructions.png", figure, caption)
     for model in (model for model in models.values() if model.latent_size == 2):
         caption = (
-            "Two numbers per image. Left, what is decoded from them. Right, where held-out images "
+            "Left, what is decoded from two numbers. Right, where held-out images lie: classes "
         )
-        caption += "lie: classes outside of the frame, and mixed ones, may be missing at the left."
+        caption += "outside of the frame, and mixed ones, may be missing at the left."
         result.add_figure("plane.png", plot_plane(model, data), caption)
     larger = {name: model for name, model in models.items() if model.latent_size > 2}
     if larger and len(data.test_images) >= 50:
@@ -445,9 +438,7 @@ def add_latent_figures(config, data: Dataset, models: dict[str, VAE], result: Re
         result.add_figure("tsne.png", plot_tsne(larger, data, config), caption)
     if pairs := first[: len(first) // 2 * 2]:
         largest = max(models.values(), key=lambda model: model.latent_size)
-        caption = (
-            f"From one held-out image to another, straight through {largest.latent_size} latents."
-        )
+        caption = f"From one held-out image to another, on a line in {largest.latent_size} latents."
         result.add_figure("interpolation.png", plot_interpolation(largest, data, pairs), caption)
 
 

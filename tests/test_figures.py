@@ -161,10 +161,20 @@ def test_notes_stand_in_the_corners_of_their_pictures():
     figure = figures.plot_rows(rows, notes={"b": ["x", "", "z"]})
     above, below = figure.axes
     assert len(above.texts) == 1  # the name of the row
-    width = below.images[0].get_array().shape[1]
-    for text, note, k in zip(below.texts, ["x", "", "z"], range(3), strict=False):
-        assert text.get_text() == note
-        assert k / 3 * width < text.get_position()[0] < (k + 0.2) / 3 * width
+    lefts = [0, 12, 24]  # each picture is 4 wide, the gap 2, both twice as large
+    for text, note, left in zip(below.texts[:3], ["x", "", "z"], lefts, strict=True):
+        assert text.get_text() == note and text.get_position()[0] == left + 2
+
+
+def test_a_plane_s_numbers_stand_at_its_pictures():
+    _, axes = figures.new_figure(4, 4)
+    figures.show_plane(axes[0, 0], np.zeros((24, 24), np.uint8), torch.linspace(-1.2, 1.2, 12))
+    for ticks, labels in (
+        (axes[0, 0].get_xticks(), axes[0, 0].get_xticklabels()),
+        (axes[0, 0].get_yticks(), axes[0, 0].get_yticklabels()),
+    ):
+        assert list(ticks) == [0.5, 2.5, 4.5, 6.5, 8.5, 10.5]  # the middles of every second picture
+        assert [t.get_text() for t in labels][:2] == ["-1.2", "-0.8"]
 
 
 def test_names_of_classes_in_a_plane_never_meet():

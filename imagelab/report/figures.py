@@ -178,6 +178,17 @@ def show_image(axis, image: np.ndarray, title: str = "") -> None:
         axis.set_title(title)
 
 
+def show_plane(axis, sheet: np.ndarray, values: torch.Tensor) -> None:
+    """A square sheet of pictures, of which each belongs to two of the ascending `values` (side,)."""
+    side = len(values)
+    axis.imshow(sheet, "gray", vmin=0, vmax=255, extent=(0, side, 0, side))
+    places, names = torch.arange(side) + 0.5, [f"{value:.1f}" for value in values.tolist()]
+    few = slice(None, None, max(side // 6, 1))
+    axis.set_xticks(places[few], names[few])
+    axis.set_yticks(places[few], names[few])
+    axis.grid(visible=False)
+
+
 def name_rows(axes: np.ndarray, names: Sequence[str]) -> None:
     """Names to the left of rows of pictures that have no axes, in lines of at most 16 letters.
 
@@ -206,9 +217,9 @@ def plot_rows(
     height = 0.98 * len(rows) + 0.25 * bool(columns) + 0.35 * bool(title)
     figure, axes = new_figure(0.9 * width, height, len(rows))
     for axis, (name, pictures) in zip(axes[:, 0], rows.items(), strict=True):
-        show_image(axis, sheet := grid(pictures, columns=width))
+        show_image(axis, grid(pictures, columns=width, scale=2, gap=2))
         for k, note in enumerate((notes or {}).get(name, ())):
-            place = k / width * sheet.shape[1] + 2, 1
+            place = 2 * k * (pictures.shape[3] + 2) + 2, 1
             look = {"va": "top", "fontsize": 9, "weight": "bold", "color": PALETTE[4]}
             axis.text(*place, note, **look)
     name_rows(axes, list(rows))
