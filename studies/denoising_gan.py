@@ -332,7 +332,7 @@ def evaluate(
             result.add_metric(f"{name}: distance to clean", distance, n, better="lower")
     gain = rows["GAN"]["PSNR (dB)"] - max(rows[name]["PSNR (dB)"] for name in filters)
     result.add_metric("GAN less the best filter: PSNR", gain, n, unit="dB", better="higher")
-    psnr = {name: f"{name}: {row['PSNR (dB)']:.1f} dB" for name, row in rows.items()}
+    psnr = {name: f"{name}: {row['PSNR (dB)']:.1f}\u00a0dB" for name, row in rows.items()}
     shown = {"clean": data.test_images[:10]}
     shown |= {psnr[name]: as_uint8(x[:10]) for name, x in restored.items()}
     gap = 0.5 + 4 * (restored["GAN"] - restored["L1 alone"])[:10]

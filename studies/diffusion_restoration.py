@@ -276,7 +276,7 @@ def plot_restored(
     classes: list[str],
 ) -> Figure:  # fmt: skip
     """Ten images of each name, (N, C, H, W) in [0, 1], below the clean ones and their classes."""
-    rows = {f"{name}: {psnr[name].mean().item():.1f} dB": x for name, x in images.items()}
+    rows = {f"{name}: {psnr[name].mean().item():.1f}\u00a0dB": x for name, x in images.items()}
     rows = {name: to_uint8(2 * x[:10] - 1) for name, x in {"original": clean, **rows}.items()}
     return figures.plot_rows(rows, classes[:10])
 
