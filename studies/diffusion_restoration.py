@@ -38,7 +38,7 @@ from imagelab.setup.runtime import UserError, channels_last, generator, prepare
 from imagelab.setup.settings import Count, Limits
 from imagelab.techniques import diffusion
 from imagelab.techniques.classifier import DigitCNN, accuracy, trained_classifier
-from imagelab.techniques.restoration import methods, restore_images
+from imagelab.techniques.restoration import CLASSICAL, methods, restore_images
 from imagelab.training.checkpoints import check_trained_for, load_checkpoint
 from imagelab.training.loop import Training, one_cycle
 from studies import unet_diffusion
@@ -202,8 +202,10 @@ def add_mean(result: Result, name: str, psnr: torch.Tensor) -> None:
     result.add_metric(name, mean, len(psnr), unit="dB", better="higher", interval=interval)
 
 
-def compare_denoisers(config: Config, model: Model, clean: torch.Tensor, result: Result) -> None:
-    """A table of every method for each σ, and a picture for the last."""
+def compare_denoisers(
+    config: Config, model: Model, clean: torch.Tensor, classes: list[str], result: Result
+) -> None:  # fmt: skip
+    """A table of every method for each σ, and a picture for the last, the `classes` above it."""
     rng, n = generator(config.seed, "noise to restore", clean.device), len(clean)
     for sigma in config.sigmas:
         noisy = clean + sigma * torch.randn(clean.shape, generator=rng, device=clean.device)
@@ -215,20 +217,23 @@ def compare_denoisers(config: Config, model: Model, clean: torch.Tensor, result:
         ]
         caption = f"Noise of σ = {sigma:g}"
         result.add_table(f"{caption}, n = {n:,}", ["", "PSNR (dB)", "± (95 %)", "SSIM"], rows)
-        one_step, classical = psnr["diffusion, one step"], list(psnr.values())[1:-3]
-        best = max(classical, key=lambda each: each.mean().item())
+        best = max(CLASSICAL, key=lambda each: psnr[each].mean().item())
+        one_step, photographs = psnr["diffusion, one step"], psnr["learned on photographs"]
         add_mean(result, f"noise, σ = {sigma:g}: diffusion, one step", one_step)
-        name = f"σ = {sigma:g}: one step less the best classical method"
-        add_mean(result, name, one_step - best)
-    shown = ("noisy", "non-local means", "learned on photographs", "diffusion, one step",
-             "diffusion, drawn")  # fmt: skip
-    figure = plot_restored({"clean": clean} | {name: restored[name] for name in shown})
-    result.add_figure("denoising.png", figure, f"{caption}, and what methods make of it.")
+        name = f"σ = {sigma:g}: one step less "
+        add_mean(result, f"{name}the best classical method", one_step - psnr[best])
+        add_mean(result, f"{name}the network of photographs", one_step - photographs)
+    shown = ("noisy", best, "learned on photographs", "diffusion, one step", "diffusion, drawn")
+    figure = plot_restored(clean, {name: restored[name] for name in shown}, psnr, classes)
+    caption += (
+        f" for pixels from 0 to 1. {EXPLAINED} {best.capitalize()} is the best classical method."
+    )
+    result.add_figure("denoising.png", figure, caption)
 
 
 def compare_enlargements(
     config: Config, model: Model, classifier: DigitCNN, images: torch.Tensor, labels: torch.Tensor,
-    result: Result,
+    classes: list[str], result: Result,
 ) -> torch.Tensor:  # fmt: skip
     """The table and the picture; returns the drawn images, uint8."""
     clean, n = unit(images), len(images)
@@ -257,26 +262,36 @@ def compare_enlargements(
     lead = read[drawn] - read["bicubic"]
     result.add_share("super-resolution: read as its class", read[drawn], n, better="higher")
     result.add_metric("super-resolution: accuracy less bicubic's", lead, n, better="higher")
-    caption = f"{sizes}: the small picture (nearest), and ways to enlarge it."
-    result.add_figure(
-        "super_resolution.png", plot_restored({"original": clean, **restored}), caption
-    )
+    caption = f"{sizes}: the small picture (nearest), and ways to enlarge it. {EXPLAINED}"
+    figure = plot_restored(clean, restored, psnr, classes)
+    result.add_figure("super_resolution.png", figure, caption)
     return to_uint8(enlarged[drawn])
 
 
-def plot_restored(images: dict[str, torch.Tensor]) -> Figure:
-    """Ten images of each name, (N, C, H, W) in [0, 1], one row per name."""
-    return figures.plot_rows({name: to_uint8(2 * x[:10] - 1) for name, x in images.items()})
+EXPLAINED = "Drawn: one of the images that it may be, at random. Beside the names, the mean PSNR."
+
+
+def plot_restored(
+    clean: torch.Tensor, images: dict[str, torch.Tensor], psnr: dict[str, torch.Tensor],
+    classes: list[str],
+) -> Figure:  # fmt: skip
+    """Ten images of each name, (N, C, H, W) in [0, 1], below the clean ones and their classes."""
+    rows = {f"{name}: {psnr[name].mean().item():.1f}\u00a0dB": x for name, x in images.items()}
+    rows = {name: to_uint8(2 * x[:10] - 1) for name, x in {"original": clean, **rows}.items()}
+    return figures.plot_rows(rows, classes[:10])
 
 
 def lessons(result: Result) -> list[str]:
     """What the figures teach, as far as they were measured."""
     taught = []
-    if gain := result.measured("σ = 0.5: one step less the best classical method"):
-        taught.append(
-            f"Under heavy noise, the restoration in one step is {gain[0]:.1f} dB better than the best "
-            "classical method of the table. BM3D, often a stronger one, is not among them."
-        )
+    for sigma in dict.fromkeys((max(result.config["sigmas"]), min(result.config["sigmas"]))):
+        of = f"σ = {sigma:g}: one step less the"
+        if gain := result.measured(f"{of} best classical method", f"{of} network of photographs"):
+            taught.append(
+                f"Under noise of σ = {sigma:g}, restoring in one step has {gain[0]:.1f} dB more than "
+                f"the best classical method, {gain[1]:.1f} dB more than what was learned on photographs."
+            )
+    taught.append("BM3D, often a stronger classical method, is not among them.")
     if gain := result.measured("super-resolution: PSNR less bicubic's"):
         taught.append(
             f"Drawn from their small pictures, images are {gain[0]:.1f} dB nearer to the originals than "
@@ -301,8 +316,11 @@ def run(config: Config) -> Result:
     else:
         diffusion.trailing_steps(config.T, config.steps)  # refused now, not after the training
         super_resolution = train(config, data, checkpoint_path(config))
-    compare_denoisers(config, model, unit(images), result)
-    drawn = compare_enlargements(config, super_resolution, classifier, images, labels, result)
+    classes = [data.classes[label] for label in labels[:10].tolist()]
+    compare_denoisers(config, model, unit(images), classes, result)
+    drawn = compare_enlargements(
+        config, super_resolution, classifier, images, labels, classes, result
+    )
     samples.write_samples(config.samples_file, drawn)
     return result.save(*lessons(result))
 

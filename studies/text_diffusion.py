@@ -364,7 +364,10 @@ def evaluate(result: Result, found: dict[str, torch.Tensor], networks: int) -> N
         f"{kind}. By chance: 0.1 for the digit and 0.33 for each other word"
     )
     result.add_table(caption, ["stroke and slant", *ASKED], rows)
-    caption = f"How often the drawn image is what the prompt says, n = {n:,} (95 % intervals)."
+    caption = (
+        f"How often the drawn image is what the prompt says (95 % intervals; dashed: by chance). Left, "
+        f"word by word, n = {n:,}. Right, all four words, by digit, n = {n // 10:,} each."
+    )
     result.add_figure("agreement.png", plot_agreement(found, networks), caption)
 
 
@@ -384,27 +387,36 @@ def plot_agreement(found: dict[str, torch.Tensor], networks: int) -> Figure:
             look = {"color": figures.PALETTE[i], "marker": figures.MARKERS[i], "label": name}
             places = np.arange(len(shares)) + 0.2 * i - 0.1
             axis.errorbar(places, shares, bars, linestyle="none", capsize=3, **look)
-    for axis, names, what in (
-        (axes[0, 0], ASKED, "agrees with the prompt"),
-        (axes[0, 1], NUMBERS, "all four agree"),
+    chance = (0.1, 1 / 3, 1 / 3, 1 / 3, 0.1 / 27)  # of ASKED
+    for axis, names, what, by_chance in (
+        (axes[0, 0], ASKED, "agrees with the prompt", chance),
+        (axes[0, 1], NUMBERS, "all four agree", 10 * chance[-1:]),
     ):
+        places = np.arange(len(names))
+        axis.hlines(by_chance, places - 0.4, places + 0.4, "#666666", "dashed", linewidth=1.2)
         axis.set_xticks(range(len(names)), names)
         axis.set(ylabel=what, ylim=(-0.02, 1.02))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 
-def plot_unseen(model: Model, config: Config) -> Figure:
-    """Ten captions with an unseen pair, a row of eight images each."""
-    words = caption_words(*prompts_left_out(10, 0))
-    images = sample(model, words.repeat_interleave(8, dim=0), config).split(8)
-    return figures.plot_rows({decode(w): x for w, x in zip(words, images, strict=True)})
+def plot_unseen(
+    model: Model, config: Config, captioner: Captioner, classifier: DigitCNN
+) -> Figure:  # fmt: skip
+    """Ten captions with an unseen pair, a row of eight images each, and in each what disagrees."""
+    thirds, labels = (part.repeat_interleave(8, dim=0) for part in prompts_left_out(10, 0))
+    images = sample(model, words := caption_words(thirds, labels), config)
+    agrees = agreement(images, thirds, labels, captioner, classifier)[:, :-1].tolist()
+    wrong = ["\n".join(np.array(ASKED[:-1])[~np.array(row)]) for row in agrees]
+    names = [decode(caption) for caption in words[::8]]
+    notes = {name: wrong[8 * k : 8 * k + 8] for k, name in enumerate(names)}
+    return figures.plot_rows(dict(zip(names, images.split(8), strict=True)), notes=notes)
 
 
 def plot_words(model: Model, config: Config) -> Figure:
-    """One word changes, the noise stays: a row of eight images for each word."""
-    rows = {}
-    for prompt in (f"{word} three" for words in ATTRIBUTES.values() for word in words):
+    """The noise stays: a row of eight images for each word, and one for two words together."""
+    rows, single = {}, [word for words in ATTRIBUTES.values() for word in words]
+    for prompt in (f"{word} three" for word in [*single, "thin upright"]):
         words = encode(prompt).expand(8, -1)
         rows[prompt] = sample(model, words, replace(config, seed=config.seed + 1))
     return figures.plot_rows(rows)
@@ -423,15 +435,17 @@ def lessons(result: Result) -> list[str]:
     measured = result.measured(
         f"{UNSEEN}: all four", f"{SEEN}: all four",
         "unseen less seen: all four", "unseen less seen: all four, ±",
+        *(f"{UNSEEN}: {word}" for word in ATTRIBUTES),
     )  # fmt: skip
     if measured is None:
         return []
-    held_out, seen, difference, to_each_side = measured
+    held_out, seen, difference, to_each_side, width, stroke, slant = measured
     return [
         f"All four words agree in {held_out:.1%} of the images whose stroke and slant were never seen "
         f"together with their digit, and in {seen:.1%} of the others. Chance would give 0.4 %. The "
         f"difference is {100 * difference:.1f} points, with an interval of {100 * to_each_side:.1f} "
-        "points to each side (95 %)."
+        f"points to each side (95 %). Word by word, unseen: width agrees in {width:.1%}, "
+        f"stroke in {stroke:.1%}, slant in {slant:.1%}."
     ]
 
 
@@ -463,9 +477,14 @@ def run(config: Config) -> Result:
     steps = sum(training.steps_done for training in trainings)
     result.add_metric("seconds of training", seconds, steps, unit="s")
     model = models[0]
-    caption = "Words that were never together in the training, eight images each, not picked."
-    result.add_figure("unseen.png", plot_unseen(model, config), caption)
-    caption = "The same noise in each row, one word changed: width, stroke, slant."
+    caption = (
+        "Stroke and slant never seen together with this digit; not picked. In an image stands "
+    )
+    caption += "what is not found as asked."
+    result.add_figure("unseen.png", plot_unseen(model, config, captioner, classifier), caption)
+    caption = (
+        "The same noise in each column. In each row another word: width, stroke, slant; then two."
+    )
     result.add_figure("words.png", plot_words(model, config), caption)
     caption = "A prompt each, not picked: the word of the column and the digit of the row."
     result.add_figure("samples.png", plot_samples(model, config), caption)

@@ -263,6 +263,7 @@ def test_real_images_score_like_the_floor_and_noise_far_off(evaluator, bars):
     real = evaluator.scores(bars.test_images)
     assert real.n == evaluator.n == N and same(real, evaluator.floor)
     assert real.coverage > 0.9 and real.surely_read > 0.9
+    assert all(a <= b for a, b in zip(real.sure_shares, real.class_shares, strict=True))
     bad = evaluator.scores(noise(N))
     assert bad.frechet > 10 * real.frechet and bad.kid > 10 * abs(real.kid)
     assert bad.coverage < 0.1 and bad.density < 0.1
@@ -325,7 +326,7 @@ def test_a_dropped_class_has_no_share_and_costs_distance_and_coverage(evaluator,
 
 def test_entropy_of_the_shares():
     def entropy(shares: list[float]) -> float:
-        return Scores(1, 0, 0, 0, 0, 0, shares, 1, 0).entropy
+        return Scores(1, 0, 0, 0, 0, 0, shares, shares, 0).entropy
 
     assert entropy([0.1] * 10) == pytest.approx(1) and entropy([0, 1, 0]) == 0
     assert entropy([0.5, 0.5, 0, 0]) == pytest.approx(0.5)

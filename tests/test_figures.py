@@ -142,6 +142,73 @@ def test_rows_and_columns_carry_their_names():
     assert places == [0.25, 0.75]
 
 
+def test_long_names_of_rows_stay_beside_their_row():
+    names = (
+        "learned on photographs, and told the class",
+        "6",
+        "diffusion, class by classifier: 89%",
+    )
+    figure = figures.plot_rows({name: random_images(5, 1) for name in names})
+    figure.draw_without_rendering()
+    boxes = [axis.texts[0].get_window_extent() for axis in figure.axes]
+    for axis, box in zip(figure.axes, boxes, strict=True):
+        row = axis.get_window_extent()
+        assert row.y0 <= box.y0 and box.y1 <= row.y1 and 0 <= box.x0 < box.x1 <= row.x0
+
+
+def test_notes_stand_in_the_corners_of_their_pictures():
+    rows = {"a": random_images(3, 1), "b": random_images(3, 1)}
+    figure = figures.plot_rows(rows, notes={"b": ["x", "", "z"]})
+    above, below = figure.axes
+    assert len(above.texts) == 1  # the name of the row
+    lefts = [0, 12, 24]  # each picture is 4 wide, the gap 2, both twice as large
+    for text, note, left in zip(below.texts[:3], ["x", "", "z"], lefts, strict=True):
+        assert text.get_text() == note and text.get_position()[0] == left + 2
+
+
+def test_a_plane_s_numbers_stand_at_its_pictures():
+    _, axes = figures.new_figure(4, 4)
+    figures.show_plane(axes[0, 0], np.zeros((24, 24), np.uint8), torch.linspace(-1.2, 1.2, 12))
+    for ticks, labels in (
+        (axes[0, 0].get_xticks(), axes[0, 0].get_xticklabels()),
+        (axes[0, 0].get_yticks(), axes[0, 0].get_yticklabels()),
+    ):
+        assert list(ticks) == [0.5, 2.5, 4.5, 6.5, 8.5, 10.5]  # the middles of every second picture
+        assert [t.get_text() for t in labels][:2] == ["-1.2", "-0.8"]
+
+
+def test_names_of_classes_in_a_plane_never_meet():
+    points = torch.randn(300, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 50])
+    _, axes = figures.new_figure(5, 5)
+    labels = torch.arange(300) % 10  # all in one place
+    figures.plot_classes(axes[0, 0], points, labels, "0123456789")
+    axes[0, 0].figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes[0, 0].texts]
+    assert [text.get_text() for text in axes[0, 0].texts] == list("0123456789")
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_a_class_in_two_groups_is_named_in_one_of_them():
+    points = torch.tensor([[0.0, 0.0]] * 6 + [[10.0, 0.0]] * 5 + [[5.0, 3.0]] * 3)
+    _, axes = figures.new_figure(5, 5)
+    figures.plot_classes(
+        axes[0, 0], points, torch.tensor([0] * 11 + [1] * 3), ("two groups", "one")
+    )
+    places = [text.get_position() for text in axes[0, 0].texts]
+    assert places[0] == pytest.approx((0, 0)) and places[1] == pytest.approx((5, 3))
+
+
+def test_bars_tell_what_is_read_surely():
+    _, axes = figures.new_figure(4, 2)
+    shares, surely = {"samples": [0.5, 0.5]}, {"samples": [0.1, 0.0]}
+    figures.class_histogram(axes[0, 0], shares, ("left", "right"), surely)
+    whole, full = axes[0, 0].containers
+    assert [bar.get_height() for bar in whole] == [0.5, 0.5] and whole[0].get_alpha() < 0.5
+    assert [bar.get_height() for bar in full] == [0.1, 0.0] and full[0].get_alpha() is None
+    assert [text.get_text() for text in axes[0, 0].get_legend().get_texts()] == ["samples"]
+    assert "surely" in axes[0, 0].get_xlabel()
+
+
 def test_histogram_bars_have_the_given_heights():
     _, axes = figures.new_figure(4, 2)
     shares = {"samples": [0.5, 0.3, 0.2], "real": [0.1, 0.2, 0.7]}

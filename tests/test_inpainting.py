@@ -163,7 +163,9 @@ def test_a_run_leaves_what_was_promised(unet_run):
     assert all((folder / name).is_file() for name in names)
     assert (unet_run / "classifier_models" / "mnist-5k_cnn_holes_quick.pth").is_file()
     for table in result["tables"]:
-        assert {"Telea", "Navier-Stokes", "diffusion"} < {row[0] for row in table["rows"]}
+        assert {"Telea", "Navier-Stokes", "diffusion, class by classifier"} < {
+            row[0] for row in table["rows"]
+        }
         assert all("(95 %: " in row[3] for row in table["rows"])  # of ten images
         assert all(0 < row[2] < 5 for row in table["rows"][:-1])
     low, high = result["metrics"]["half: class kept by diffusion"]["interval"]

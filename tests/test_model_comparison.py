@@ -11,7 +11,7 @@ from studies import model_comparison as study
 
 
 def measured(model: str, distance: float, coverage: float = 0.8, ms: float = 0.1):
-    scores = Scores(300, distance, 1.0, 0.1, 1.0, coverage, [0.5, 0.5], 0.9, 3.0)
+    scores = Scores(300, distance, 1.0, 0.1, 1.0, coverage, [0.5, 0.5], [0.5, 0.4], 3.0)
     image = torch.zeros(study.STEPS, 1, 4, 4, dtype=torch.uint8)
     inside = [str(k) for k in range(study.STEPS)], image
     return study.Measured(model, 0, scores, 2.0, ms, 10, image, inside)

@@ -38,10 +38,15 @@ class Scores:
     density: float
     coverage: float
     class_shares: list[float]
-    surely_read: float
-    """The share that the classifier reads with a confidence of at least SURE."""
+    sure_shares: list[float]
+    """The share of each class that the classifier reads with a confidence of at least SURE."""
     speckle: float
     """What a median of 3×3 pixels takes away, in grey levels of 255: specks, and thin strokes."""
+
+    @property
+    def surely_read(self) -> float:
+        """The share that the classifier reads with a confidence of at least SURE."""
+        return sum(self.sure_shares)
 
     @property
     def entropy(self) -> float:
@@ -77,7 +82,11 @@ class Evaluator:
         seen = features(self.classifier, samples[: self.n].to(self.real.device))
         density, coverage = density_and_coverage(seen, self.real)
         probabilities = self.classifier.dense2(seen).softmax(dim=1)
-        counts = torch.bincount(probabilities.argmax(dim=1), minlength=probabilities.shape[1])
+        confidence, read = probabilities.max(dim=1)
+        counts, sure = (
+            torch.bincount(classes, minlength=probabilities.shape[1])
+            for classes in (read, read[confidence >= SURE])
+        )
         return Scores(
             len(seen),
             frechet_distance(seen, self.real),
@@ -85,7 +94,7 @@ class Evaluator:
             density,
             coverage,
             (counts / len(seen)).tolist(),
-            (probabilities.max(dim=1).values >= SURE).float().mean().item(),
+            (sure / len(seen)).tolist(),
             speckle(samples[: self.n]),
         )
 

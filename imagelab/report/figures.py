@@ -7,6 +7,7 @@ Ito's (2008), which colour-blind readers can tell apart; lines differ in marker 
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import sys
 import textwrap
@@ -177,35 +178,50 @@ def show_image(axis, image: np.ndarray, title: str = "") -> None:
         axis.set_title(title)
 
 
+def show_plane(axis, sheet: np.ndarray, values: torch.Tensor) -> None:
+    """A square sheet of pictures, of which each belongs to two of the ascending `values` (side,)."""
+    side = len(values)
+    axis.imshow(sheet, "gray", vmin=0, vmax=255, extent=(0, side, 0, side))
+    places, names = torch.arange(side) + 0.5, [f"{value:.1f}" for value in values.tolist()]
+    few = slice(None, None, max(side // 6, 1))
+    axis.set_xticks(places[few], names[few])
+    axis.set_yticks(places[few], names[few])
+    axis.grid(visible=False)
+
+
 def name_rows(axes: np.ndarray, names: Sequence[str]) -> None:
-    """Names to the left of rows of pictures that have no axes: upwards, or in lines where one is long."""
-    upwards = max(map(len, names)) <= 25  # longer ones would meet the next row's
+    """Names to the left of rows of pictures that have no axes, in lines of at most 16 letters.
+
+    The figure gets wider by as much.
+    """
+    longest = max(len(line) for name in names for line in textwrap.wrap(name, 16))
+    figure = axes[0, 0].figure
+    figure.set_figwidth(figure.get_figwidth() + 0.085 * longest)
     for axis, name in zip(axes[:, 0], names, strict=True):
-        axis.annotate(
-            textwrap.fill(name, 14 if upwards else 16),
-            (0, 0.5),
-            (-8, 0),
-            "axes fraction",
-            "offset points",
-            rotation=90 if upwards else 0,
-            va="center",
-            ha="right",
-            multialignment="center",
-        )
+        place = (0, 0.5), (-8, 0), "axes fraction", "offset points"
+        axis.annotate(textwrap.fill(name, 16), *place, va="center", ha="right")
 
 
 def plot_rows(
-    rows: Mapping[str, torch.Tensor], columns: Sequence[str] = (), title: str = ""
+    rows: Mapping[str, torch.Tensor],
+    columns: Sequence[str] = (),
+    title: str = "",
+    notes: Mapping[str, Sequence[str]] | None = None,
 ) -> Figure:
     """Rows of equally many pictures (N, C, H, W) uint8, each row with its name at the left.
 
-    The names of the `columns`, if given, stand above them.
+    The names of the `columns`, if given, stand above them. `notes` has short texts for the pictures of
+    some rows, in their upper left corners.
     """
     width = max(len(pictures) for pictures in rows.values())
     height = 0.98 * len(rows) + 0.25 * bool(columns) + 0.35 * bool(title)
     figure, axes = new_figure(0.9 * width, height, len(rows))
-    for axis, pictures in zip(axes[:, 0], rows.values(), strict=True):
-        show_image(axis, grid(pictures, columns=width))
+    for axis, (name, pictures) in zip(axes[:, 0], rows.items(), strict=True):
+        show_image(axis, grid(pictures, columns=width, scale=2, gap=2))
+        for k, note in enumerate((notes or {}).get(name, ())):
+            place = 2 * k * (pictures.shape[3] + 2) + 2, 1
+            look = {"va": "top", "fontsize": 9, "weight": "bold", "color": PALETTE[4]}
+            axis.text(*place, note, **look)
     name_rows(axes, list(rows))
     for k, name in enumerate(columns):
         place = ((k + 0.5) / width, 1), (0, 3), "axes fraction", "offset points"
@@ -294,36 +310,73 @@ def log_scale(axis, direction: Literal["x", "y"] = "y") -> None:
     ticks.set_minor_formatter(NullFormatter())
 
 
-def class_histogram(axis, shares: Mapping[str, Sequence[float]], classes: Sequence[str]) -> None:
-    """Shares of the predicted classes as bars, one colour per set of samples."""
+def class_histogram(
+    axis,
+    shares: Mapping[str, Sequence[float]],
+    classes: Sequence[str],
+    surely: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """Shares of the predicted classes as bars, one colour per set of samples.
+
+    `surely` has those shares of the sets that are read surely: these parts of the bars are full, the
+    others pale.
+    """
     positions = np.arange(len(classes))
     width = 0.8 / len(shares)
     for k, (name, values) in enumerate(shares.items()):
-        axis.bar(
-            positions + (k - (len(shares) - 1) / 2) * width,
-            values,
-            width,
-            label=name,
-            color=PALETTE[k],
-        )
+        places, colour = positions + (k - (len(shares) - 1) / 2) * width, PALETTE[k]
+        pale = 0.35 if surely else 1
+        axis.bar(places, values, width, label=None if surely else name, color=colour, alpha=pale)
+        if surely:
+            axis.bar(places, surely[name], width, label=name, color=colour)
     axis.set_xticks(positions, classes)
     if max(map(len, classes)) > 2:
         axis.tick_params(axis="x", labelrotation=60)
-    axis.set_xlabel("class that the classifier reads")
-    axis.set_ylabel("share of the samples")
+    axis.set_xlabel("class that the classifier reads" + (" (full: surely)" if surely else ""))
+    axis.set_ylabel("share of the images")
     axis.grid(axis="x", visible=False)
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(shares))
 
 
 def plot_classes(axis, points: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]) -> None:
-    """Points (N, 2) coloured by their class, whose name stands at their median."""
-    for label in labels.unique().tolist():
+    """Points (N, 2) coloured by their class, whose name stands among them.
+
+    It stands at the point of the class from which half of the others are nearest, or beside it where
+    names would meet.
+    """
+    span = (points.amax(dim=0) - points.amin(dim=0)).clamp(min=1e-6)
+    found = labels.unique().tolist()
+    places = []
+    for label in found:
         own = points[labels == label]
         colour = CLASS_COLOURS[label % len(CLASS_COLOURS)]
-        axis.scatter(*own.numpy().T, s=4, color=colour, linewidths=0)
-        x, y = own.median(dim=0).values.tolist()
-        box = {"facecolor": "white", "edgecolor": colour, "boxstyle": "round,pad=0.15"}
-        axis.text(x, y, classes[label], ha="center", va="center", weight="bold", bbox=box)
+        axis.scatter(*own.numpy().T, s=14, color=colour, edgecolors="#555555", linewidths=0.25)
+        near = torch.cdist(own / span, own / span).median(dim=1).values
+        places.append(own[near.argmin()] / span)
+    for label, place in zip(found, apart(torch.stack(places)) * span, strict=True):
+        box = {
+            "facecolor": "white",
+            "edgecolor": CLASS_COLOURS[label % len(CLASS_COLOURS)],
+            "boxstyle": "round,pad=0.15",
+        }
+        look = {"ha": "center", "va": "center", "weight": "bold", "bbox": box}
+        axis.text(*place.tolist(), classes[label], **look)
+
+
+def apart(places: torch.Tensor, least: float = 0.06) -> torch.Tensor:
+    """Places (N, 2), moved until no two are nearer to each other than `least`."""
+    places = places.clone()
+    for _ in range(100):
+        still = True
+        for i, j in itertools.combinations(range(len(places)), 2):
+            line = places[j] - places[i]
+            if (distance := line.norm()) < 0.99 * least:
+                direction = line / distance if distance > 0 else torch.tensor([1.0, 0.0])
+                step = direction * (least - distance) / 2
+                places[i], places[j], still = places[i] - step, places[j] + step, False
+        if still:
+            break
+    return places
 
 
 def has_display() -> bool:

@@ -53,7 +53,7 @@ WORDS = {
     "image_translation": "In streets that it paints from masks, a segmentation network finds the masks "
     "again with a mean IoU of {value}.",
     "unet_diffusion": "{value} of its pictures are read as the class that was asked for.",
-    "inpainting": "With a half drawn anew, {value} keep their class.",
+    "inpainting": "With a half drawn anew, {value} keep their class, which a classifier named.",
     "diffusion_restoration": "Four times as large, its pictures gain {value} over bicubic.",
     "text_diffusion": "{value} of the pictures hold all that a prompt of unseen words asked for.",
 }

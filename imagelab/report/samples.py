@@ -16,6 +16,7 @@ from imagelab.data.tensors import Dataset, random_subset
 from imagelab.report import figures
 from imagelab.report.evaluator import (
     MIN_SAMPLES,
+    SURE,
     Evaluator,
     Scores,
     density_and_coverage,
@@ -127,8 +128,8 @@ def plot_quality(training: Training, evaluator: Evaluator) -> Figure:
     ):
         figures.plot_lines(axis, epochs, {"samples": training.curve(name)}, "epoch", what)
         for scores, label, style in (
-            (evaluator.floor, "held-out real images (floor)", "--"),
-            (evaluator.memoriser, "training images (memoriser)", ":"),
+            (evaluator.floor, "held-out real images", "--"),
+            (evaluator.memoriser, "training images", ":"),
         ):
             if scores is not None:
                 axis.axhline(
@@ -193,7 +194,11 @@ def report_samples(
     scores = evaluator.scores(samples) if evaluator else None
     if evaluator and scores:
         evaluator.add_to(result, scores)
-        caption = "What the classifier reads in the samples, and in as many real images."
+        caption = (
+            "What the classifier reads in the samples, and in as many real images. It reads "
+            f"{scores.surely_read:.0%} and {evaluator.floor.surely_read:.0%} of them surely, with a "
+            f"confidence of {SURE:.0%} or more."
+        )
         if not rows:  # else the classes were asked for
             caption += " A collapse onto few images would empty some classes."
         result.add_figure("classes.png", plot_class_shares(scores, evaluator, data), caption)
@@ -204,11 +209,13 @@ def report_samples(
 def plot_class_shares(scores: Scores, evaluator: Evaluator, data: Dataset) -> Figure:
     """The classes that the classifier reads in the samples, beside those of held-out images."""
     figure, axes = figures.new_figure(7, 3)
-    shares = {
-        f"samples (n = {scores.n:,})": scores.class_shares,
-        f"held-out real images (n = {scores.n:,})": evaluator.floor.class_shares,
+    shown = {
+        f"samples (n = {scores.n:,})": scores,
+        f"held-out real images (n = {scores.n:,})": evaluator.floor,
     }
-    figures.class_histogram(axes[0, 0], shares, data.classes)
+    shares = {name: own.class_shares for name, own in shown.items()}
+    surely = {name: own.sure_shares for name, own in shown.items()}
+    figures.class_histogram(axes[0, 0], shares, data.classes, surely)
     return figure
 
 
@@ -223,11 +230,13 @@ def report_neighbours(result: Result, samples: torch.Tensor, data: Dataset) -> N
     result.add_metric(name, distance.median(), len(few), floor=usual)
     # Evenly from all of them: of every class, where they come in order.
     ten = torch.linspace(0, len(few) - 1, min(10, len(few)), device=few.device).long()
-    pairs = {"sample": few[ten], "nearest\ntraining image": data.images[index[ten]]}
-    figure = figures.plot_rows(pairs, [f"distance\n{d:.3f}" for d in distance[ten].tolist()])
+    pairs = {"sample": few[ten], "nearest training image": data.images[index[ten]]}
+    figure = figures.plot_rows(pairs, [f"{d:.3f}" for d in distance[ten].tolist()])
     caption = (
-        "Samples, and the training image nearest to each, by root mean square of pixels from 0 to 1. "
-        f"At a distance of 0 a sample would be a copy. Held-out images have {usual:.3f} in the median."
+        "Samples, and the training image nearest to each. Above, the distance between them: root mean "
+        "square of pixels from 0 to 1; at 0 a sample would be a copy. The median is "
+        f"{distance.median().item():.3f}, of held-out images {usual:.3f}. Blurred samples are nearer to "
+        "all images."
     )
     result.add_figure("neighbours.png", figure, caption)
 
@@ -236,7 +245,7 @@ def plot_comparison(samples: Mapping[str, torch.Tensor], scores: Mapping[str, Sc
     """36 samples of each model side by side, under its name and, where scored, its distance."""
     pictures = {}
     for name, images in samples.items():
-        distance = f"\ndistance {scores[name].frechet:,.0f}" if name in scores else ""
+        distance = f"\nFréchet distance {scores[name].frechet:,.0f}" if name in scores else ""
         pictures[name + distance] = figures.grid(images[:36], columns=6)
     return figures.plot_side_by_side(pictures, height=3.6)
 
