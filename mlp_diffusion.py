@@ -390,10 +390,9 @@ def reverse_process(
 
 
 def sample(model: Denoiser, n: int, shape: tuple[int, int, int], seed: int) -> torch.Tensor:
-    """`n` images (n, C, H, W) uint8 from x_T ~ N(0, I), drawn in portions of 1,000."""
+    """`n` images (n, C, H, W) uint8 from x_T ~ N(0, I), drawn in portions of 500."""
     rng, device = generator(seed, "samples"), model.sqrt_alpha_bar.device
-    parts = []
-    sizes = [1000] * (n // 1000) + [n % 1000] * (n % 1000 > 0)
+    parts, sizes = [], [min(500, n - drawn) for drawn in range(0, n, 500)]
     for size in progress(sizes, "sampling", "portion"):
         x_T = torch.randn(size, math.prod(shape), generator=rng).to(device)
         parts.append(to_uint8(last(reverse_process(model, x_T, rng)).reshape(-1, *shape)))
