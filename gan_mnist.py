@@ -181,6 +181,8 @@ class GANSettings(ExportSettings, SamplingSettings):
     beta1: Annotated[float, Limits(0, 0.999)] = 0.0
     """Adam's first-moment decay (momentum). The opponent changes at every step, so that old gradients
     mislead: 0.5 instead of the usual 0.9 makes training steadier (Radford et al. 2015), 0 more so."""
+    beta2: Annotated[float, Limits(0, 0.9999)] = 0.999
+    """Adam's second-moment decay. The lower it is, the sooner the steps follow the gradients' size."""
     label_smoothing: Annotated[float, Limits(0, 0.5)] = 0.1
     """Real images are labelled 1 minus this (Salimans et al. 2016). A discriminator that is never certain
     leaves the generator a gradient. 0: as Goodfellow et al. wrote it."""
@@ -211,6 +213,7 @@ AS_OFTEN_WRITTEN = {
     "lr": 2e-4,
     "decay_from": 1.0,
     "beta1": 0.5,
+    "beta2": 0.999,
     "max_shift": 0,
     "ema_decay": 0.0,
 }
@@ -227,9 +230,9 @@ def train(
     after_epoch: Observer = no_observer,
 ) -> Training:
     """Train the pair, or go on with --resume. `after_epoch` observes and changes nothing."""
+    betas = float(config.beta1), float(config.beta2)
     adam_g, adam_d = (
-        torch.optim.Adam(net.parameters(), config.lr, (float(config.beta1), 0.999), fused=True)
-        for net in (G, D)
+        torch.optim.Adam(net.parameters(), config.lr, betas, fused=True) for net in (G, D)
     )
     training = Training(
         path,

@@ -289,6 +289,8 @@ class Config(SamplingSettings):
     lr: Rate = 2e-3
     """Adam's learning rate. literal and subtract keep it. In the others it rises to twice as much over
     the first twentieth of the training, and falls to 0 over the last two thirds."""
+    beta2: Annotated[float, Limits(0, 0.9999)] = 0.999
+    """Adam's second-moment decay. The lower it is, the sooner the steps follow the gradients' size."""
     T: Annotated[int, Limits(21, 10_000)] = 50
     """Steps of the diffusion process."""
     beta_start: Annotated[float, Limits(1e-8, 0.5)] = 1e-4
@@ -316,7 +318,7 @@ def train(
     torch.manual_seed(config.seed)
     model = build(settings_dict(config), data.shape).to(data.images.device)
     weight = weight_on_x0(model.schedule, model.recipe.weight).to(data.images.device)
-    adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    adam = torch.optim.Adam(model.parameters(), config.lr, (0.9, float(config.beta2)), fused=True)
     training = Training(
         path, SCRIPT, config, data,
         networks={"denoiser": model}, optimizers={"adam": adam},
