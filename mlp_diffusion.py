@@ -432,16 +432,15 @@ SUMMARY = (
 )
 
 
-def observer(
-    config: Config, data: Dataset, result: Result, evaluator: Evaluator | None
-) -> Observer:
+def observer(result: Result, evaluator: Evaluator | None) -> Observer:
     """Draws a grid of samples after each epoch, and scores samples every few epochs."""
 
     def after_epoch(training: Training[Denoiser], epoch: int) -> None:
-        images = sample(training.model, samples.GRID, data.shape, config.seed)
-        samples.write_epoch_grid(result, training, images)
+        shape, seed = training.data.shape, training.config.seed
+        grid = sample(training.model, samples.GRID, shape, seed)
+        samples.write_epoch_grid(result, training, grid)
         if evaluator is not None and (epoch % SCORE_EVERY == 0 or training.is_last(epoch)):
-            images = sample(training.model, evaluator.n, data.shape, config.seed)
+            images = sample(training.model, evaluator.n, shape, seed)
             samples.track(training, evaluator, images)
 
     return after_epoch
@@ -468,8 +467,8 @@ def report_likelihood(trainings: list[Training[Denoiser]], result: Result) -> No
     for training in trainings:
         model, title = training.model, training.model.recipe.title.replace("\n", " ")
         weight = weight_on_x0(model.schedule, model.recipe.weight)
-        estimator = bounds.Estimator(model.estimate, model.schedule, weight)
-        estimators[f"{title}, epochs: {training.epochs_done:.3g}"] = estimator
+        name = f"{title}, epochs: {training.epochs_done:.3g}"
+        estimators[name] = bounds.Estimator(model.estimate, model.schedule, weight)
     n = 100 if config.quick else 500
     bounds.report_bounds(result, estimators, trainings[-1].data, n, config.seed)
 
@@ -521,8 +520,8 @@ def add_processes(model: Denoiser, data: Dataset, seed: int, result: Result) -> 
     chosen = random_subset(len(data.test_images), 4, "forward process").to(device)
     x0 = signed(data.test_images[chosen]).flatten(1)
     ways = reverse_process(model, x_T, rng), forward_process(model.schedule, x0, rng)
-    states = ([(t, to_uint8(x.reshape(-1, *data.shape))) for t, x in way] for way in ways)
-    samples.add_trajectory(result, *states)
+    reverse, forward = ([(t, to_uint8(x.reshape(-1, *data.shape))) for t, x in way] for way in ways)
+    samples.add_trajectory(result, reverse, forward)
 
 
 def evaluate(
@@ -530,6 +529,7 @@ def evaluate(
 ) -> torch.Tensor:
     """Sample and score, draw the figures; returns the main training's samples."""
     config, data = main.config, main.data
+    assert isinstance(data, Dataset)
     n = samples.samples_to_draw(config, data)
     with samples.timed_samples(result, n):
         images = sample(main.model, n, data.shape, config.seed)
@@ -587,8 +587,7 @@ def run(config: Config) -> Result:
     for name in RECIPES if config.compare else ():  # refuses unfit settings before the training
         build(settings_dict(replace(config, recipe=name)), data.shape)
     evaluator = samples.evaluator_for(config, data, samples.TRACKED)
-    watching = observer(config, data, result, evaluator)
-    main = train(config, data, checkpoint_path(config), watching)
+    main = train(config, data, checkpoint_path(config), observer(result, evaluator))
     compared = train_others(config, data) if config.compare else {}
     images = evaluate(main, compared, evaluator, result)
     samples.write_samples(config.samples_file, images)

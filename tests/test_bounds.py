@@ -76,11 +76,9 @@ def test_the_plotted_error_is_that_of_the_estimate(stripes, trained):
 def test_the_terms_are_plotted_with_both_ends(stripes, trained):
     bound = bounds.bound_of(estimator(trained), stripes.test_images[:20], seed=0)
     (axis,) = bounds.plot_terms({"it": bound}).axes
-    line, ends = axis.get_lines()
-    assert line.get_xdata().tolist() == list(range(1, 50))
-    assert line.get_ydata().tolist() == bound.terms[1:].tolist()
-    assert ends.get_xdata().tolist() == [0, 50]
-    assert ends.get_ydata().tolist() == [bound.reconstruction, bound.prior]
+    (t, terms), (ends, values) = (line.get_data() for line in axis.get_lines())
+    assert list(t) == list(range(1, 50)) and list(terms) == bound.terms[1:].tolist()
+    assert list(ends) == [0, 50] and list(values) == [bound.reconstruction, bound.prior]
 
 
 def test_what_is_reported_of_several_models(stripes, trained, tmp_path):

@@ -264,9 +264,7 @@ def test_the_epochs_are_numbered_in_their_grids_and_in_the_animation(tmp_path, s
     )
     result.folder.mkdir(exist_ok=True)
     config = ddpm.Config(output_dir=tmp_path, batch_size=32, epochs=2)
-    main = ddpm.train(
-        config, stripes, tmp_path / "a.pth", ddpm.observer(config, stripes, result, None)
-    )
+    main = ddpm.train(config, stripes, tmp_path / "a.pth", ddpm.observer(result, None))
     ddpm.samples.add_epoch_grids(result, main, "noise")
     one, two = (read_png(result.folder / f"epoch_00{k}.png") for k in (1, 2))
     plain = figures.grid(stripes.images[:100], columns=10)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from imagelab.data.tensors import Dataset, random_subset, signed
+from imagelab.data.tensors import Described, random_subset, signed
 from imagelab.report import figures
 from imagelab.report.results import Result
 from imagelab.setup.runtime import generator
@@ -39,7 +39,7 @@ class Estimator:
 
 
 def report_bounds(
-    result: Result, models: Mapping[str, Estimator], data: Dataset, n: int, seed: int
+    result: Result, models: Mapping[str, Estimator], data: Described, n: int, seed: int
 ) -> None:
     """Enter errors and bounds of models by their names, on `n` held-out images.
 
