@@ -159,9 +159,17 @@ def test_dimmed_images_keep_black_and_lose_light():
 def test_the_rate_rises_and_falls_but_for_the_uncorrected_recipes():
     corrected = ddpm.Config(recipe="corrected")
     rates = [ddpm.learning_rate(corrected, p) for p in (0.025, 0.05, 0.3, 2 / 3, 1.0)]
-    assert rates == pytest.approx([2e-3, 4e-3, 4e-3, 2e-3, 0])
+    assert rates == pytest.approx([3e-3, 6e-3, 6e-3, 3e-3, 0])
     for config in (ddpm.Config(recipe="literal"), ddpm.Config(recipe="subtract")):
         assert [ddpm.learning_rate(config, p) for p in (0.01, 0.5, 1.0)] == [2e-3] * 3
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_uncorrected_recipes_have_adam_s_usual_decays(recipe, stripes, tmp_path):
+    config = ddpm.Config(recipe=recipe, batch_size=32, epochs=1, conv_width=2)
+    training = ddpm.train(config, stripes, tmp_path / "a.pth")
+    usual = recipe in ("literal", "subtract")
+    assert training.optimizers["adam"].defaults["betas"] == (0.9, 0.999 if usual else 0.98)
 
 
 # --- the reverse process --------------------------------------------------------------------------
