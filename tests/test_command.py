@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
-from conftest import complaint, run_here
+from conftest import ROOT, complaint, run_here
 
 import fgsm
 import gan_mnist
@@ -98,3 +101,20 @@ def test_a_wrong_path_or_number_is_refused_before_data_are_read(
     monkeypatch.setattr(module, "load_for", lambda *_: pytest.fail("the data were read"))
     _, complained = run_here(module.__name__, *arguments, status=2)
     assert sentence in complained
+
+
+@pytest.mark.parametrize("package", ["torch", "tyro", "skimage"])
+def test_a_missing_package_is_named_with_the_command_that_brings_it(package):
+    code = (
+        f"import runpy, sys; sys.modules['{package}'] = None; sys.argv = ['fgsm.py', '--quick'];"
+        "runpy.run_path('fgsm.py', run_name='__main__')"
+    )
+    # As in `python fgsm.py`, the script is what __main__'s file is.
+    code = f"import sys; sys.modules['__main__'].__file__ = 'fgsm.py'; {code}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert f"has no package {package}." in done.stderr and "requirements.txt" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -10,7 +10,15 @@ import pytest
 from conftest import ROOT
 
 from imagelab.setup import terminal
-from imagelab.setup.terminal import bar, duration, progress, tell_if_silent, tell_once, wrapped
+from imagelab.setup.terminal import (
+    bar,
+    duration,
+    plural,
+    progress,
+    tell_if_silent,
+    tell_once,
+    wrapped,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +27,10 @@ from imagelab.setup.terminal import bar, duration, progress, tell_if_silent, tel
 )
 def test_durations(seconds, words):
     assert duration(seconds) == words
+
+
+def test_plurals():
+    assert [plural(w) for w in ("step", "batch", "query")] == ["steps", "batches", "queries"]
 
 
 def test_lines_break_at_words(monkeypatch):

@@ -20,7 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-ROOT = Path(__file__).resolve().parents[2]
+from imagelab.setup.packages import ROOT, missing_package
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Questions that need no torch, with tyro's own for tab completion.
 ANSWERED_AT_ONCE = {"-h", "--help", "--list", "--tyro-print-completion", "--tyro-write-completion"}
@@ -79,6 +80,16 @@ def _listen(handler: Callable) -> dict[int, Any]:
 def _is_a_script_of_ours() -> bool:
     main = getattr(sys.modules["__main__"], "__file__", None) or ""
     return Path(main).resolve().parent in (ROOT, ROOT / "studies", ROOT / "benchmarks")
+
+
+def _name_a_missing_package(kind, error, trace) -> None:
+    """The hook of errors that nobody caught. A missing package is one while the script is imported."""
+    sentence = missing_package(error)
+    if sentence is None or "--debug" in sys.argv[1:]:
+        sys.__excepthook__(kind, error, trace)
+    if sentence is not None:
+        print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+        sys.exit(2)
 
 
 def command_line(
@@ -237,6 +248,7 @@ if (
     _is_a_script_of_ours()
 ):  # else it is somebody's notebook, or a test, and their signals are theirs
     _listen(_leave)
+    sys.excepthook = _name_a_missing_package
     if ANSWERED_AT_ONCE.intersection(sys.argv[1:]):
         from imagelab.setup import without_torch
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 
+from imagelab.setup.packages import missing_package
 from imagelab.setup.terminal import tell_once
 
 Network = TypeVar("Network", bound=torch.nn.Module)
@@ -233,6 +234,8 @@ def explain(error: BaseException) -> tuple[str, int]:
     """One sentence and the exit status for an exception: 2 where the user can mend it, else 1."""
     if isinstance(error, UserError):
         return str(error), 2
+    if (missing := missing_package(error)) is not None:
+        return missing, 2
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror or error}{where}.", 2

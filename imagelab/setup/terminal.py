@@ -157,6 +157,13 @@ def _note() -> None:
     _last_word = time.monotonic()
 
 
+def plural(noun: str) -> str:
+    """'step' becomes 'steps', 'batch' 'batches', 'query' 'queries'."""
+    if noun.endswith("y"):
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if noun.endswith("ch") else f"{noun}s"
+
+
 @functools.cache
 def _bar_class() -> type:
     from tqdm import tqdm
@@ -175,7 +182,7 @@ class _Lines:
     def __init__(
         self, label: str, unit: str, total: int | None, n: int, keep: bool, hidden: bool
     ) -> None:
-        self.label, self.unit, self.total = label, unit, total
+        self.label, self.units, self.total = label, plural(unit), total
         self.n = self.initial = n
         self.keep, self.hidden = keep, hidden
         self.values: dict[str, str] = {}
@@ -201,7 +208,7 @@ class _Lines:
     def close(self) -> None:
         if self.keep and not self.hidden:
             took = duration(time.monotonic() - self.started)
-            tell(f"{self.label}: {self.n:,}{self._of()} {self.unit}s in {took}")
+            tell(f"{self.label}: {self.n:,}{self._of()} {self.units} in {took}")
         self.hidden = True
 
     def line(self) -> str:
@@ -210,7 +217,7 @@ class _Lines:
         share = [f"{self.n / self.total:.0%}".replace("%", " %")] if self.total else []
         left = [f"{duration(seconds / done * (self.total - self.n))} left"] if self.total else []
         values = [f"{name} {value}" for name, value in self.values.items()]
-        parts = [*share, f"{self.n:,}{self._of()} {self.unit}s", duration(seconds), *left, *values]
+        parts = [*share, f"{self.n:,}{self._of()} {self.units}", duration(seconds), *left, *values]
         return f"{self.label}: {', '.join(parts)}"
 
     def _of(self) -> str:

@@ -422,7 +422,9 @@ class Training(Generic[Network]):
     def _leave_if_asked(self) -> None:
         if self._stop is None or self.epoch >= self.config.epochs:
             return
-        raise self._stopped(f"after {self.steps_done:,} of {self.total_steps:,} steps")
+        # With a time limit nobody knows of how many.
+        of = "" if self.time_limit else f" of {self.total_steps:,}"
+        raise self._stopped(f"after {self.steps_done:,}{of} steps")
 
     def _stopped(self, when: str) -> Interrupted:
         stop = Interrupted(f"stopped {when} and saved in {self.path}; {self.go_on}.")
