@@ -106,7 +106,6 @@ RECIPES: dict[str, Recipe] = {
     "skip": Recipe("skip: 1 + 2, noise passes,\nmin-SNR weights", weight="min-snr"),
     "corrected": Recipe("corrected: 1 + 2 + 3,\nweights 1 − ᾱ"),
 }
-ADAM_AS_WRITTEN = ("subtract", "literal")  # with one learning rate and the usual decays
 
 
 # --- the network ----------------------------------------------------------------------------------
@@ -263,7 +262,7 @@ def denoising_loss(
 
 def learning_rate(config: Config, progress: float) -> float:
     """Adam's learning rate at `progress` (0 to 1) through the training."""
-    if config.recipe in ADAM_AS_WRITTEN:
+    if not RECIPES[config.recipe].rescaled:  # as often written
         return config.lr
     return 3 * config.lr * warmup_and_decay(progress, 0.05, 1 / 3)
 
@@ -320,7 +319,7 @@ def train(
     torch.manual_seed(config.seed)
     model = build(settings_dict(config), data.shape).to(data.images.device)
     weight = weight_on_x0(model.schedule, model.recipe.weight).to(data.images.device)
-    beta2 = 0.999 if config.recipe in ADAM_AS_WRITTEN else float(config.beta2)
+    beta2 = float(config.beta2) if model.recipe.rescaled else 0.999
     adam = torch.optim.Adam(model.parameters(), config.lr, (0.9, beta2), fused=True)
     training = Training(
         path, SCRIPT, config, data,
@@ -440,8 +439,8 @@ def observer(result: Result, evaluator: Evaluator | None) -> Observer:
 
     def after_epoch(training: Training[Denoiser], epoch: int) -> None:
         shape, seed = training.data.shape, training.config.seed
-        grid = sample(training.model, samples.GRID, shape, seed)
-        samples.write_epoch_grid(result, training, grid)
+        images = sample(training.model, samples.GRID, shape, seed)
+        samples.write_epoch_grid(result, training, images)
         if evaluator is not None and (epoch % SCORE_EVERY == 0 or training.is_last(epoch)):
             images = sample(training.model, evaluator.n, shape, seed)
             samples.track(training, evaluator, images)
@@ -450,10 +449,7 @@ def observer(result: Result, evaluator: Evaluator | None) -> Observer:
 
 
 def train_others(config: Config, data: Dataset) -> Trainings:
-    """Train every recipe for --compare-epochs, each with a checkpoint of its own.
-
-    If the main training is as long, it stands for its recipe.
-    """
+    """Train every recipe for --compare-epochs; a main training that is as long stands for its own."""
     epochs, others = config.compare_epochs, {}
     for name in RECIPES:
         if name == config.recipe and epochs == config.epochs:
@@ -485,16 +481,15 @@ def with_step(model: Denoiser, subtracts: bool) -> Denoiser:
 
 def report_recipes(trained: Trainings, n: int, evaluator: Evaluator | None, result: Result) -> None:
     """Samples of the recipes side by side, and of two networks with both steps; distances, a table."""
-    some = trained["corrected"]
-    epochs = f"{some.epochs_done:.3g}"
-    models = {name: training.model for name, training in trained.items()}
+    some, epochs = trained["corrected"], f"{trained['corrected'].epochs_done:.3g}"
+    models = {name: trained[name].model for name in RECIPES}
     models |= {
         "subtract, DDPM's step": with_step(models["subtract"], subtracts=False),
         "corrected, x − ε̂": with_step(models["corrected"], subtracts=True),
     }
     drawn = {k: sample(m, n, some.data.shape, some.config.seed) for k, m in models.items()}
     scores = {k: evaluator.scores(images) for k, images in drawn.items()} if evaluator else {}
-    titles = {name: f"{RECIPES[name].title}\nepochs: {epochs}" for name in trained}
+    titles = {name: f"{recipe.title}\nepochs: {epochs}" for name, recipe in RECIPES.items()}
     caption = "As often written, to the letter, and with the corrections added in turn."
     samples.add_comparison(result, "recipes.png", titles, drawn, scores, caption)
     titles = {
@@ -539,9 +534,8 @@ def evaluate(
     scorer = evaluator and samples.evaluator_for(config, data, n, evaluator)
     samples.report_samples(result, images, scorer, data, main)
     samples.add_quality(result, main, evaluator)
-    every = {config.recipe: main, **compared}
     if compared:
-        report_recipes({name: every[name] for name in RECIPES}, n, scorer, result)
+        report_recipes({config.recipe: main, **compared}, n, scorer, result)
     if not main.model.recipe.subtracts:
         ddpms = [t for t in compared.values() if not t.model.recipe.subtracts]
         report_likelihood([*ddpms, main], result)
