@@ -280,7 +280,7 @@ class Config(SamplingSettings):
     convolutions that ignore t, and x − ε̂ as the step of sampling."""
     compare: bool = False
     """Also train every recipe for --compare-epochs and show their samples side by side."""
-    compare_epochs: Count = 2
+    compare_epochs: Count = 3
     """Epochs of each recipe in the comparison."""
     epochs: Count = 20
     """Passes over the training images."""
@@ -289,7 +289,7 @@ class Config(SamplingSettings):
     lr: Rate = 2e-3
     """Adam's learning rate. literal and subtract keep it. In the others it rises to three times as much
     over the first twentieth of the training, and falls to 0 over the last two thirds."""
-    beta2: Annotated[float, Limits(0, 0.9999)] = 0.98
+    beta2: Annotated[float, Limits(0, 0.9999)] = 0.99
     """Adam's second-moment decay; literal and subtract have the usual 0.999. With a lower one the steps
     follow the size of the gradients sooner: a short training gets further."""
     T: Annotated[int, Limits(21, 10_000)] = 50
