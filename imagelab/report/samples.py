@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from imagelab.data.embedded import varied_as_trained_on
-from imagelab.data.pictures import write_gif, write_png
+from imagelab.data.pictures import read_png, write_gif, write_png
 from imagelab.data.tensors import Dataset, random_subset
 from imagelab.report import figures
 from imagelab.report.evaluator import (
@@ -61,6 +61,34 @@ def write_grid(
     write_png(path, sheet)
     if training is not None:
         training.show_picture("samples", sheet)
+
+
+def write_epoch_grid(result: Result, training: Training, images: torch.Tensor) -> None:
+    """Write the grid of the running epoch, or of a part of it, and note it in the training's history."""
+    done = training.epochs_done
+    training.log(grid_epoch=torch.tensor(done))
+    write_grid(result.folder / grid_name(done), images, training, f"epoch {round(done, 2):g}")
+
+
+def grid_name(epochs: float) -> str:
+    """The name of the grid after so many epochs: epoch_005.png, or epoch_005.25.png within one."""
+    whole = abs(epochs - round(epochs)) < 0.005
+    return f"epoch_{epochs:03.0f}.png" if whole else f"epoch_{epochs:06.2f}.png"
+
+
+def add_epoch_grids(result: Result, training: Training, same: str) -> None:
+    """Enter the grids that this training left on disk, also before a --resume, and their animation.
+
+    `same` names what all of them are drawn from.
+    """
+    epochs = training.curve("grid_epoch").tolist()
+    paths = [
+        result.note_file(grid_name(k), f"Samples after epoch {round(k, 2):g}.") for k in epochs
+    ]
+    frames = [read_png(path) for path in paths if path is not None]
+    if len(frames) > 1:
+        caption = f"Samples in the course of the training, always from the same {same}."
+        write_gif(result.add_file("training.gif", caption), frames)
 
 
 def show_training_images(result: Result, data: Dataset) -> None:
@@ -248,6 +276,22 @@ def plot_comparison(samples: Mapping[str, torch.Tensor], scores: Mapping[str, Sc
         distance = f"\nFréchet distance {scores[name].frechet:,.0f}" if name in scores else ""
         pictures[name + distance] = figures.grid(images[:36], columns=6)
     return figures.plot_side_by_side(pictures, height=3.6)
+
+
+def add_comparison(
+    result: Result,
+    file: str,
+    titles: Mapping[str, str],
+    drawn: Mapping[str, torch.Tensor],
+    scores: Mapping[str, Scores],
+    caption: str,
+) -> None:
+    """Enter `plot_comparison` of those of the `drawn` models, by name, that have a title."""
+    pictures = {title: drawn[name] for name, title in titles.items()}
+    scored = {title: scores[name] for name, title in titles.items() if name in scores}
+    if scored:
+        caption += f" Fréchet distances of {next(iter(scored.values())).n:,} samples."
+    result.add_figure(file, plot_comparison(pictures, scored), caption)
 
 
 States = list[tuple[int, torch.Tensor]]  # t and images (N, C, H, W) uint8
