@@ -57,7 +57,7 @@ class Demo:
     seconds: int
     quick_seconds: int
     headline: str
-    """The figure that the table shows, by how its name begins."""
+    """The metric that the table shows, by how its name begins."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Settings of the demo that replace the driver's, such as data of another kind than --dataset."""
 
@@ -278,7 +278,7 @@ def time_left(
 
 
 def headline(demo: Demo, metrics: dict) -> dict[str, Any]:
-    """The demo's one figure for the tables, as text with its name, and its sample size."""
+    """The demo's one metric for the tables, as text with its name, and its sample size."""
     found = [name for name in metrics if name.startswith(demo.headline)]
     if not found:
         return {}
@@ -288,7 +288,7 @@ def headline(demo: Demo, metrics: dict) -> dict[str, Any]:
 
 def status_table(rows: list[dict[str, Any]]) -> str:
     cells = [[r["name"], r["status"], round(r["seconds"]), r["figure"] or r["error"]] for r in rows]
-    return text_table(["demo", "status", "seconds", "figure"], cells)
+    return text_table(["demo", "status", "seconds", "metric"], cells)
 
 
 def main() -> None:

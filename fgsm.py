@@ -150,14 +150,13 @@ def smallest_fooling(
     x = image[None]
     aim = torch.tensor([label if target is None else target], device=image.device)
     for epsilon in epsilons:
-        noisy = attacks.sign_noise(x, epsilon, generator(label, "noise beside an attack"))
         attacked = attack(model, x, aim, epsilon, targeted=target is not None)
-        images = torch.cat([x, noisy, attacked])
-        read = predict(model, images)
-        after = int(read[2].argmax())
-        fooled = after != label if target is None else after == target
-        if fooled:
-            return Fooled(images, epsilon, read)
+        after = predict(model, attacked)
+        reads = int(after.argmax())
+        if reads != label if target is None else reads == target:
+            noisy = attacks.sign_noise(x, epsilon, generator(label, "noise beside an attack"))
+            before = predict(model, torch.cat([x, noisy]))
+            return Fooled(torch.cat([x, noisy, attacked]), epsilon, torch.cat([before, after]))
     return None
 
 

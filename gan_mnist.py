@@ -33,7 +33,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from imagelab.data.datasets import Dataset, load_for, signed, to_uint8
-from imagelab.data.pictures import read_png, write_gif
 from imagelab.report import figures, samples
 from imagelab.report.evaluator import Evaluator
 from imagelab.report.results import Result, start_result
@@ -182,6 +181,8 @@ class GANSettings(ExportSettings, SamplingSettings):
     beta1: Annotated[float, Limits(0, 0.999)] = 0.0
     """Adam's first-moment decay (momentum). The opponent changes at every step, so that old gradients
     mislead: 0.5 instead of the usual 0.9 makes training steadier (Radford et al. 2015), 0 more so."""
+    beta2: Annotated[float, Limits(0, 0.9999)] = 0.999
+    """Adam's second-moment decay. The lower it is, the sooner the steps follow the gradients' size."""
     label_smoothing: Annotated[float, Limits(0, 0.5)] = 0.1
     """Real images are labelled 1 minus this (Salimans et al. 2016). A discriminator that is never certain
     leaves the generator a gradient. 0: as Goodfellow et al. wrote it."""
@@ -212,6 +213,7 @@ AS_OFTEN_WRITTEN = {
     "lr": 2e-4,
     "decay_from": 1.0,
     "beta1": 0.5,
+    "beta2": 0.999,
     "max_shift": 0,
     "ema_decay": 0.0,
 }
@@ -228,9 +230,9 @@ def train(
     after_epoch: Observer = no_observer,
 ) -> Training:
     """Train the pair, or go on with --resume. `after_epoch` observes and changes nothing."""
+    betas = float(config.beta1), float(config.beta2)
     adam_g, adam_d = (
-        torch.optim.Adam(net.parameters(), config.lr, (float(config.beta1), 0.999), fused=True)
-        for net in (G, D)
+        torch.optim.Adam(net.parameters(), config.lr, betas, fused=True) for net in (G, D)
     )
     training = Training(
         path,
@@ -344,10 +346,8 @@ def observer(config: GANSettings, result: Result, evaluator: Evaluator | None) -
             samples.track(training, evaluator, sample(G, evaluator.n, config.seed))
         every = config.grid_every
         if every and (epoch % max(round(every), 1) == 0 or training.is_last(epoch)):
-            z, done = fixed.to(next(G.parameters()).device), training.epochs_done
-            training.log(grid_epoch=torch.tensor(done))
-            path = result.folder / grid_name(done)
-            samples.write_grid(path, generate(G, z), training, f"epoch {round(done, 2):g}")
+            z = fixed.to(next(G.parameters()).device)
+            samples.write_epoch_grid(result, training, generate(G, z))
 
     return after_epoch
 
@@ -393,18 +393,13 @@ def evaluate(
     undecided = (1 - config.label_smoothing) / 2  # D's best answer where it cannot tell them apart
     caption = (
         "Left, the losses. Right, the mean output of D for real and for generated images. A D that "
+        f"cannot tell them apart does best with {undecided:g} for all"
     )
-    caption += f"cannot tell them apart does best with {undecided:g} for all"
     if config.label_smoothing:
         caption += f", because real images are labelled {1 - config.label_smoothing:g} instead of 1"
     caption += "."
     result.add_figure("curves.png", plot_curves(training, undecided), caption)
-    frames = [read_png(path) for path in epoch_grids(training, result)]
-    if frames:
-        write_gif(
-            result.add_file("training.gif", "Images from the same latents, epoch after epoch."),
-            frames,
-        )
+    samples.add_epoch_grids(result, training, "latents")
     return images
 
 
@@ -412,22 +407,23 @@ def report_compared(
     trained: dict[str, Training], n: int, evaluator: Evaluator | None, result: Result
 ) -> None:
     """Both recipes side by side with their distances, and as a table."""
-    pictures, scores, scored = {}, {}, {}
+    titles, drawn = {}, {}
     for name in ("as often written", "here"):
         own = trained[name].config
         weights = "averaged weights" if own.ema_decay else "last weights"
-        title = f"{name}, epochs: {own.epochs}\nbatch {own.batch_size}, lr {own.lr:g}, "
-        title += f"β₁ = {own.beta1:g},\nshifts up to {own.max_shift} pixels, {weights}"
-        pictures[title] = sample(sampling_network(trained[name]), n, own.seed)
-        if evaluator is not None:
-            scores[title] = evaluator.scores(pictures[title])
-            scored[name] = (str(own.epochs), scores[title])
+        titles[name] = (
+            f"{name}, epochs: {own.epochs}\nbatch {own.batch_size}, lr {own.lr:g}, β₁ = {own.beta1:g},\n"
+            f"shifts up to {own.max_shift} pixels, {weights}"
+        )
+        drawn[name] = sample(sampling_network(trained[name]), n, own.seed)
+    scores = {k: evaluator.scores(images) for k, images in drawn.items()} if evaluator else {}
     caption = (
-        "The recipe as often written, and this one, each trained for these few epochs alone. Above "
-        "stands what differs, and the Fréchet distance. Neither is done after so few."
+        "The recipe as often written, and this one, each trained for these few epochs alone. Neither is "
+        "done after so few. Above stands what differs."
     )
-    result.add_figure("compared.png", samples.plot_comparison(pictures, scores), caption)
+    samples.add_comparison(result, "compared.png", titles, drawn, scores, caption)
     if evaluator is not None:
+        scored = {name: (str(trained[name].config.epochs), s) for name, s in scores.items()}
         evaluator.add_table(result, "The recipe as often written", scored)
 
 
@@ -448,21 +444,6 @@ def plot_curves(training: Training, undecided: float) -> Figure:
     axes[0, 1].set_ylim(0, 1)
     axes[0, 1].legend()
     return figure
-
-
-def grid_name(epochs: float) -> str:
-    """The name of the grid after so many epochs: epoch_005.png, or epoch_005.25.png within one."""
-    whole = abs(epochs - round(epochs)) < 0.005
-    return f"epoch_{epochs:03.0f}.png" if whole else f"epoch_{epochs:06.2f}.png"
-
-
-def epoch_grids(training: Training, result: Result) -> list[Path]:
-    """The grids that this training left on disk, also those from before a --resume."""
-    epochs = training.curve("grid_epoch").tolist()
-    paths = [
-        result.note_file(grid_name(k), f"Fixed latents, epoch {round(k, 2):g}.") for k in epochs
-    ]
-    return [path for path in paths if path is not None]
 
 
 def lessons(result: Result) -> list[str]:

@@ -10,10 +10,10 @@ Auto-PGD, which chooses its step size itself (Croce and Hein 2020), and Square, 
     python -m studies.adversarial_training --dataset mnist  # more than half an hour on two cores
     python -m studies.adversarial_training --resume         # continue; after the end: measure again
 
-What to look at: `accuracy.png`: a network is robust only in the ball that it was trained in;
-`gradients.png`: a robust network's gradient looks like strokes, an ordinary one's like noise;
-`transfer.png`: which attack fools which network. A network may be robust under FGSM and fail under PGD
-("catastrophic overfitting"). PGD on validation images checks for that after every epoch.
+Look at `ball.png`: how much an attack may change; `accuracy.png`: a network is robust only in the ball
+that it was trained in; `gradients.png`: a robust network's gradient looks like strokes, an ordinary one's
+like noise; `transfer.png`: which attack fools which network. A network may be robust under FGSM and fail
+under PGD ("catastrophic overfitting"). PGD on validation images checks for that after every epoch.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from torch import nn
 from fgsm import fgsm
 from imagelab.data.datasets import EMBEDDED, Dataset, load_for, random_subset, unit
 from imagelab.report import figures, samples
+from imagelab.report.attacked import plot_accuracies, plot_gradients, plot_transfer
 from imagelab.report.numbers import share_cell
 from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import autocast, channels_last, generator, prepare
@@ -400,7 +401,7 @@ def accuracies_under_attack(
 def transfer(config: Config, models: dict[str, nn.Module], data: Dataset) -> list[list[float]]:
     """Accuracy of each network (columns) on the images of PGD-40 against each network (rows)."""
     assert config.pgd_images is not None  # `with_defaults`
-    subset = random_subset(len(data.test_images), config.pgd_images, "transfer")
+    subset = random_subset(len(data.test_images), config.pgd_images, "PGD")
     subset = subset.to(data.test_images.device)
     images, labels = unit(data.test_images[subset]), data.test_labels[subset]
     rng = generator(config.seed, "transfer")
@@ -433,6 +434,16 @@ def announce_checks(validation: Dataset) -> Observer:
     return after_epoch
 
 
+def plot_ball(config: Config, data: Dataset) -> Figure:
+    """Ten training images; below, the same with random signs of ε/3 and of ε in every pixel."""
+    ten = random_subset(len(data.images), 10, "examples").to(data.images.device)
+    x, rng, rows = unit(data.images[ten]), generator(config.seed, "examples"), {}
+    for epsilon in (0, config.epsilon / 3, config.epsilon):
+        name = f"±{epsilon:.2g}" if epsilon else "image"
+        rows[name] = (255 * attacks.sign_noise(x, epsilon, rng)).round().to(torch.uint8)
+    return figures.plot_rows(rows)
+
+
 def plot_checks(trainings: dict[str, Training]) -> Figure:
     """The loss on the attacked images, and after each epoch the accuracy under PGD-10."""
     figure, axes = figures.new_figure(9, 3.2, columns=2)
@@ -442,89 +453,39 @@ def plot_checks(trainings: dict[str, Training]) -> Figure:
     for k, (name, training) in enumerate(trainings.items()):
         epochs, checks = zip(*enumerate(training.curve("check").tolist(), start=1), strict=True)
         axes[0, 1].plot(epochs, checks, label=name, color=figures.PALETTE[k], marker=".")
-    axes[0, 1].set(xlabel="epoch", ylabel="accuracy, PGD-10", ylim=(-0.02, 1.02))
+    epsilon = next(iter(trainings.values())).config.epsilon
+    label = f"accuracy, PGD-10, ε = {epsilon:g}"
+    axes[0, 1].set(xlabel="epoch", ylabel=label, ylim=(-0.02, 1.02))
     axes[0, 1].xaxis.get_major_locator().set_params(integer=True)
     axes[0, 1].legend()
     return figure
 
 
-def plot_accuracies(
-    tables: dict[str, list[list[Any]]], strong: dict[str, dict[str, float]], clean: dict[str, float]
-) -> Figure:
-    """A panel per network: accuracy against ε, a line per attack, a star for the strong ones together."""
-    figure, axes = figures.new_figure(10, 3.6, columns=len(tables), sharey=True)
-    for axis, (name, rows) in zip(axes[0], tables.items(), strict=True):
-        epsilons, *accuracies, _ = zip(*rows, strict=True)
-        lines = {a: [clean[name], *line] for a, line in zip(ATTACKS, accuracies, strict=True)}
-        figures.plot_lines(axis, [0, *epsilons], lines, "ε (pixels are in 0 to 1)", "")
-        # Where lines meet, the upper ones let the lower ones be seen.
-        axis.lines[3].set(linestyle="--", markersize=8, fillstyle="none", zorder=3)
-        star = {"color": "black", "markersize": 11, "zorder": 4, "label": "strong attacks together"}
-        axis.plot(epsilons[-1], strong[name]["all together"], "*", **star)
-        axis.set_xticks([0, *epsilons], [f"{e:g}" for e in (0, *epsilons)])
-        axis.set_title(f"training: {name}")
-        axis.get_legend().remove()
-    axes[0, 0].set(ylabel="accuracy", ylim=(-0.04, 1.04))
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    return figure
-
-
-def plot_transfer(names: list[str], rows: list[list[float]]) -> Figure:
-    """Accuracy of each network (columns) under the attacks against each network (rows)."""
-    figure, axes = figures.new_figure(4.2, 3.6)
-    texts = [[f"{value:.1%}" for value in row] for row in rows]
-    figures.plot_matrix(axes[0, 0], torch.tensor(rows), names, texts)
-    axes[0, 0].set(xlabel="accuracy of", ylabel="attack made against")
-    return figure
-
-
-def plot_gradients(config: Config, models: dict[str, nn.Module], data: Dataset) -> Figure:
-    """A column per class, two rows per network: the image under PGD-40, and the input gradient."""
-    labels = data.test_labels.unique()[:10]
-    rows = [int((data.test_labels == label).nonzero()[0]) for label in labels]
-    x, y = unit(data.test_images[rows]), data.test_labels[rows]
-    rng = generator(config.seed, "gallery")
-    figure, axes = figures.new_figure(1.1 * len(rows), 9.6, 1 + 2 * len(models), len(rows))
-    for axis, image, label in zip(axes[0], x, labels.tolist(), strict=True):
-        figures.show_image(axis, figures.as_picture(image), data.classes[label])
-    names = ["held-out\nimage"]
-    for k, (name, model) in enumerate(models.items()):
-        attacked = pgd(model, x, y, config.epsilon, rng)
-        gradients = attacks.input_gradient(model, x, y)
-        predicted = predict(model, attacked).argmax(dim=1)
-        above, below = axes[1 + 2 * k], axes[2 + 2 * k]
-        for i in range(len(rows)):
-            title = f"read as {data.classes[predicted[i]]}"
-            figures.show_image(above[i], figures.as_picture(attacked[i]), title)
-            gradient = gradients[i].mean(dim=0).cpu().numpy()
-            limit = max(np.quantile(np.abs(gradient), 0.995), 1e-12)
-            below[i].imshow(gradient, cmap="RdBu_r", vmin=-limit, vmax=limit)
-            below[i].set_axis_off()
-        names += [f"{name}:\nPGD-40", f"{name}:\ngradient"]
-    figures.name_rows(axes, names)
-    key = (
-        "Images: black is 0, white is 1. Gradients, each with a scale of its own: red, a brighter pixel "
-        "raises the loss;\nblue, a darker pixel raises it; pale, the pixel hardly matters."
-    )
-    figure.supxlabel(key, fontsize=10)
-    return figure
-
-
 def plot_surfaces(config: Config, models: dict[str, nn.Module], data: Dataset) -> Figure:
-    """The loss of one image along its gradient's sign and along random signs."""
-    x, y = unit(data.test_images[:1]), data.test_labels[:1]
+    """The loss around one image in the ball, along its gradient's sign and along random signs.
+
+    It is the first held-out image that FGSM makes the ordinary network misread with half of ε.
+    """
+    x, y = unit(data.test_images[:1000]), data.test_labels[:1000]
+    ordinary = models[METHODS[0]]
+    right = torch.stack([read_correctly(model, x, y) for model in models.values()]).all(dim=0)
+    fooled = right & ~read_correctly(ordinary, fgsm(ordinary, x, y, config.epsilon / 2), y)
+    first = int(fooled.int().argmax())  # 0 where it fools none
+    x, y = x[first, None], y[first, None]
     signs = torch.randint(0, 2, x.shape, generator=generator(config.seed, "surface")) * 2.0 - 1
-    steps = torch.linspace(-config.epsilon, config.epsilon, 31, device=x.device)
-    sides = steps.cpu().numpy()
-    figure, axes = figures.new_figure(10.5, 3.4, columns=len(models), sharey=True)
-    for axis, (name, model) in zip(axes[0], models.items(), strict=True):
-        height = loss_surface(model, x, y, signs.to(x.device), steps).cpu().numpy()
-        drawn = axis.pcolormesh(sides, sides, height, cmap="cividis", shading="gouraud")
-        figure.colorbar(drawn, ax=axis, label="loss" if axis is axes[0, -1] else None)
-        levels = np.linspace(0, max(height.max(), 1e-6), 7)[1:-1]
-        axis.contour(sides, sides, height, levels, colors="white", linewidths=0.6)
-        axis.set(title=f"training: {name}", xlabel="along the gradient's sign")
+    steps = torch.linspace(-config.epsilon, config.epsilon, 41, device=x.device)
+    sides, ball = steps.cpu().numpy(), steps.abs()[:, None] + steps.abs() < 1.001 * config.epsilon
+    surfaces = {
+        name: loss_surface(model, x, y, signs.to(x.device), steps).where(ball, float("nan")).cpu()
+        for name, model in models.items()
+    }
+    highest = max(float(height.nan_to_num().max()) for height in surfaces.values())
+    levels = np.linspace(0, max(highest, 1e-6), 13)
+    figure, axes = figures.new_figure(10.5, 3.6, columns=len(models), sharey=True)
+    for axis, (name, height) in zip(axes[0], surfaces.items(), strict=True):
+        drawn = axis.contourf(sides, sides, height.numpy(), levels, cmap="cividis")
+        axis.set(title=f"training: {name}", xlabel="along the gradient's sign", aspect="equal")
+    figure.colorbar(drawn, ax=axes[0].tolist(), label="loss", format="%.1f")
     axes[0, 0].set_ylabel("along random signs")
     return figure
 
@@ -568,20 +529,31 @@ def evaluate(config: Config, data: Dataset, trainings: dict[str, Training], resu
             )
     result.add_figure(
         "accuracy.png",
-        plot_accuracies(tables, strong, clean),
+        plot_accuracies(ATTACKS, tables, strong, clean),
         f"Accuracy against the size of the attack: n = {n:,}; PGD and the strong attacks n = {n_pgd:,}.",
     )
-    caption = "What fools each network. Its gradient looks like noise, or like strokes."
-    result.add_figure("gradients.png", plot_gradients(config, models, data), caption)
+    caption = (
+        f"PGD-40 at {at} against each network; what it misreads then is in bold. Its gradient looks like "
+        "noise, or like strokes."
+    )
+    result.add_figure(
+        "gradients.png", plot_gradients(config.epsilon, config.seed, models, data), caption
+    )
     matrix = transfer(config, models, data)
-    caption = f"Which attack fools which network: PGD-40 at {at} (n = {n_pgd:,})."
+    caption = (
+        f"Which attack fools which network: PGD-40 at {at} (n = {n_pgd:,}). The images are those of the "
+        "tables, the random starts are others."
+    )
     result.add_figure("transfer.png", plot_transfer(list(models), matrix), caption)
     caption = (
-        "One image's loss around it, a scale for each network. The corners lie outside the ball."
+        "The loss around one held-out image, in the whole ball: each step is the change of each pixel. "
+        "It is an image that half of ε is enough to make the ordinary network misread, if there is one."
     )
     result.add_figure("loss_surface.png", plot_surfaces(config, models, data), caption)
     caption = (
-        "Left: loss on the training images. Right: accuracy on validation images after each epoch."
+        "Left: the loss on the training images as each method attacks them; for the ordinary training as "
+        "they are. Right: accuracy on images held out of the training part, after each epoch. The "
+        "embedded ones are variations there, and harder to read than the held-out images of the tables."
     )
     result.add_figure("training.png", plot_checks(trainings), caption)
 
@@ -592,24 +564,25 @@ def lessons(result: Result) -> list[str]:
     if measured := result.measured(*(f"{method}: PGD-40, {at}" for method in METHODS)):
         ordinary, fast, robust = measured
         sentences.append(
-            f"Under PGD-40 at {at} the ordinary network reads {ordinary:.0%} correctly, the fast one "
-            f"{fast:.0%}, the one trained on PGD {robust:.0%}."
+            f"Under PGD-40 at {at} the ordinary network reads {ordinary:.1%} correctly, the fast one "
+            f"{fast:.1%}, the one trained on PGD {robust:.1%}."
         )
     if measured := result.measured(f"PGD: PGD-40, {at}", f"PGD: all together, {at}"):
         forty, worst = measured
         sentences.append(
-            f"Stronger attacks find more: PGD-40 leaves it {forty:.1%}; PGD-100, Auto-PGD and Square "
-            f"together leave it {worst:.1%}."
+            f"Stronger attacks find more: PGD-40 leaves the one trained on PGD {forty:.1%}; PGD-100, "
+            f"Auto-PGD and Square together leave it {worst:.1%}."
         )
     if measured := result.measured(f"fast: FGSM, {at}"):
         sentences.append(
             f"Under FGSM alone the fast one reads {measured[0]:.0%} correctly. That proves nothing: the "
             "attack may be too weak."
         )
-    if measured := result.measured(f"PGD: Gaussian, same L2, {at}"):
+    if measured := result.measured(*(f"{m}: Gaussian, same L2, {at}" for m in ("PGD", "ordinary"))):
         sentences.append(
-            "Outside the ball of the training nothing is certain: under Gaussian noise as long as FGSM's "
-            f"change the network trained on PGD reads {measured[0]:.0%} correctly."
+            "Outside the ball of the training nothing is certain: under Gaussian noise of the same L2 "
+            f"norm as FGSM's change the network trained on PGD reads {measured[0]:.0%} correctly, the "
+            f"ordinary one {measured[1]:.0%}."
         )
     return sentences
 
@@ -631,6 +604,11 @@ def run(config: Config) -> Result:
     config = with_defaults(config, data)
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
     training_images, validation = split(config, data)
+    caption = (
+        "Training images, and the same with random signs in every pixel. An attack of "
+        f"ε = {config.epsilon:g} may change each pixel as much as in the last row. It chooses the signs."
+    )
+    result.add_figure("ball.png", plot_ball(config, training_images), caption)
     observer, trainings = announce_checks(validation), {}
     for method in METHODS:
         model, path = new_network(config, data), checkpoint_path(config, method)

@@ -14,8 +14,8 @@ With --backbone only the last layer is new. The others were trained on the milli
 and stay as they are (transfer learning): a few dozen pictures of each class are enough. With more of them
 --unfreeze 1 also trains the backbone's last block (fine-tuning).
 
-Look at `activations.png`, one digit in all layers; `training.png`, the accuracy after each epoch;
-`mistakes.png`, errors with high confidence; `confusion.png`, which classes are mistaken for which.
+Look at `examples.png`, what it learns from; `activations.png`, one digit in all layers; `training.png`,
+the accuracy along it; `mistakes.png` and `confusion.png`, what it takes for what.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from torch import nn
 from imagelab.data import datasets
 from imagelab.data.datasets import Dataset, load_for, mirrored, random_subset, unit
 from imagelab.data.embedded import small_affine
-from imagelab.report import figures, samples
+from imagelab.report import confusions, figures, samples
 from imagelab.report.results import Result, start_result
 from imagelab.setup import runtime, settings
 from imagelab.setup.runtime import UserError, autocast, channels_last, in_eval_mode, prepare
@@ -293,7 +293,7 @@ def train(
 ) -> Training:
     """Train `model`, or continue with --resume, and leave it in eval mode.
 
-    `after_epoch` is called after each epoch; it changes nothing.
+    `after_epoch` is called after each epoch, or each fifth of a single one; it changes nothing.
     """
     # In a short training Adam must soon forget the gradients of the first steps.
     betas = (0.7, 0.9) if config.network == "fast" else (0.9, 0.999)
@@ -309,6 +309,7 @@ def train(
         optimizers={"adam": adam},
         may_change_on_resume=("runs", "weights"),
         label="classifier",
+        parts=5 if config.epochs == 1 else 1,  # for a curve of the accuracy
     )
     if config.resume:
         training.load()
@@ -346,13 +347,17 @@ def train_all(config: Config, data: Dataset) -> list[Training]:
 
 
 def held_out_accuracy(data: Dataset) -> Observer:
-    """After each epoch: note the accuracy on the held-out images, and the seconds that this takes."""
+    """Note the accuracy on the held-out images, when it was so high, and the seconds that this takes."""
 
     def after_epoch(training: Training, epoch: int) -> None:
         model = training.networks["classifier"]
         with in_eval_mode(model), runtime.Stopwatch() as watch:
             share = accuracy(model, data.test_images, data.test_labels)
-        training.log(held_out=torch.tensor(share), held_out_seconds=torch.tensor(watch.seconds))
+        training.log(
+            held_out=torch.tensor(share),
+            held_out_epoch=torch.tensor(training.epochs_done),
+            held_out_seconds=torch.tensor(watch.seconds),
+        )
 
     return after_epoch
 
@@ -397,9 +402,16 @@ def tile_maps(maps: torch.Tensor, columns: int) -> np.ndarray:
     return figures.grid(grey[:, None].cpu(), columns, scale=2, gap=1)
 
 
-def label_classes(axis, classes: tuple[str, ...]) -> None:
-    """Class names along the x axis; long names are slanted."""
-    axis.set_xticks(range(len(classes)), classes, rotation=60 if max(map(len, classes)) > 2 else 0)
+def plot_examples(config: Config, data: Dataset) -> Figure:
+    """Training images as the network meets them: ten of each class, of the first ten classes."""
+    rng, rows = runtime.generator(config.seed, "examples", data.images.device), {}
+    for k, name in enumerate(data.classes[:10]):
+        own = (data.labels == k).nonzero().flatten()
+        if len(own) > 0:
+            ten = own[random_subset(len(own), 10, "examples").to(own.device)]
+            x = augmented(config, data.images[ten], rng)  # in [0, 1]
+            rows[name] = (255 * x).round().to(torch.uint8)
+    return figures.plot_rows(rows)
 
 
 def plot_activations(model: DigitCNN, image: torch.Tensor, classes: tuple[str, ...]) -> Figure:
@@ -418,7 +430,7 @@ def plot_activations(model: DigitCNN, image: torch.Tensor, classes: tuple[str, .
     axes[0, 3].set_axis_off()
     axes[0, 3].set_title(f"6. first dense layer: {features.numel()} features")
     axes[1, 3].bar(range(len(classes)), scores.cpu().numpy(), color=figures.PALETTE[0])
-    label_classes(axes[1, 3], classes)
+    confusions.label_classes(axes[1, 3], classes)
     title = "7. second dense layer, as probabilities"
     axes[1, 3].set(title=title, ylim=(0, 1), xlabel="class", ylabel="probability")
     key = "Maps and features:\nblack is 0,\nwhite is the largest\nvalue of its map."
@@ -443,7 +455,7 @@ def plot_convolutions(model: DigitCNN, image: torch.Tensor, count: int = 5) -> F
             (column[3], F.max_pool2d(positive[None], 2)[0]),
         ):
             figures.show_image(axis, (values / values.max().clamp(min=1e-6)).cpu().numpy())
-        column[0].set_title(f"filter {k}")
+        column[0].set_title(f"filter {k + 1}")
     figures.name_rows(axes, ("the filter", "how well it fits", "ReLU", "pooled"))
     key = (
         "Filter and fit: purple is positive, orange negative, white 0. ReLU and pooled: black is 0, "
@@ -454,42 +466,18 @@ def plot_convolutions(model: DigitCNN, image: torch.Tensor, count: int = 5) -> F
 
 
 def plot_training(config: Config, trainings: list[Training], n: int) -> Figure:
-    """The training loss, and after each epoch the accuracy on n held-out images; a line per seed."""
+    """The training loss, and the accuracy on n held-out images along the training; a line per seed."""
     figure, axes = figures.new_figure(9, 3.2, columns=2)
     seeds = [f"seed {config.seed + k}" for k in range(len(trainings))]
     lines = {seed: (t, "loss") for seed, t in zip(seeds, trainings, strict=True)}
     samples.plot_logged(axes[0, 0], lines, "cross-entropy, training images")
     figures.log_scale(axes[0, 0])
-    curves = {seed: t.curve("held_out") for seed, t in zip(seeds, trainings, strict=True)}
-    epochs = range(1, len(curves[seeds[0]]) + 1)
-    figures.plot_lines(axes[0, 1], epochs, curves, "epoch", f"accuracy, {n:,} held-out images")
-    axes[0, 1].set_xlim(0.5, len(epochs) + 0.5)
-    axes[0, 1].xaxis.get_major_locator().set_params(integer=True)
+    for k, training in enumerate(trainings):
+        at, accuracies = training.curve("held_out_epoch"), training.curve("held_out")
+        axes[0, 1].plot(at, accuracies, color=figures.PALETTE[k % 7], marker=figures.MARKERS[k % 7])
+    axes[0, 1].set(xlabel="epoch", ylabel=f"accuracy, {n:,} held-out images")
+    axes[0, 1].set_xlim(left=0)
     return figure
-
-
-def plot_confusion(table: torch.Tensor, classes: tuple[str, ...]) -> Figure:
-    """Counts (classes, classes): rows are true, columns predicted classes; colour is the row's share."""
-    side = min(max(0.5 * len(classes), 4), 12)
-    figure, axes = figures.new_figure(side + 1, side)
-    axis, shares = axes[0, 0], table / table.sum(dim=1, keepdim=True).clamp(min=1)
-    texts = [[f"{count:,}" if count else "" for count in row] for row in table.tolist()]
-    shown = figures.plot_matrix(axis, shares, classes, texts if len(classes) <= 20 else None)
-    label_classes(axis, classes)
-    axis.set(xlabel="read as", ylabel="is")
-    figure.colorbar(shown, ax=axis, shrink=0.8, label="share of the row")
-    return figure
-
-
-def plot_mistakes(data: Dataset, probabilities: torch.Tensor, rows: list[int]) -> Figure:
-    """The held-out images `rows`, each with true class, predicted class and confidence."""
-    confidence, predicted = probabilities.max(dim=1)
-    pictures = {}
-    for k in rows:
-        true, wrong = data.classes[data.test_labels[k]], data.classes[predicted[k]]
-        title = f"{true}, read as {wrong}\n{confidence[k]:.1%} sure #{k}"
-        pictures[title] = figures.as_picture(as_unit(data.test_images[k][None])[0])
-    return figures.plot_side_by_side(pictures, rows=-(-len(rows) // 6), height=2.4)
 
 
 def evaluate(data: Dataset, model: nn.Module, result: Result) -> None:
@@ -504,11 +492,15 @@ def evaluate(data: Dataset, model: nn.Module, result: Result) -> None:
     rows = [list(row) for row in zip(data.classes, counts, accuracies, strict=True)]
     result.add_table(f"{n:,} held-out images", ["class", "images", "read correctly"], rows)
     caption = "Rows: the true class. Columns: the class that the network reads."
-    result.add_figure("confusion.png", plot_confusion(table, data.classes), caption)
+    result.add_figure("confusion.png", confusions.plot_confusion(table, data.classes), caption)
     if mistakes := most_confident_mistakes(probabilities, labels):
-        figure, wrong = plot_mistakes(data, probabilities, mistakes[:12]), n - sum(correct)
+        figure, wrong = (
+            confusions.plot_mistakes(data, probabilities, mistakes[:12]),
+            n - sum(correct),
+        )
         caption = (
-            f"The network makes {wrong:,} mistakes in {n:,} images. For each pair of classes: the one "
+            f"The network makes {wrong:,} mistakes in {n:,} images, of {len(mistakes)} kinds: one class "
+            f"read as another. Of {len(mistakes[:12])} kinds the one "
             "with the highest confidence (#: the image's number)."
         )
         result.add_figure("mistakes.png", figure, caption)
@@ -575,6 +567,9 @@ def run(config: Config) -> Result:
     name = data.name if config.dataset == "auto" else config.dataset
     config = with_defaults(replace(config, dataset=name))
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
+    varied = ", varied anew in each epoch" if config.augment or config.backbone else ""
+    caption = f"Training images, ten of each class{varied}."
+    result.add_figure("examples.png", plot_examples(config, data), caption)
     trainings = train_all(config, data)
     report_runs(config, data, trainings, result)
     first = trainings[0].networks["classifier"]
@@ -587,7 +582,7 @@ def run(config: Config) -> Result:
     evaluate(data, first, result)
     measure_on_mnist(config, data, first, result)
     n = len(data.test_images)
-    caption = f"The training loss, and the accuracy on {n:,} held-out images after each epoch."
+    caption = f"The training loss, and the accuracy on {n:,} held-out images along it."
     result.add_figure("training.png", plot_training(config, trainings, n), caption)
     inputs = {"images": torch.rand(2, *data.shape)}
     export_network(config.export, first, inputs, "logits", classes=data.classes)

@@ -1,11 +1,11 @@
 """Detection: where the objects in a picture are, and what they are (after YOLO, Redmon et al. 2016).
 
-One pass of a small convolutional network divides a picture into a grid of cells, 16 pixels wide. Every
+One pass of a small convolutional network divides a picture into a grid of cells, 8 pixels wide. Every
 cell predicts whether the centre of an object lies in it, the object's box, and its class. Several cells
 often find the same object. Of boxes that overlap, non-maximum suppression keeps the best one.
 
     python -m studies.detection                            # drawn streets, three minutes
-    python -m studies.detection --dataset digit-scenes --recolour --batch-size 16    # 15 minutes
+    python -m studies.detection --dataset digit-scenes --recolour --width 32 --batch-size 32 --lr 4e-3
     python -m studies.detection --dataset folder:FOLDER    # your own pictures and boxes (see --help)
     python -m studies.detection predict --source photo.jpg --output found.png
     python -m studies.detection predict --source 0 --live  # a camera, in a window or on a page
@@ -17,12 +17,10 @@ from __future__ import annotations
 
 from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -33,26 +31,24 @@ from torch.nn.utils.rnn import pad_sequence
 from imagelab.data import digit_scenes
 from imagelab.data.boxes import BoxedPictures, Boxes, fit, load_boxed
 from imagelab.data.datasets import EMBEDDED, load_dataset, unit
-from imagelab.data.photographs import HELD_OUT, TRAINING, photograph
-from imagelab.data.video import Predictor, open_video, process_media, write_video
-from imagelab.report import figures, samples
-from imagelab.report.boxes import draw_boxes, outline_boxes
-from imagelab.report.live import show_live
+from imagelab.data.photographs import HELD_OUT
+from imagelab.data.video import Predictor
+from imagelab.report import boxes as boxes_report
+from imagelab.report import samples
+from imagelab.report.boxes import MIN_SCORE, Detections
+from imagelab.report.predict import PredictBoxes, add_film, box_predictor, predict_boxes
 from imagelab.report.results import Result, start_result
-from imagelab.setup.runtime import UserError, autocast, channels_last, prepare
-from imagelab.setup.settings import Common, Count, ExportSettings, Limits, Rate, ResumableSettings
+from imagelab.setup.runtime import UserError, autocast, channels_last, generator, prepare
+from imagelab.setup.settings import Count, ExportSettings, Limits, Rate, ResumableSettings
 from imagelab.setup.terminal import progress
 from imagelab.techniques import pretrained
 from imagelab.techniques.export import export_network
 from imagelab.training import checkpoints
 from imagelab.training.loop import Observer, Training, no_observer, one_cycle
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 SCRIPT = "detection"
 PICTURES, MODELS = f"study_images/{SCRIPT}", f"study_models/{SCRIPT}"
-CELL, MIN_SCORE = 16, 0.4  # pixels; boxes with a lower score are not drawn
+CELL = 8  # pixels
 
 
 # --- the network ----------------------------------------------------------------------------------
@@ -75,61 +71,51 @@ class Residual(nn.Module):
         return x + self.layers(x)
 
 
-def small_backbone(width: int) -> list[nn.Module]:
-    """Layers from pictures in [−1, 1] to features, four times `width` channels at 1/16 of the size."""
-    return [
-        nn.PixelUnshuffle(4), nn.Conv2d(48, width, 1),  #   (B, 24, H/4, W/4)
+def small_backbone(width: int) -> tuple[nn.Module, nn.Module]:
+    """Layers from pictures in [−1, 1] to features at 1/8 of the size, and from these to 1/16."""
+    fine = nn.Sequential(
+        nn.PixelUnshuffle(2), nn.Conv2d(12, width, 1),  #   (B, 24, H/2, W/2)
+        block(width, width, 2),  #                          (B, 24, H/4, W/4)
         block(width, 2 * width, 2), Residual(2 * width),  # (B, 48, H/8, W/8)
-        block(2 * width, 4 * width, 2), Residual(4 * width), Residual(4 * width),  # (B, 96, H/16, W/16)
-    ]  # fmt: skip
-
-
-def resnet18_backbone(weights: Path | None = None) -> nn.Module:
-    """torchvision's ResNet-18 without its last block: [−1, 1] to (B, 256, H/16, W/16).
-
-    Its weights are random, or come from a file of torchvision's weights.
-    """
-    from torchvision.models import ResNet18_Weights, resnet18
-
-    network = resnet18()
-    if weights is not None:
-        source = ResNet18_Weights.IMAGENET1K_V1
-        pretrained.trained(network, "ResNet-18", source, weights, option="--pretrained")
-    features = nn.Sequential(*list(network.children())[:7])  # the next one halves the size again
-    mean, std = pretrained.IMAGENET_MEAN, pretrained.IMAGENET_STD
-    return pretrained.Normalised(features, [2 * m - 1 for m in mean], [2 * s for s in std])
+    )  # fmt: skip
+    layers = block(2 * width, 4 * width, 2), Residual(4 * width), Residual(4 * width)
+    return fine, nn.Sequential(*layers)  # (B, 96, H/16, W/16)
 
 
 class Detector(nn.Module):
-    """Pictures (B, 3, H, W) in [0, 1] to predictions (B, H/16, W/16, 5 + classes), one per cell.
+    """Pictures (B, 3, H, W) in [0, 1] to predictions (B, H/8, W/8, 5 + classes), one per cell.
 
     A prediction holds the objectness logit (does an object have its centre here?), the box as four
-    numbers that `decode_boxes` reads, and the logits of the classes. The head, which is the last layer,
-    computes it from the backbone's features.
+    numbers that `decode_boxes` reads, and the logits of the classes. The head computes it from fine
+    features, which say where an edge is, and coarse ones, which see far (after Lin et al. 2017).
     """
 
     def __init__(self, classes: int, width: int = 24, backbone: str = "small") -> None:
         super().__init__()
         small = backbone == "small"
-        layers = small_backbone(width) if small else [resnet18_backbone()]
-        head = nn.Conv2d(4 * width if small else 256, 5 + classes, 1)
-        nn.init.constant_(head.get_parameter("bias")[:1], -4.0)  # almost all cells are empty
-        self.layers = nn.Sequential(*layers, head)  # to (B, 5 + classes, H/16, W/16)
+        self.fine, self.coarse = small_backbone(width) if small else pretrained.resnet18_backbone()
+        channels = (2 * width, 4 * width) if small else (128, 256)
+        merge, last = block(sum(channels), channels[0]), nn.Conv2d(channels[0], 5 + classes, 1)
+        nn.init.constant_(last.get_parameter("bias")[:1], -4.0)  # almost all cells are empty
+        self.head = nn.Sequential(merge, last)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with autocast(x.device):
-            x = self.layers((2 * x - 1).contiguous(memory_format=torch.channels_last))
+            fine = self.fine((2 * x - 1).contiguous(memory_format=torch.channels_last))
+            coarse = F.interpolate(self.coarse(fine), scale_factor=2.0)  # back to 1/8 of the size
+            x = self.head(torch.cat([fine, coarse], dim=1))
         return x.permute(0, 2, 3, 1).float()
 
     def freeze_backbone(self, frozen: bool) -> None:
         """Keep the backbone as it is, its batch statistics as well, or let it learn."""
-        self.layers[:-1].requires_grad_(not frozen).train(not frozen)
+        for part in (self.fine, self.coarse):
+            part.requires_grad_(not frozen).train(not frozen)
 
 
 def decode_boxes(predictions: torch.Tensor) -> torch.Tensor:
     """The boxes x1 y1 x2 y2 in pixels (B, h, w, 4) of predictions (B, h, w, 5 + classes).
 
-    The centre is (cell + 2·sigmoid(p) − 0.5)·16: up to half a cell outside its own cell. A side is
+    The centre is (cell + 2·sigmoid(p) − 0.5)·8: up to half a cell outside its own cell. A side is
     32·eᵖ.
     """
     height, width = predictions.shape[1:3]
@@ -146,7 +132,7 @@ def class_scores(predictions: torch.Tensor) -> torch.Tensor:
 
 
 class DecodedDetector(nn.Module):
-    """Pictures (B, 3, H, W) in [0, 1], sides divisible by 16, to (B, H·W/256, 4 + classes).
+    """Pictures (B, 3, H, W) in [0, 1], sides divisible by 16, to (B, H·W/64, 4 + classes).
 
     For each cell a box x1 y1 x2 y2 in pixels and the score of each class. Cells find the same object
     more than once; non-maximum suppression is left to the user of the file.
@@ -178,9 +164,8 @@ def responsible_cells(
     centre = (boxes[..., :2] + boxes[..., 2:]) / 2 / CELL
     cell = centre.long()
     column, row = cell.unbind(dim=-1)  # (B, M) each
-    beside, above = torch.where(centre - cell < 0.5, -1, 1).unbind(
-        dim=-1
-    )  # or to the right, or below
+    # To the left or right, and above or below.
+    beside, above = torch.where(centre - cell < 0.5, -1, 1).unbind(dim=-1)
     columns = torch.stack([column, column + beside, column], dim=1)  # (B, 3, M)
     rows = torch.stack([row, row, row + above], dim=1)
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
@@ -230,10 +215,8 @@ def detection_loss(
     predicted_boxes = decode_boxes(predictions).flatten(0, 2)[number]  # (B, 3, M, 4)
     box = ((1 - generalised_iou(predicted_boxes, boxes[:, None])) * responsible).sum()
     true_classes = labels[:, None].where(responsible, -1)
-    class_logits = flat[number.flatten(), 5:]
-    classification = F.cross_entropy(
-        class_logits, true_classes.flatten(), ignore_index=-1, reduction="sum"
-    )
+    logits, target = flat[number.flatten(), 5:], true_classes.flatten()
+    classification = F.cross_entropy(logits, target, ignore_index=-1, reduction="sum")
     return (objectness + 2 * box + 1.5 * classification) / responsible.sum().clamp(min=1)
 
 
@@ -320,7 +303,7 @@ class Config(ExportSettings, ResumableSettings):
     """Start from the backbone in this file: a checkpoint of this script, or torchvision's weights of
     ResNet-18. Where the checkpoint has the same classes, the last layer is taken as well."""
     frozen_epochs: Annotated[int, Limits(0)] = 2
-    """With --pretrained, the backbone does not change in the first epochs; only the last layer learns."""
+    """With --pretrained, the backbone does not change in the first epochs; only the head learns."""
     flip: bool = False
     """Also train on mirrored pictures. Use it for objects that stay what they are in a mirror; digits
     do not."""
@@ -329,11 +312,19 @@ class Config(ExportSettings, ResumableSettings):
     mean nothing, such as digits."""
     epochs: Count | None = None
     """Passes over the training pictures; each time they are scaled, shifted and lit differently. Default:
-    6 for the digit scenes, else as many as show 9,000 pictures."""
+    8 for the digit scenes, else as many as show 9,000 pictures."""
     batch_size: Count = 8
     """Pictures per step."""
     lr: Rate = 3e-3
     """Highest learning rate of AdamW. It rises over the first quarter of the steps, then falls to 0."""
+
+
+def padded(boxes: Boxes, labels: Boxes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes (N, M, 4) and labels (N, M) of N pictures with different numbers of objects, M at most.
+
+    What is missing to M has the label −1.
+    """
+    return pad_sequence(boxes, batch_first=True), pad_sequence(labels, True, -1)
 
 
 def checkpoint_path(config: Config, data: BoxedPictures) -> Path:
@@ -349,9 +340,8 @@ def new_detector(config: Config, data: BoxedPictures) -> Detector:
         saved = checkpoints.load_checkpoint(path, SCRIPT)
         weights = saved["model"].get("detector", {})
         if saved["extra"].get("classes") != list(data.classes):  # then the head stays random
-            head = f"layers.{len(model.layers) - 1}."
             fresh = model.state_dict()
-            weights = weights | {name: fresh[name] for name in fresh if name.startswith(head)}
+            weights = weights | {k: fresh[k] for k in fresh if k.startswith("head.1.")}
         checkpoints.load_weights(model, weights, path)
     elif path is not None:
         if config.backbone != "resnet18":
@@ -359,7 +349,7 @@ def new_detector(config: Config, data: BoxedPictures) -> Detector:
                 f"--pretrained: {path} is not a checkpoint of this project. If it holds torchvision's "
                 "weights of ResNet-18, add --backbone resnet18."
             )
-        model.layers[0] = resnet18_backbone(path)
+        model.fine, model.coarse = pretrained.resnet18_backbone(path)
     return channels_last(model, data.images.device)
 
 
@@ -369,18 +359,10 @@ def train(
     """Train the detector, or continue with --resume. `after_epoch` is called after every epoch."""
     model = new_detector(config, data)
     adam = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2, fused=True)
-    training = Training(
-        checkpoint_path(config, data),
-        SCRIPT,
-        config,
-        data,
-        networks={"detector": model},
-        optimizers={"adam": adam},
-    )
+    path, networks = checkpoint_path(config, data), {"detector": model}
+    training = Training(path, SCRIPT, config, data, networks=networks, optimizers={"adam": adam})
     training.extra = {"classes": list(data.classes)}
-    # Pictures have different numbers of objects. Here each has the same, M: the rest have the label −1.
-    all_boxes = pad_sequence(data.boxes, batch_first=True)  # (N, M, 4)
-    all_labels = pad_sequence(data.labels, batch_first=True, padding_value=-1)  # (N, M)
+    all_boxes, all_labels = padded(data.boxes, data.labels)
     if config.resume:
         training.load()
     with training:
@@ -388,9 +370,8 @@ def train(
             model.freeze_backbone(config.pretrained is not None and epoch <= config.frozen_epochs)
             for batch in training.batches():
                 x, boxes, labels = unit(data.images[batch]), all_boxes[batch], all_labels[batch]
-                x, boxes, labels = augment(
-                    x, boxes, labels, training.rng, config.flip, config.recolour
-                )
+                changes = training.rng, config.flip, config.recolour
+                x, boxes, labels = augment(x, boxes, labels, *changes)
                 loss = detection_loss(model(x), boxes, labels)
                 adam.param_groups[0]["lr"] = config.lr * one_cycle(training.progress)
                 adam.zero_grad()
@@ -403,9 +384,6 @@ def train(
 
 
 # --- detection ------------------------------------------------------------------------------------
-
-# Of one picture: boxes (n, 4) x1 y1 x2 y2 in pixels, labels (n,) and scores (n,), the highest first.
-Detections = dict[str, torch.Tensor]
 
 
 @torch.no_grad()
@@ -470,6 +448,8 @@ def load_detector(
 
 # === the lesson ends here; below: measured, plotted, reported =====================================
 
+FEW = 4  # scenes, from which the first picture is made
+EVERY = {"min_score": 0.01, "every_class": True}  # boxes that average precision ranks
 TITLE = "Detection: where things are, and what"
 SUMMARY = (
     "A small network finds the objects in a picture in one pass. By default they are the cars and "
@@ -484,69 +464,40 @@ def detect_all(model: Detector, images: torch.Tensor, **more) -> list[Detections
     return [found for part in parts for found in detect(model, unit(part), **more)]
 
 
-def average_precision(
-    model: Detector, images: torch.Tensor, boxes: Boxes, labels: Boxes
-) -> dict[str, torch.Tensor]:
-    """torchmetrics' mean average precision on pictures (N, 3, S, S) uint8."""
-    from torchmetrics.detection import MeanAveragePrecision
-
-    metric = MeanAveragePrecision(class_metrics=True, sync_on_compute=False)
-    metric.warn_on_many_detections = False  # it counts the hundred highest scores of a picture
-    truth = [{"boxes": b, "labels": k} for b, k in zip(boxes, labels, strict=True)]
-    metric.update(detect_all(model, images, min_score=0.01, every_class=True), truth)
-    return metric.compute()
-
-
-def match(found: Detections, boxes: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Which detections are right (n,), and which of the true boxes (m, 4) are found (m,).
-
-    A detection is right where a true box of its class overlaps it with an IoU of 0.5 or more. A true box
-    counts once, for the detection with the highest score.
-    """
-    from torchvision.ops import box_iou
-
-    iou = box_iou(found["boxes"], boxes) * (found["labels"][:, None] == labels)  # (n, m)
-    right, taken = iou.new_zeros(len(iou)).bool(), iou.new_zeros(len(boxes)).bool()
-    for k in range(len(iou) if len(boxes) else 0):  # the highest score first
-        best, j = (iou[k] * ~taken).max(dim=0)
-        right[k] = best >= 0.5
-        taken[j] |= right[k]
-    return right, taken
+def show_training(config: Config, data: BoxedPictures, result: Result) -> None:
+    """Add the first training pictures with their boxes, as they are and as a step sees them."""
+    images, few = unit(data.images[:4]), (data.boxes[:4], data.labels[:4])
+    rng = generator(config.seed, "augmented")
+    changed = augment(images, *padded(*few), rng, config.flip, config.recolour)
+    rows = {"pictures": (images, *few), "as a step sees them": changed}
+    caption = (
+        "Training pictures with their boxes, and the same changed at random, as a step sees them."
+    )
+    result.add_figure("training.png", boxes_report.plot_boxes(rows, data.classes), caption)
 
 
 def evaluate(data: BoxedPictures, model: Detector, result: Result) -> None:
     """Add to `result` how well and how fast objects of held-out pictures are found, with examples."""
-    images, classes, n = data.test_images, data.classes, len(data.test_images)
-    scores = average_precision(model, images, data.test_boxes, data.test_labels)
-    for name, value in (("mAP at 0.5", scores["map_50"]), ("mAP at 0.5 to 0.95", scores["map"])):
-        if value >= 0:  # torchmetrics gives −1 for what it could not measure
-            result.add_metric(name, value, n, better="higher")
-    found = detect_all(model, images, min_score=MIN_SCORE)
-    matches = map(match, found, data.test_boxes, data.test_labels)
-    right, taken = (torch.cat(part).float() for part in zip(*matches, strict=True))
-    result.add_metric("objects found", taken.mean(), len(taken), better="higher")
-    result.add_metric("false boxes per picture", (1 - right).sum() / n, n, better="lower")
-    counts = torch.bincount(torch.cat(data.test_labels), minlength=len(classes)).tolist()
-    by_class = torch.stack([scores["classes"], scores["map_per_class"]]).reshape(2, -1).T.tolist()
-    rows = [[classes[int(k)], counts[int(k)], ap if ap >= 0 else "absent"] for k, ap in by_class]
-    columns = ["class", "objects", "AP at 0.5 to 0.95"]
-    result.add_table(f"{n} held-out pictures", columns, rows)
+    images, classes = data.test_images, data.classes
+    found, truth = (
+        detect_all(model, images, min_score=MIN_SCORE),
+        (data.test_boxes, data.test_labels),
+    )
+    boxes_report.add_scores(result, detect_all(model, images, **EVERY), found, *truth, classes)
     size = sum(p.nbytes for p in model.parameters()) / 1e6
     result.add_metric("size of the detector", size, 1, unit="MB", better="lower")
-    pictures, started = list(images[:100].permute(0, 2, 3, 1).cpu().numpy()), time.perf_counter()
-    for picture in pictures:
-        draw_boxes(picture, detect_in(model, picture, data.shape[1]), classes)
-    rate = len(pictures) / (time.perf_counter() - started)
-    result.add_metric("frames a second, drawing included", rate, len(pictures), better="higher")
-    caption = (
-        f"The first held-out pictures: the true boxes, and those with a score of {MIN_SCORE} or "
+    boxes_report.add_speed(
+        result, partial(detect_in, model, size=data.shape[1]), images[:100], classes
     )
-    caption += "more. Right: a true box of the class overlaps it with an IoU of 0.5 or more."
-    figure = plot_detections(model, images[:4], data.test_boxes, data.test_labels, classes)
-    result.add_figure("detections.png", figure, caption)
+    figure = boxes_report.plot_detections(images[:4], found[:4], *truth, classes)
+    result.add_figure("detections.png", figure, boxes_report.CAPTION)
+    with torch.no_grad():
+        objectness = model(unit(images[:3]))[..., 0].sigmoid()
+    before = detect(model, unit(images[:3]), MIN_SCORE, max_iou=1.0)
+    figure = boxes_report.plot_steps(images[:3], objectness, before, found[:3], classes)
     caption = "The score of each cell: does it hold the centre of an object? All boxes with a high "
     caption += "score. The boxes that non-maximum suppression leaves."
-    result.add_figure("steps.png", plot_steps(model, images[:3], classes), caption)
+    result.add_figure("steps.png", figure, caption)
 
 
 def evaluate_digits(config: Config, data: BoxedPictures, model: Detector, result: Result) -> None:
@@ -557,140 +508,64 @@ def evaluate_digits(config: Config, data: BoxedPictures, model: Detector, result
     )
     images = images.to(device)
     boxes, labels = [b.to(device) for b in boxes], [k.to(device) for k in labels]
-    scores = average_precision(model, images, boxes, labels)
+    scores = boxes_report.average_precision(detect_all(model, images, **EVERY), boxes, labels)
     name = "mAP at 0.5, photographs never seen"
     result.add_metric(name, scores["map_50"], len(images), better="higher")
-    figure = plot_detections(model, images[:4], boxes, labels, data.classes)
+    found = detect_all(model, images[:4], min_score=MIN_SCORE)
+    figure = boxes_report.plot_detections(images[:4], found, boxes, labels, data.classes)
     result.add_figure("elsewhere.png", figure, "Digits over photographs that training never saw.")
-    film = result.add_file("moving.webm", "A film of moving digits.", featured=False)
-    count = 20 if config.quick else 100
-    write_video(film, digit_scenes.moving_scene(digits.test_images, count, config.seed))
-    with open_video(film) as video:
-        predictor = make_predictor(lambda frame: detect_in(model, frame, config.size), data.classes)
-        caption = "The detections in a film of moving digits (moving.webm), in each frame alone."
-        write_video(result.add_file("found.webm", caption), map(predictor, video.frames))
-
-
-# How many faces look out of the photographs inside the packages, counted by eye; the others have none.
-FACES = {"astronaut": 1, "grace_hopper": 1}
-
-
-def search_faces(result: Result) -> None:
-    """Add what a trained classical detector finds in the photographs inside the packages."""
-    find, pictures, rows = pretrained.face_cascade(), {}, []
-    for name in (*TRAINING, *HELD_OUT):
-        picture = photograph(name)
-        picture = picture if picture.ndim == 3 else np.stack([picture] * 3, axis=-1)
-        found, faces = find(picture), FACES.get(name, 0)
-        rows.append([name.replace("_", " "), faces, len(found["boxes"])])
-        if faces or len(found["boxes"]):
-            pictures[f"{rows[-1][0]}: {faces or 'no'} face"] = draw_boxes(picture, found, ("face",))
-    result.add_table("A trained cascade looks for faces", ["photograph", "faces", "boxes"], rows)
-    caption = f"A trained cascade, which is no neural network, looks for faces in {len(rows)} "
-    caption += "photographs inside the packages. Here are those that have a face or a box."
-    result.add_figure("faces.png", figures.plot_side_by_side(pictures, rows=2), caption)
-
-
-def plot_detections(
-    model: Detector, images: torch.Tensor, boxes: Boxes, labels: Boxes, classes: tuple[str, ...]
-) -> Figure:
-    """Per picture (3, S, S) uint8 a column: the true boxes, and what is right, false and missed."""
-    from matplotlib.patches import Patch
-
-    rows = int((images != 128).any(dim=3).flatten(0, 1).nonzero()[:, 1].max()) + 1  # no grey margin
-    height = 0.4 + 8 * rows / images.shape[2]
-    figure, axes = figures.new_figure(4 * len(images), height, 2, len(images))
-    kinds = {"right": figures.PALETTE[2], "false": figures.PALETTE[1], "missed": figures.PALETTE[3]}
-    names = np.array(classes)
-    for k, found in enumerate(detect(model, unit(images), MIN_SCORE)):
-        right, taken = (part.cpu().numpy() for part in match(found, boxes[k], labels[k]))
-        truth, true_names = boxes[k].cpu(), names[labels[k].cpu().numpy()]
-        scores = np.array([f" {score:.0%}" for score in found["scores"]], dtype=str)
-        texts = np.char.add(names[found["labels"].cpu().numpy()], scores)
-        above, below = axes[:, k]
-        for axis in (above, below):
-            figures.show_image(axis, images[k, :, :rows].permute(1, 2, 0).cpu().numpy())
-        outline_boxes(above, truth, true_names, figures.PALETTE[0])
-        for kind, chosen in (("right", right), ("false", ~right)):
-            outline_boxes(below, found["boxes"].cpu()[chosen], texts[chosen], kinds[kind])
-        outline_boxes(below, truth[~taken], true_names[~taken], kinds["missed"], dashed=True)
-    figures.name_rows(axes, ("true boxes", "detections"))
-    handles = [Patch(fill=False, edgecolor=colour, label=kind) for kind, colour in kinds.items()]
-    handles[-1].set_linestyle("--")
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(kinds))
-    return figure
-
-
-def plot_steps(model: Detector, images: torch.Tensor, classes: tuple[str, ...]) -> Figure:
-    """Per picture (3, S, S) uint8 a column: scores of the cells, boxes before and after suppression."""
-    with torch.no_grad():
-        objectness = model(unit(images))[..., 0].sigmoid().cpu().numpy()
-    before, after = (detect(model, unit(images), MIN_SCORE, max_iou) for max_iou in (1.0, 0.5))
-    figure, axes = figures.new_figure(3.6 * len(images), 11, 3, len(images))
-    for k, column in enumerate(axes.T):
-        picture = images[k].permute(1, 2, 0).cpu().numpy()
-        for axis in column:
-            figures.show_image(axis, picture)
-        extent = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
-        column[0].imshow(objectness[k], cmap="magma", vmin=0, vmax=1, alpha=0.7, extent=extent)
-        for axis, found in ((column[1], before[k]), (column[2], after[k])):
-            texts = [classes[c] for c in found["labels"]] if found is after[k] else []
-            outline_boxes(axis, found["boxes"], texts, figures.PALETTE[4])
-    figures.name_rows(axes, ("score of each cell", "boxes with a high score", "after suppression"))
-    return figure
+    frames = digit_scenes.moving_scene(digits.test_images, 20 if config.quick else 100, config.seed)
+    find = partial(detect_in, model, size=config.size)
+    add_film(result, frames, box_predictor(find, data.classes))
 
 
 def lessons(result: Result) -> list[str]:
     """What the measured figures teach."""
-    sentences = []
-    if measured := result.measured("mAP at 0.5", "mAP at 0.5 to 0.95"):
-        loose, close = measured
-        sentences.append(
-            f"Average precision is {loose:.2f} where an IoU of 0.5 is enough, and {close:.2f} where "
-            "boxes must fit closely. To find an object is easier than to find its exact box."
-        )
-    if measured := result.measured("objects found", "false boxes per picture"):
-        share, false = measured
-        sentences.append(
-            f"With a score of {MIN_SCORE} or more, {share:.0%} of the objects are found, and {false:.2f} "
-            "boxes per picture are false. A higher limit gives fewer false boxes and misses more "
-            "objects."
-        )
-    if measured := result.measured("mAP at 0.5, photographs never seen"):
-        sentences.append(
-            f"Over photographs that training never saw it is {measured[0]:.2f}. A detector must also "
-            "learn what is not an object."
-        )
-    if measured := result.measured("size of the detector", "frames a second, drawing included"):
-        size, rate = measured
-        sentences.append(
-            f"A network of {size:.1f} MB sees the whole picture in one pass: {rate:.0f} frames a second "
-            "here, drawing included."
-        )
-    return sentences
+    taught = {
+        ("mAP at 0.5", "mAP at 0.5 to 0.95"):
+            "Average precision is {:.2f} where an IoU of 0.5 is enough, and {:.2f} where boxes must fit "
+            "closely. To find an object is easier than to find its exact box.",
+        ("objects found", "false boxes per picture"):
+            f"With a score of {MIN_SCORE} or more, " "{:.0%} of the objects are found, and {:.2f} boxes "
+            "per picture are false. A higher limit gives fewer false boxes and misses more objects.",
+        ("mAP at 0.5, photographs never seen",):
+            "Over photographs that training never saw it is {:.2f}. A detector must also learn what is "
+            "not an object.",
+        ("size of the detector", "frames a second, drawing included"):
+            "A network of {:.1f} MB sees the whole picture in one pass: {:.0f} frames a second here, "
+            "drawing included.",
+    }  # fmt: skip
+    measured = {text: result.measured(*names) for names, text in taught.items()}
+    return [text.format(*values) for text, values in measured.items() if values]
 
 
 def run(config: Config) -> Result:
     """Train on pictures with boxes, and measure on held-out pictures."""
     device = prepare(config.seed, config.device)
     config = config.if_quick(scenes=128, test_scenes=32, epochs=2)
-    if config.size % CELL:
-        raise UserError(f"--size must be a multiple of {CELL}, not {config.size}.")
-    digits = config.dataset == "digit-scenes"
+    if config.size % 16:
+        raise UserError(f"--size must be a multiple of 16, not {config.size}.")
+    digits, drawn = config.dataset == "digit-scenes", config.dataset in ("scenes", "digit-scenes")
     count = config.scenes or (11_000 if digits else 1_500)
-    data = load_boxed(config.dataset, count, config.test_scenes, config.size, config.data_dir)
-    data = data.to(device)
-    epochs = config.epochs or (6 if digits else max(round(9_000 / len(data.images)), 1))
-    config = replace(config, scenes=count, epochs=epochs)
+    load = partial(load_boxed, config.dataset, size=config.size, data_dir=config.data_dir)
+    # To draw all scenes takes a while: the first few are enough for a picture at once.
+    data = load(min(count, FEW), 1)
     name = checkpoint_path(config, data).stem
     folder = PICTURES if name == "scenes" else f"{PICTURES}/{name}"
-    result = start_result(SCRIPT, TITLE, SUMMARY, config, folder, device, data)
+    result = start_result(SCRIPT, TITLE, SUMMARY, config, folder, device)
+    show_training(config, data, result)
+    if drawn:
+        data = load(count, config.test_scenes)
+    data = data.to(device)
+    epochs = config.epochs or (8 if digits else max(round(9_000 / len(data.images)), 1))
+    config = replace(config, scenes=count, epochs=epochs)
+    result.describe(config, data)
     training = train(config, data)
     result.add_metric("seconds of training", training.seconds_used, training.steps_done, unit="s")
     model = training.model.eval()
     evaluate(data, model, result)
     if data.name == "scenes":
-        search_faces(result)
+        boxes_report.search_faces(result)
     elif digits:
         evaluate_digits(config, data, model, result)
     result.add_figure("loss.png", samples.plot_loss(training, "loss"), "The loss.")
@@ -699,73 +574,17 @@ def run(config: Config) -> Result:
     return result.save(*lessons(result))
 
 
-# --- your own pictures, folders and films ---------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictBoxes(Common):
-    """Find objects in a picture, a folder of pictures, a video, or the pictures of a camera."""
-
-    source: str
-    """A picture, a folder, a video file, or the number of a camera."""
-    output: Path | None = None
-    """Where to write the result: a picture, a folder, or a video (.webm, .mp4, .avi)."""
-    live: bool = False
-    """Show a video or a camera while it is searched, with the frames a second: in a window, or on a page
-    for the browser where there is no display."""
-    port: Annotated[int, Limits(0, 65535)] = 8000
-    """The port of the page, at http://127.0.0.1:PORT/. 0: any free one."""
-    output_dir: Path = Path(".")
-    """The --output-dir of the training."""
-    model: Path | None = None
-    """The checkpoint of a training. Default: study_models/detection/scenes.pth under --output-dir."""
-    coco: pretrained.CocoModel | None = None
-    """Use a detector of torchvision instead, trained on the 91 classes of COCO."""
-    weights: Path | None = None
-    """Weights file for --coco. Default: torchvision's cache, else its download."""
-    cascade: bool = False
-    """Find faces with scikit-image's trained cascade instead; it needs no training and no weights."""
-    least: Annotated[float, Limits(0, 1)] = MIN_SCORE
-    """Boxes with a lower score are not drawn."""
-
-
-def make_predictor(
-    find: Callable[[np.ndarray], Detections], classes: tuple[str, ...], min_score: float = MIN_SCORE
-) -> Predictor:
-    """Turns a detector into one that draws what it finds into the picture (H, W, 3) uint8."""
-    return lambda picture: draw_boxes(picture, find(picture), classes, min_score)
-
-
-def load_predictor(config: PredictBoxes, device: torch.device) -> Predictor:
-    """The chosen detector, which draws its detections into pictures of any size."""
-    if config.cascade:
-        return make_predictor(pretrained.face_cascade(), ("face",))
-    if config.coco is not None:
-        find, classes = pretrained.coco_detector(config.coco, config.weights, device)
-        return make_predictor(find, classes, config.least)
+def load_own(config: PredictBoxes, device: torch.device) -> Predictor:
+    """The detector of a training, which draws its detections into pictures of any size."""
     path = config.model or config.output_dir / MODELS / "scenes.pth"
     model, classes, size = load_detector(path, device)
-    return make_predictor(lambda p: detect_in(model, p, size, config.least), classes, config.least)
-
-
-def run_predict(config: PredictBoxes) -> None:
-    """Read the source, detect, write or show the result, and print the speed."""
-    if config.weights is not None and config.coco is None:
-        raise UserError("--weights is for torchvision's detectors: add --coco MODEL.")
-    if config.cascade and (config.coco or config.model):
-        raise UserError("--cascade finds faces without a network: leave out --coco and --model.")
-    if (config.output is None) == (not config.live):
-        raise UserError("Give either --output, to write the result, or --live, to watch it.")
-    device = prepare(0, config.device)
-    load = partial(load_predictor, config, device)
-    if config.output is None:
-        print(show_live(config.source, load, config.port))
-    else:
-        print(process_media(config.source, config.output, load))
+    find = partial(detect_in, model, size=size, min_score=config.least)
+    return box_predictor(find, classes, config.least)
 
 
 def main() -> None:
-    command_line(Config, run, __doc__, {"predict": (PredictBoxes, run_predict)})
+    predict = partial(predict_boxes, load_own=load_own)
+    command_line(Config, run, __doc__, {"predict": (PredictBoxes, predict)})
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from imagelab.data import datasets
 from imagelab.data.datasets import Dataset, mirrored, signed, to_uint8, unit
 from imagelab.data.masks import MaskedPictures, load_masked
 from imagelab.report import figures, samples
+from imagelab.report.masks import colours
 from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import UserError, autocast, channels_last, prepare
 from imagelab.setup.settings import Count, DataSettings, Limits, Rate, ResumableSettings
@@ -445,10 +446,15 @@ def add_scores(result: Result, what: str, scores: dict[str, dict[str, float]], n
             add(f"{what}, {name}: {figure}", value, n)
 
 
-def plot_rows(images: dict[str, torch.Tensor]) -> Figure:
-    """Eight images (N, C, H, W) uint8 of each name, in a row below it."""
-    rows = {name: figures.grid(x[:8], columns=8) for name, x in images.items()}
-    return figures.plot_side_by_side(rows, rows=len(rows), height=1.2)
+def plot_eight(images: dict[str, torch.Tensor]) -> Figure:
+    """The first eight images (N, C, H, W) uint8 of each name, in a row."""
+    return figures.plot_rows({name: x[:8] for name, x in images.items()})
+
+
+def in_colours(masks: torch.Tensor, classes: tuple[str, ...]) -> torch.Tensor:
+    """Masks (N, H, W) as pictures (N, 3, H, W) uint8 in the colours of their classes."""
+    palette = torch.from_numpy(colours(classes)).byte()
+    return palette[masks.long().cpu()].permute(0, 3, 1, 2)
 
 
 def evaluate_streets(
@@ -473,11 +479,10 @@ def evaluate_streets(
     once, G = painted["Pix2Pix"], networks["Pix2Pix"]["generator"]
     again = translate(G, masks, config.seed + 1)
     result.add_metric("Pix2Pix: L1 between two pictures of a mask", l1(again, once), n)
-    palette = torch.from_numpy(segmentation.colours(data.classes)).byte()
     del painted["another street"]
-    shown = {"mask": palette[data.test_masks.long().cpu()].permute(0, 3, 1, 2), **painted}
+    shown = {"mask": in_colours(data.test_masks, data.classes), **painted}
     caption = "Held-out masks, painted in each way, and the real pictures."
-    result.add_figure("streets.png", plot_rows(shown), caption)
+    result.add_figure("streets.png", plot_eight(shown), caption)
 
 
 def evaluate_digits(
@@ -507,8 +512,11 @@ def evaluate_digits(
             back = "to_b" if key == "to_a" else "to_a"
             error = l1(translate(nets[back], signed(made[name])), x)
             result.add_metric(f"digits, {way}, {name}: L1, there and back", error, n)
-        caption = f"Held-out digits, translated from {way}, above the true translation."
-        result.add_figure(f"digits_{key}.png", plot_rows(made), caption)
+        caption = (
+            f"Held-out digits, translated from {way}, above the true translation. A is white on black, B "
+            "broad black ink on white."
+        )
+        result.add_figure(f"digits_{key}.png", plot_eight(made), caption)
 
 
 def plot_losses(trainings: dict[str, Training], shared: str) -> Figure:
@@ -536,18 +544,33 @@ def lessons(result: Result) -> list[str]:
             f"show the difference: their IoU is {gan_car:.2f}, {l1_car:.2f}, {flat_car:.2f} and "
             f"{real_car:.2f}."
         )
-    ways = ("untranslated: L1 to the truth", "CycleGAN: L1 to the truth", "CycleGAN: class kept",
-            "GAN alone: class kept", "CycleGAN: rows down", "CycleGAN: columns right",
-            "CycleGAN: L1 to the truth moved so")  # fmt: skip
-    if found := result.measured(*(f"digits, A to B, {way}" for way in ways)):
-        before, after, kept, alone, down, right, moved = found
+        if gan_car > real_car:
+            taught[-1] += (
+                " More than in real streets: the network takes a patch of colour for a car."
+            )
+    figure_names = ("L1 to the truth", "class kept")
+    for way in ("A to B", "B to A"):
+        names = [f"digits, {way}, {name}" for name in ("CycleGAN", "GAN alone", "untranslated")]
+        wanted = [f"{name}: {figure}" for name in names for figure in figure_names]
+        wanted += [f"{names[0]}: {figure}" for figure in
+                   ("rows down", "columns right", "L1 to the truth moved so")]  # fmt: skip
+        if not (found := result.measured(*wanted)):
+            continue
+        after, kept, alone, alone_kept, before, before_kept, down, right, moved = found
         taught.append(
-            f"From A to B, CycleGAN comes within {after:.2f} of the true translation without one pair "
-            f"(untranslated: {before:.2f}). {kept:.1%} keep their class; with the discriminators alone "
-            f"{alone:.1%}. What it draws is moved as a whole by {math.hypot(down, right):.1f} pixels: "
-            f"the way back undoes that, and the cycle loss cannot see it. Moved likewise, the truth is "
-            f"{moved:.2f} away."
+            f"From {way}, CycleGAN comes within {after:.2f} of the true translation without one pair, "
+            f"and {kept:.0%} of the digits keep their class. With the discriminators alone it is "
+            f"{alone:.2f} and {alone_kept:.0%}, untranslated {before:.2f} and {before_kept:.0%}."
         )
+        if moved < after / 2:
+            taught[-1] += (
+                f" Most of CycleGAN's error is a move of the whole by {math.hypot(down, right):.1f} "
+                "pixels: the way back undoes that, and the cycle loss cannot see it."
+            )
+        elif kept < max(before_kept, alone_kept):
+            taught[-1] += (
+                " The digits change: the cycle loss only asks that the way back finds them again."
+            )
     return taught
 
 
@@ -555,25 +578,28 @@ def run(config: Config) -> Result:
     """Train (or load) what --methods names, translate what is held out, measure."""
     device = prepare(config.seed, config.device)
     config = config.if_quick(scenes=32, test_scenes=16, epochs=1, digits=100, width=8)
+    result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device)
     data: dict[str, Any] = {}
-    if "pix2pix" in config.methods:
-        scenes = config.scenes, config.test_scenes
-        data["pix2pix"] = load_masked("scenes", config.data_dir, HEIGHT, *scenes).to(device)
     if "cyclegan" in config.methods:
         digits = datasets.load_dataset(config.dataset, config.data_dir).to(device)
-        data["cyclegan"] = two_sets(digits, config.digits)
-    shown = data.get("pix2pix") or data["cyclegan"][0]
-    result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, shown)
+        a, b = data["cyclegan"] = two_sets(digits, config.digits)
+        rows = {"A": a.images, "B": b.images}
+        result.add_figure("sets.png", plot_eight(rows), "What CycleGAN learns from: no pairs.")
+    if "pix2pix" in config.methods:
+        load = partial(load_masked, "scenes", config.data_dir, HEIGHT)
+        few = load(min(config.scenes, 8), 1)  # to draw all of them takes a while
+        rows = {"mask": in_colours(few.masks, few.classes), "picture": few.images}
+        result.add_figure("pairs.png", plot_eight(rows), "What Pix2Pix learns from: pairs.")
+        data = {"pix2pix": load(config.scenes, config.test_scenes).to(device), **data}
+    result.describe(config, data["pix2pix"] if "pix2pix" in data else data["cyclegan"][0])
     for method, own in data.items():
         train, evaluate, shared = METHODS[method]
         trainings = {}
         for name, changes in CONTENDERS[method].items():
             resume = can_resume(config, checkpoint_path(config, name), first=name == "L1 alone")
             trainings[name] = train(replace(config, resume=resume, **changes), own, name)
-        figure = plot_losses(trainings, shared)
-        result.add_figure(f"{method}_losses.png", figure, "The losses while training.")
-        networks = {name: training.networks for name, training in trainings.items()}
-        evaluate(config, own, networks, result)
+        result.add_figure(f"{method}_losses.png", plot_losses(trainings, shared), "The losses.")
+        evaluate(config, own, {name: t.networks for name, t in trainings.items()}, result)
     return result.save(*lessons(result))
 
 

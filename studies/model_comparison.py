@@ -507,6 +507,8 @@ def run(config: Config) -> Result:
     config = config.if_quick(budget=3.0, repeats=1, num_samples=500)
     data = load_for(config, device)
     result = start_result(SCRIPT, TITLE, "", config, PICTURES, device, data)
+    result.add_file("real.png", "Training images: what every model learns to draw.")
+    samples.show_training_images(result, data)
     evaluator = samples.evaluator_for(config, data, config.num_samples)
     if evaluator is None:
         raise UserError("The samples cannot be scored, so there is nothing to compare.")

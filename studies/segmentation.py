@@ -19,8 +19,8 @@ from __future__ import annotations
 from imagelab.setup.command import command_line  # first: it hears a Ctrl-C while torch loads
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -31,9 +31,9 @@ from torch import nn
 
 from imagelab.data.masks import IGNORE, TEST_SCENES, MaskedPictures, load_masked
 from imagelab.data.tensors import unit
-from imagelab.data.video import Predictor, process_media
 from imagelab.report import figures, samples
-from imagelab.report.boxes import draw_boxes
+from imagelab.report.masks import add_legend, colours, overlay, plot_overlays
+from imagelab.report.predict import PredictMasks, predict_masks
 from imagelab.report.results import Result, start_result
 from imagelab.setup.runtime import (
     UserError,
@@ -43,10 +43,9 @@ from imagelab.setup.runtime import (
     in_eval_mode,
     prepare,
 )
-from imagelab.setup.settings import Common, Count, ExportSettings, Limits, Rate, ResumableSettings
+from imagelab.setup.settings import Count, ExportSettings, Limits, Rate, ResumableSettings
 from imagelab.setup.terminal import progress
 from imagelab.techniques.export import export_network
-from imagelab.techniques.pretrained import coco_mask_rcnn, voc_segmentation
 from imagelab.training.checkpoints import checkpoint_errors, load_checkpoint, load_weights
 from imagelab.training.loop import Observer, Training, no_observer, one_cycle
 
@@ -75,11 +74,15 @@ class SegmentationUNet(nn.Module):
     With `widths` (16, 32, 64, 128, 256) the features on the way down are (B, 16, H, W),
     (B, 32, H/2, W/2), and so on to (B, 256, H/16, W/16). The way up has the same shapes in reverse. With
     `patch_size` 2 it works on patches of 2×2 pixels, and all heights and widths are halved: this is
-    faster, but thin things suffer.
+    faster, but thin things suffer. In training, `dropout` is the share of the lowest level's features
+    that each step leaves out (Srivastava et al. 2014).
     """
 
-    def __init__(self, classes: int, widths: tuple[int, ...], patch_size: int) -> None:
+    def __init__(
+        self, classes: int, widths: tuple[int, ...], patch_size: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.patch_size = patch_size
         inputs = [3 * patch_size**2, *widths[:-1]]  # channels that enter each level
         self.down = nn.ModuleList(DoubleConv(a, b) for a, b in zip(inputs, widths, strict=True))
@@ -98,7 +101,7 @@ class SegmentationUNet(nn.Module):
             for level, convolutions in enumerate(self.down):
                 h = convolutions(F.max_pool2d(h, 2) if level else h)
                 skips.append(h)
-            skips.pop()  # the lowest level has no skip connection
+            h = self.dropout(skips.pop())  # the lowest level has no skip connection
             for upsample, convolutions in zip(self.upsample, self.up, strict=True):
                 h = convolutions(torch.cat([upsample(h), skips.pop()], dim=1))
             return F.pixel_shuffle(self.head(h), self.patch_size)[:, :, :height, :width].float()
@@ -259,8 +262,8 @@ def augment(
 # --- training -------------------------------------------------------------------------------------
 
 
-STEPS = {"scenes": 700, "others": 1300}  # of a training without --epochs
-AUGMENTATION = {"scenes": 0.5}  # of a training without --augmentation; else 1
+# By data set, where the settings name none: the steps of a training, --augmentation, --dropout.
+STEPS, AUGMENTATION, DROPOUT = {"scenes": 700, "camvid": 2600}, {"scenes": 0.5}, {"camvid": 0.3}
 
 
 @dataclass(frozen=True)
@@ -302,11 +305,17 @@ class Config(ExportSettings, ResumableSettings):
     augmentation: Annotated[float, Limits(0, 2)] | None = None
     """How far the training pictures are rotated, scaled and shifted: 1 means up to 10° and 0.8 to 1.6
     times as large, 0.5 half of that. Default: 0.5 for drawn scenes, else 1."""
+    dropout: Annotated[float, Limits(0, 0.9)] | None = None
+    """The share of the lowest level's features that each step of training leaves out. Default: 0.3 for
+    camvid, else 0."""
+    mirror: bool = False
+    """Measure the mean of what is predicted for a picture and for its mirror image. It takes twice as
+    long."""
     unweighted: bool = False
     """All pixels count alike in the cross-entropy. Without this, pixels of rare classes count more."""
     epochs: Count | None = None
     """Passes over the training pictures, which are augmented anew each time. Default: 4 for 1,500 drawn
-    scenes, 208 for 50 real pictures, and fewer the more pictures there are."""
+    scenes, 433 for 50 frames of camvid, and fewer the more pictures there are."""
     batch_size: Count = 8
     """Pictures per step."""
     lr: Rate = 2e-3
@@ -331,16 +340,18 @@ def unet_weights(saved: dict) -> dict[str, torch.Tensor]:
 
 
 def build_network(
-    network: str, classes: int, widths: tuple[int, ...], patch_size: int
+    network: str, classes: int, widths: tuple[int, ...], patch_size: int, dropout: float = 0.0
 ) -> SegmentationUNet | PlainUNet:
     """The U-Net, or the plain one (`network`, see --network), with random weights."""
-    return PlainUNet() if network == "plain" else SegmentationUNet(classes, widths, patch_size)
+    plain = network == "plain"
+    return PlainUNet() if plain else SegmentationUNet(classes, widths, patch_size, dropout)
 
 
 def new_model(config: Config, data: MaskedPictures) -> SegmentationUNet | PlainUNet:
     """The network with random weights, or with --pretrained those learnt from the drawn scenes."""
     torch.manual_seed(config.seed)
-    model = build_network(config.network, len(data.classes), config.widths, config.patch_size)
+    shape = config.widths, config.patch_size, config.dropout or 0.0
+    model = build_network(config.network, len(data.classes), *shape)
     if config.pretrained:
         path = checkpoint_path(config, "scenes")
         learnt = unet_weights(load_checkpoint(path, SCRIPT))
@@ -359,8 +370,9 @@ def train(
     adamw = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=1e-2, fused=True)
     path = checkpoint_path(config, run_name(config, data))
     training = Training(
-        path, SCRIPT, config, data, networks={"unet": model}, optimizers={"adamw": adamw}
-    )
+        path, SCRIPT, config, data, networks={"unet": model}, optimizers={"adamw": adamw},
+        may_change_on_resume=("mirror",),
+    )  # fmt: skip
     training.extra = {"classes": list(data.classes)}
     if config.resume:
         training.load()
@@ -383,50 +395,20 @@ def train(
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """The class of every pixel, (N, H, W) uint8, for pictures (N, 3, H, W) uint8."""
+def predict(model: nn.Module, images: torch.Tensor, mirror: bool = False) -> torch.Tensor:
+    """The class of every pixel, (N, H, W) uint8, for pictures (N, 3, H, W) uint8.
+
+    With `mirror` its probability is the mean of those in the picture and in its mirror image.
+    """
+    found = []
     with in_eval_mode(model):
-        batches = progress(images.split(8), "predicting", "batch")
-        return torch.cat([model(unit(x)).argmax(dim=1).to(torch.uint8) for x in batches])
-
-
-def scaled_to(picture: np.ndarray, height: int) -> np.ndarray:
-    """A picture (H, W, 3) uint8 scaled to `height` in its own proportions.
-
-    The height is less for a picture that would become wider than 16 times `height`.
-    """
-    import cv2
-
-    height = max(min(height, 16 * height * picture.shape[0] // picture.shape[1]), 1)
-    width = max(round(picture.shape[1] * height / picture.shape[0]), 1)
-    method = cv2.INTER_AREA if height < picture.shape[0] else cv2.INTER_LINEAR
-    return cv2.resize(picture, (width, height), interpolation=method)
-
-
-@torch.no_grad()
-def predict_strips(
-    model: nn.Module, picture: np.ndarray, height: int, strip: int = 64
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """The classes of one picture (H, W, 3) uint8, as pairs of rows and their classes (rows, W) uint8.
-
-    The network sees the picture scaled to `height` pixels. Its logits are then scaled to the picture's
-    own size, bilinearly as F.interpolate does. For a large picture all logits would take gigabytes, so
-    that only those of `strip` rows are made at a time.
-    """
-    small = scaled_to(picture, height)
-    height = len(small)
-    x = torch.from_numpy(small).permute(2, 0, 1)[None].to(next(model.parameters()).device)
-    logits = model(unit(x))  # (1, classes, height, width)
-    for top in range(0, picture.shape[0], strip):
-        rows = slice(top, min(top + strip, picture.shape[0]))
-        # Where the centre of each row lies in the small logits: between their rows above and below.
-        y = torch.arange(rows.start, rows.stop, device=x.device) + 0.5
-        y = (y * height / picture.shape[0] - 0.5).clamp(min=0)
-        above = y.long().clamp(max=height - 1)
-        below, share = (above + 1).clamp(max=height - 1), (y - above)[:, None]
-        lines = torch.lerp(logits[:, :, above], logits[:, :, below], share)
-        lines = F.interpolate(lines, (len(y), picture.shape[1]), mode="bilinear")
-        yield rows, lines.argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
+        for batch in progress(images.split(8), "predicting", "batch"):
+            x = unit(batch)
+            p = model(x).softmax(dim=1)
+            if mirror:
+                p = p + model(x.flip(3)).softmax(dim=1).flip(3)
+            found.append(p.argmax(dim=1).to(torch.uint8))
+    return torch.cat(found)
 
 
 def load_model(
@@ -446,6 +428,7 @@ def load_model(
 
 # === the lesson ends here; below: measured, plotted, reported =====================================
 
+FEW = 24  # scenes, from which the first picture is made
 TITLE = "Segmentation: what every pixel is"
 SUMMARY = (
     "A U-Net predicts the class of every pixel. By default the pictures are streets with sky, road, "
@@ -453,13 +436,6 @@ SUMMARY = (
     "The measure is the overlap (IoU) of prediction and truth for each class. A share of right pixels "
     "would say little, because most pixels belong to few classes."
 )
-COLOURS = {
-    "sky": "#56B4E9", "road": "#999999", "marking": "#F0E442", "building": "#D55E00",
-    "vegetation": "#009E73", "tree": "#009E73", "car": "#0072B2", "pedestrian": "#CC79A7",
-    "pole": "#000000", "pavement": "#E69F00", "sign": "#F0E442", "fence": "#882255",
-    "bicyclist": "#DDDDDD", "other": "#000000",
-}  # fmt: skip
-BACKGROUND = ("other", "__background__")  # classes that `predict` leaves uncoloured
 
 
 def scores(
@@ -484,7 +460,7 @@ def evaluate(config: Config, data: MaskedPictures, training: Training, result: R
     result.add_metric("seconds of training", training.seconds_used, training.steps_done, unit="s")
     result.add_figure("loss.png", samples.plot_loss(training, "loss"), f"The loss ({config.loss}).")
     images, masks, n = data.test_images, data.test_masks, len(data.test_images)
-    predicted = predict(training.model, images)
+    predicted = predict(training.model, images, config.mirror)
     iou, accuracy = scores(predicted, masks, len(data.classes))
     result.add_metric("mean IoU", iou[iou.isfinite()].mean(), n, better="higher")
     result.add_metric("pixel accuracy", accuracy, n, better="higher")
@@ -502,23 +478,6 @@ def evaluate(config: Config, data: MaskedPictures, training: Training, result: R
     result.add_figure("overlays.png", figure, caption)
 
 
-def colours(classes: tuple[str, ...]) -> np.ndarray:
-    """An RGB colour (classes, 3) of 0 to 255 for each class."""
-    spare = figures.CLASS_COLOURS
-    names = [COLOURS.get(name, spare[k % len(spare)]) for k, name in enumerate(classes)]
-    return np.array([figures.rgb(name) for name in names], np.float64)
-
-
-def overlay(picture: np.ndarray, mask: np.ndarray, palette: np.ndarray, strength: float = 0.5):
-    """Picture (H, W, 3) uint8 under the colours of its classes (H, W). No class, no colour."""
-    import cv2
-
-    known = mask != IGNORE
-    flat = palette.astype(np.uint8)[np.where(known, mask, 0)]
-    covered = cv2.addWeighted(picture, 1 - strength, flat, strength, 0)
-    return np.where(known[..., None], covered, picture)
-
-
 def plot_iou(iou: torch.Tensor, classes: tuple[str, ...], n: int) -> Figure:
     """The IoU (classes,) on `n` pictures, a bar per class."""
     figure, axes = figures.new_figure(6, 0.3 * len(classes) + 1)
@@ -527,29 +486,6 @@ def plot_iou(iou: torch.Tensor, classes: tuple[str, ...], n: int) -> Figure:
     axes[0, 0].invert_yaxis()
     axes[0, 0].set_xlim(0, 1)
     axes[0, 0].set_xlabel(f"IoU on {n} held-out pictures")
-    return figure
-
-
-def add_legend(figure: Figure, classes: tuple[str, ...]) -> None:
-    """The colours of the classes, below the pictures."""
-    from matplotlib.patches import Patch
-
-    named = zip(colours(classes) / 255, classes, strict=True)
-    patches = [Patch(facecolor=rgb, edgecolor="#444444", label=name) for rgb, name in named]
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(classes), 7))
-
-
-def plot_overlays(images, masks, predicted, classes: tuple[str, ...]) -> Figure:
-    """Pictures (N, 3, H, W) above their true and predicted classes (N, H, W), all uint8."""
-    palette = colours(classes)
-    figure, axes = figures.new_figure(3 * len(images), 6.8, 3, len(images))
-    for column, image, *masks_of_it in zip(axes.T, images, masks, predicted, strict=True):
-        picture = image.permute(1, 2, 0).cpu().numpy()
-        figures.show_image(column[0], picture)
-        for axis, mask in zip(column[1:], masks_of_it, strict=True):
-            figures.show_image(axis, overlay(picture, mask.cpu().numpy(), palette, 0.6))
-    figures.name_rows(axes, ("picture", "true classes", "predicted"))
-    add_legend(figure, classes)
     return figure
 
 
@@ -599,30 +535,42 @@ def run(config: Config) -> Result:
     """Train on pictures and masks, measure on those held out."""
     device = prepare(config.seed, config.device)
     config = config.if_quick(scenes=96, test_scenes=24, epochs=2, widths=(16, 32))
-    data = load_masked(
-        config.dataset,
-        config.data_dir,
-        config.height,
-        config.scenes,
-        config.test_scenes,
-        config.ignore_255,
-        config.width,
-    ).only(config.classes)
+
+    def load(scenes: int, test_scenes: int) -> MaskedPictures:
+        data = load_masked(
+            config.dataset,
+            config.data_dir,
+            config.height,
+            scenes,
+            test_scenes,
+            config.ignore_255,
+            config.width,
+        )
+        return data.only(config.classes)
+
+    # To draw all scenes takes a while: the first few are enough for a picture at once.
+    data = load(min(config.scenes, FEW), 1)
     if config.network == "plain" and len(data.classes) != 2:
         raise UserError("--network plain needs one class: add --classes road, for example.")
-    data = data.to(device)
-    if config.epochs is None:
-        steps = STEPS.get(config.dataset, STEPS["others"])
-        config = replace(config, epochs=max(round(steps * config.batch_size / len(data.images)), 1))
-    if config.augmentation is None:
-        config = replace(config, augmentation=AUGMENTATION.get(config.dataset, 1.0))
     name = run_name(config, data)
     folder = PICTURES if name == "scenes" else f"{PICTURES}/{name}"
-    result = start_result(SCRIPT, TITLE, SUMMARY, config, folder, device, data)
+    result = start_result(SCRIPT, TITLE, SUMMARY, config, folder, device)
     caption = (
         "A training picture and its mask: each change alone, and all at once. White: no class."
     )
     result.add_figure("augmented.png", plot_augmented(data, config.seed), caption)
+    if config.dataset == "scenes":
+        data = load(config.scenes, config.test_scenes)
+    data = data.to(device)
+    own, per_epoch = config.dataset, max(len(data.images) // config.batch_size, 1)
+    chosen = {
+        "epochs": max(round(STEPS.get(own, 1300) / per_epoch), 1),
+        "augmentation": AUGMENTATION.get(own, 1.0),
+        "dropout": DROPOUT.get(own, 0.0),
+    }
+    missing = {name: value for name, value in chosen.items() if getattr(config, name) is None}
+    config = replace(config, **missing)
+    result.describe(config, data)
     training = train(config, data)
     evaluate(config, data, training, result)
     model = training.model.eval()
@@ -631,121 +579,20 @@ def run(config: Config) -> Result:
     return result.save(*lessons(result))
 
 
-# --- pictures and films of one's own --------------------------------------------------------------
-
-HEIGHTS = {"deeplabv3": 520, "fcn": 520, "maskrcnn": 800}  # pixels, as torchvision trained them
-MIN_SCORE = 0.5  # Mask R-CNN's objects with a lower score are not drawn
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictMasks(Common):
-    """Lay the colours of the predicted classes over a picture or a video of your own."""
-
-    output: Path
-    """The file to write: .png, .jpg, ... for a picture, .webm, .mp4 or .avi for a video."""
-    image: Path | None = None
-    """A picture of any size."""
-    video: Path | None = None
-    """A video file."""
-    output_dir: Path = Path(".")
-    """The --output-dir of the training."""
-    model: Path | None = None
-    """The checkpoint of a training. Default: study_models/segmentation/scenes.pth under --output-dir.
-    Or a network of torchvision: deeplabv3 or fcn (20 classes of Pascal VOC), or maskrcnn (80 classes of
-    COCO, object by object)."""
-    weights: Path | None = None
-    """Weights file for deeplabv3, fcn or maskrcnn. Default: torch's cache, else a download."""
-    strength: Annotated[float, Limits(0, 1)] = 0.5
-    """How strongly the colours cover the picture."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.weights is not None and str(self.model) not in HEIGHTS:
-            raise UserError("--weights belongs to --model deeplabv3, fcn or maskrcnn.")
-
-
-def class_predictor(
-    model: nn.Module, classes: tuple[str, ...], height: int, strength: float, found: np.ndarray
-) -> Predictor:
-    """Colours every pixel by its class. Adds the pixels of each class to `found` (classes,)."""
-    palette = colours(classes)
-    background = 0 if classes[0] in BACKGROUND else IGNORE
-
-    def predictor(picture: np.ndarray) -> np.ndarray:
-        result = np.empty_like(picture)
-        for rows, mask in predict_strips(model, picture, height):
-            found[:] += np.bincount(mask.ravel(), minlength=len(classes))
-            mask = np.where(mask == background, IGNORE, mask)
-            result[rows] = overlay(picture[rows], mask, palette, strength)
-        return result
-
-    return predictor
-
-
-def object_predictor(
-    network: nn.Module, classes: tuple[str, ...], strength: float, found: np.ndarray
-) -> Predictor:
-    """Colours every object in its own colour, in a box with its class. Counts them in `found`."""
-    import cv2
-
-    palette = np.array([figures.rgb(colour) for colour in figures.CLASS_COLOURS], np.float64)
-    device = next(network.parameters()).device
-
-    @torch.no_grad()
-    def predictor(picture: np.ndarray) -> np.ndarray:
-        small = scaled_to(picture, min(len(picture), HEIGHTS["maskrcnn"]))
-        seen = network([unit(torch.from_numpy(small)).permute(2, 0, 1).to(device)])[0]
-        seen = {name: values[seen["scores"] >= MIN_SCORE].cpu() for name, values in seen.items()}
-        found[:] += np.bincount(seen["labels"].numpy(), minlength=len(classes))
-        numbers = np.full(small.shape[:2], IGNORE, np.uint8)
-        for k in reversed(range(len(seen["masks"]))):  # the surest object comes to lie on top
-            numbers[seen["masks"][k, 0].numpy() > 0.5] = k % len(palette)
-        size = picture.shape[1], picture.shape[0]
-        numbers = cv2.resize(numbers, size, interpolation=cv2.INTER_NEAREST)
-        result = overlay(picture, numbers, palette, strength)
-        return draw_boxes(result, seen, classes, MIN_SCORE, len(small) / len(picture))
-
-    return predictor
-
-
-def run_predict(config: PredictMasks) -> None:
-    """Read, predict, write, and print how much of the picture each class covers."""
-    source = config.image or config.video
-    if source is None or (config.image and config.video):
-        raise UserError("Give either --image or --video.")
-    device, name = prepare(0, config.device), str(config.model)
-    if name == "maskrcnn":
-        model, classes = coco_mask_rcnn(config.weights, device)
-        found = np.zeros(len(classes))  # objects of each class
-        predictor = object_predictor(model, classes, config.strength, found)
-    else:
-        model, classes, height = (
-            (*voc_segmentation(name, config.weights, device), HEIGHTS[name])
-            if name in HEIGHTS
-            else load_model(model_path(config), device)
-        )
-        found = np.zeros(len(classes))  # pixels of each class
-        predictor = class_predictor(model, classes, height, config.strength, found)
-    print(process_media(source, config.output, lambda: predictor))
-    for k in (k for k in np.argsort(-found) if found[k]):
-        colour = bytes(colours(classes).astype(np.uint8)[k]).hex()
-        share = f"{found[k] / found.sum():6.1%}  {classes[k]}  #{colour}"
-        print(f"{found[k]:6.0f}  {classes[k]}" if name == "maskrcnn" else share)
-
-
-def model_path(config: PredictMasks) -> Path:
-    """The checkpoint of --model, or the one of the drawn scenes. Raises UserError where it is missing."""
+def load_own(config: PredictMasks, device: torch.device) -> tuple[nn.Module, tuple[str, ...], int]:
+    """As `load_model`: the checkpoint of --model, or the one of the drawn scenes."""
     path = config.model or config.output_dir / MODELS / "scenes.pth"
     if not path.is_file():
         raise UserError(
             f"There is no checkpoint {path}. Train one (python -m studies.{SCRIPT}), or "
             "say where it is with --model or --output-dir."
         )
-    return path
+    return load_model(path, device)
 
 
 def main() -> None:
-    command_line(Config, run, __doc__, {"predict": (PredictMasks, run_predict)})
+    predict = partial(predict_masks, load_own=load_own)
+    command_line(Config, run, __doc__, {"predict": (PredictMasks, predict)})
 
 
 if __name__ == "__main__":

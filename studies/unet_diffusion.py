@@ -96,7 +96,7 @@ def log_variance(schedule: Schedule, v: torch.Tensor, t: torch.Tensor) -> torch.
     largest, β_t at v = 1.
     """
     smallest, largest = (
-        table.log().to(t.device, non_blocking=True)[t].reshape(-1, *[1] * (v.dim() - 1))
+        likelihood.at(table.log(), t, v)
         for table in (likelihood.step_variances(schedule, "posterior"), schedule.beta)
     )
     share = (v.double() + 1) / 2
@@ -115,18 +115,7 @@ def vlb_terms(
     L_t = KL(q(x_{t−1}|x_t, x₀) ‖ N(μ̃(x_t, x̂₀), Σ)). At t = 0 it is −log p of the grey levels of x₀.
     Images and `log_var` = log Σ are (B, ...). imagelab/techniques/likelihood.py has the whole bound.
     """
-    beta, alpha_bar, before, beta_tilde = (
-        table.to(t.device, non_blocking=True)[t].reshape(-1, *[1] * (x0.dim() - 1))
-        for table in (
-            schedule.beta,
-            schedule.alpha_bar,
-            schedule.alpha_bar_prev,
-            likelihood.step_variances(schedule, "posterior"),
-        )
-    )
-    error = before.sqrt() * beta / (1 - alpha_bar) * (x0 - x0_hat)  # of the mean μ̃
-    kl = 0.5 * (log_var - beta_tilde.log() + (beta_tilde + error**2) / log_var.exp() - 1)
-    nats = kl.flatten(1).mean(dim=1)
+    nats = likelihood.step_kl(schedule, t, x0, x0_hat, log_var.exp()).flatten(1).mean(dim=1)
     first, std = t == 0, (log_var / 2).exp()
     pixels = -likelihood.discretised_gaussian(
         x0[first].double(), x0_hat[first].double(), std[first]
@@ -400,10 +389,14 @@ def bound_likelihood(
     model: Model, images: torch.Tensor, labels: torch.Tensor, rng: torch.Generator
 ) -> likelihood.Bound:
     """The bound on −log p(image | class) of images (N, C, H, W) uint8 of the classes `labels` (N,)."""
-    schedule = model.schedule
+    schedule, latest = model.schedule, {}
 
     def output(x_t: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return model.split(model.network(x_t, t / len(schedule), label=labels))
+        if (
+            latest.get("x_t") is not x_t
+        ):  # else the variance at the x_t whose image was just estimated
+            latest["x_t"], latest["out"] = x_t, model.network(x_t, t / len(schedule), label=labels)
+        return model.split(latest["out"])
 
     def predict_x0(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         out, _ = output(x_t, t)

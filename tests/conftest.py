@@ -13,8 +13,11 @@ os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import contextlib
+import copy
+import hashlib
 import importlib
 import io
+import pickle
 import re
 import shutil
 import subprocess
@@ -34,6 +37,20 @@ from imagelab.setup.runtime import prepare
 from imagelab.techniques.classifier import trained_classifier
 
 ROOT = Path(__file__).resolve().parent.parent
+# These files take ten seconds or more, the longest first. The tests' processes begin with them, so that
+# none works alone at the end. Of two files that need the same run, the first is done before the second.
+LONGEST_FIRST = (
+    "advanced_image_processing", "denoising_autoencoder", "text_diffusion", "any_input", "detection",
+    "adversarial_training", "segmentation", "image_translation", "denoising_gan", "unet_diffusion",
+    "gan_mnist", "playground_in_a_browser", "diffusion_curves", "devices", "own_digit", "distributed",
+    "cnn_classifier", "tour", "faults", "mlp_diffusion", "benchmarks", "without_torch", "scaling", "vae",
+    "fgsm", "attacks", "model_comparison", "playground", "diffusion_restoration", "page",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 def command(script: str, *arguments: object) -> list[str]:
@@ -121,6 +138,44 @@ def once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:
     return folder
 
 
+def remembered(function: Callable) -> Callable:
+    """A function without chance, which is not computed twice for the same arguments.
+
+    Networks are the same if their weights and modes are, generators if their states are. A generator
+    goes on as it did after the first call.
+    """
+    known = {}
+
+    def call(*arguments, **more):
+        given = [*arguments, *more.values()]
+        generators = [value for value in given if isinstance(value, torch.Generator)]
+        facts = pickle.dumps([[told_apart(value) for value in given], list(more)])
+        key = hashlib.sha256(facts).digest()
+        if key not in known:
+            result = function(*arguments, **more)
+            known[key] = result, [generator.get_state() for generator in generators]
+        result, states = known[key]
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        return copy.deepcopy(result)
+
+    return call
+
+
+def told_apart(value: object) -> object:
+    """What tells an argument of a `remembered` function from others."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), value.detach().contiguous().numpy().tobytes()
+    if isinstance(value, torch.Generator):
+        return told_apart(value.get_state())
+    if isinstance(value, torch.nn.Module):
+        return type(value).__name__, value.training, told_apart(list(value.state_dict().values()))
+    if isinstance(value, list | tuple):
+        return [told_apart(part) for part in value]
+    assert value is None or isinstance(value, bool | int | float | str)
+    return value
+
+
 @pytest.fixture(scope="session")
 def main_job(tmp_path_factory) -> Path:
     """The output folder of one quick main job, at a path with a space and non-ASCII letters."""
@@ -168,10 +223,16 @@ def judged(quick_classifier, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def unet_run(tmp_path_factory) -> Path:
+def unet_run(quick_classifier, tmp_path_factory) -> Path:
     """The output folder of one quick run of the U-Net study, whose network others build on."""
-    command = "studies.unet_diffusion", "--quick", "--dataset", "mnist-5k", "--output-dir"
-    return once(tmp_path_factory, "unet", lambda folder: run_here(*command, folder))
+
+    def run(folder: Path) -> None:
+        with_classifier(quick_classifier, folder)
+        run_here(
+            "studies.unet_diffusion", "--quick", "--dataset", "mnist-5k", "--output-dir", folder
+        )
+
+    return once(tmp_path_factory, "unet", run)
 
 
 @pytest.fixture

@@ -154,6 +154,22 @@ def test_the_time_that_is_left_follows_the_pace():
     assert driver.time_left(costs, names, [failed]) == ("1 min 15 s", "1 min 15 s")
 
 
+def test_the_table_shows_each_demo_s_metric_or_what_failed():
+    rows = [
+        {"name": "fgsm", "status": "done", "seconds": 3.4, "figure": "accuracy: 0.5", "error": ""},
+        {
+            "name": "gan_mnist",
+            "status": "failed",
+            "seconds": 0.2,
+            "figure": "",
+            "error": "No disk.",
+        },
+    ]
+    first, *others = driver.status_table(rows).splitlines()
+    assert first.split() == ["demo", "status", "seconds", "metric"]
+    assert others[-2].endswith("accuracy: 0.5") and others[-1].endswith("No disk.")
+
+
 def test_the_driver_names_the_data_and_the_time_left_once(tmp_path, monkeypatch):
     from imagelab.data.datasets import load_for
 

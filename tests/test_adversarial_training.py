@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import complaint, run_here, untaught
+from conftest import complaint, remembered, run_here, untaught
 from PIL import Image
 
 from imagelab.data.datasets import Dataset, batch_indices, unit
@@ -26,6 +26,19 @@ QUICK = ("studies.adversarial_training", "--quick", "--dataset", "mnist-5k", "--
 
 
 # --- the script -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def attacks_once():
+    """The same attack on the same network is computed once, though two runs measure it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, names in (
+            (study, ("accuracy", "fgsm", "pgd", "pgd_accuracies", "loss_surface")),
+            (study.strong_attacks, ("apgd", "square_attack")),
+        ):
+            for name in names:
+                patch.setattr(module, name, remembered(getattr(module, name)))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -438,7 +451,7 @@ def test_the_attacks_together_leave_what_each_of_them_leaves(stripes, monkeypatc
 def test_a_class_without_held_out_images_is_left_out_of_the_gallery(stripes, tmp_path):
     data = replace(stripes, classes=("left", "none", "right"), test_labels=stripes.test_labels * 2)
     models = {"ordinary": new_classifier(data, 0).eval()}
-    save_figure(study.plot_gradients(study.Config(epsilon=0.1), models, data), tmp_path / "g.png")
+    save_figure(study.plot_gradients(0.1, 0, models, data), tmp_path / "g.png")
     assert Image.open(tmp_path / "g.png").size[0] > 200
 
 

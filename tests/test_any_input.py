@@ -29,7 +29,7 @@ from imagelab.data.boxes import BoxedPictures
 from imagelab.data.datasets import load_dataset
 from imagelab.data.masks import IGNORE, MaskedPictures, load_masked
 from imagelab.data.pictures import open_picture
-from imagelab.report import figures
+from imagelab.report import figures, predict
 from imagelab.report.results import start_result, write_json
 from imagelab.setup.runtime import UserError
 from imagelab.setup.settings import Settings
@@ -129,14 +129,14 @@ def networks(tmp_path_factory) -> Path:
 
 def see(path: Path, networks: Path, output: Path) -> None:
     model = networks / segmentation.MODELS / "noise.pth"
-    segmentation.run_predict(segmentation.PredictMasks(image=path, output=output, model=model))
+    config = predict.PredictMasks(image=path, output=output, model=model)
+    predict.predict_masks(config, segmentation.load_own)
 
 
 def find(path: Path, networks: Path, output: Path) -> None:
     model = networks / detection.MODELS / "noise.pth"
-    detection.run_predict(
-        detection.PredictBoxes(source=str(path), output=output, model=model, least=0.01)
-    )
+    config = predict.PredictBoxes(source=str(path), output=output, model=model, least=0.01)
+    predict.predict_boxes(config, detection.load_own)
 
 
 def denoise(path: Path, networks: Path, output: Path) -> None:
@@ -391,7 +391,7 @@ def values_of(hint) -> st.SearchStrategy:
 
 def all_settings() -> list[type]:
     scripts = [driver.module_of(name).Config for name in driver.EVERYTHING]
-    commands = [segmentation.PredictMasks, detection.PredictBoxes, inpainting.Inpaint]
+    commands = [predict.PredictMasks, predict.PredictBoxes, inpainting.Inpaint]
     commands += [denoising_autoencoder.Denoise, denoising_autoencoder.Photographs]
     commands += [denoising_autoencoder.Compare]
     return [driver.Config, *scripts, *commands, benchmarks.Config, faults.Config]

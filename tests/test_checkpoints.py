@@ -13,7 +13,13 @@ from torch import nn
 
 from imagelab.setup.runtime import UserError
 from imagelab.techniques.pretrained import trained
-from imagelab.training.checkpoints import FIELDS, load_checkpoint, load_weights, save_checkpoint
+from imagelab.training.checkpoints import (
+    FIELDS,
+    is_checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from studies import diffusion_restoration
 
 
@@ -59,6 +65,19 @@ def test_what_is_not_the_files_fault_is_not_called_damage(tmp_path, monkeypatch,
     monkeypatch.setattr(function, fails)
     with pytest.raises(error):
         load_checkpoint(tmp_path / "a.pth", "a")
+    if function == "torch.load":
+        with pytest.raises(error):
+            is_checkpoint(tmp_path / "a.pth")
+
+
+def test_checkpoints_are_told_from_other_files(tmp_path):
+    save_checkpoint(tmp_path / "a.pth", contents())
+    torch.save({"weight": torch.ones(2)}, tmp_path / "weights.pth")
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    found = {path.name for path in tmp_path.iterdir() if is_checkpoint(path)}
+    assert found == {"a.pth"}
+    with pytest.raises(UserError, match="There is no file"):
+        is_checkpoint(tmp_path / "none.pth")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import complaint, run_here, untaught, with_classifier
+from conftest import complaint, remembered, run_here, untaught, with_classifier
 from skimage.metrics import structural_similarity
 
 from imagelab.data.pictures import read_png
@@ -16,6 +16,14 @@ from imagelab.report.results import start_result
 from studies import denoising_gan as study
 
 QUICK = ("studies.denoising_gan", "--quick", "--dataset", "mnist-5k", "--output-dir")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def filters_once():
+    """The same noisy images are filtered once, though several runs measure them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "by_filters", remembered(study.by_filters))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,9 @@ ALL_BOXES = pad_sequence(BOXES, batch_first=True)
 ALL_LABELS = pad_sequence(LABELS, batch_first=True, padding_value=-1)
 
 
+GRID = 128 // detection.CELL  # cells along a side
+
+
 def responsible(height: int, width: int, boxes=ALL_BOXES, labels=ALL_LABELS) -> list[list[int]]:
     """Picture, row, column and object of each responsible cell."""
     number = detection.responsible_cells(boxes, labels, height, width)
@@ -40,9 +43,9 @@ def responsible(height: int, width: int, boxes=ALL_BOXES, labels=ALL_LABELS) -> 
 
 def perfect_predictions() -> torch.Tensor:
     """The predictions of a network that knows BOXES and LABELS."""
-    predictions = torch.zeros(3, 8, 8, 5 + 4)
+    predictions = torch.zeros(3, GRID, GRID, 5 + 4)
     predictions[..., 0] = -20
-    for k, row, column, index in responsible(8, 8):
+    for k, row, column, index in responsible(GRID, GRID):
         box = BOXES[k][index]
         middle, sides = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
         inside = (middle / detection.CELL - torch.tensor([column, row]) + 0.5) / 2
@@ -57,6 +60,7 @@ def test_the_responsible_cells():
     """The one of the centre and those on its nearer sides, in the right picture, inside the grid."""
     boxes = torch.tensor([[[0.0, 0.0, 9.0, 9.0], [40.0, 40.0, 44.0, 44.0]],
                           [[30.0, 30.0, 50.0, 36.0], [0.0, 0.0, 6.0, 6.0]]])  # fmt: skip
+    boxes = boxes * detection.CELL / 16  # said for cells of 16 pixels
     cells = {tuple(c) for c in responsible(4, 4, boxes, torch.tensor([[-1, -1], [0, 2]]))}
     assert cells == {
         (1, 2, 2, 0), (1, 2, 3, 0), (1, 1, 2, 0),  # its centre is at 40, 33: right of the half, above it
@@ -76,14 +80,34 @@ def test_generalised_iou_is_torchvisions():
 
 def test_a_grid_of_cells():
     model = detection.Detector(10)
-    assert model(torch.rand(2, 3, 64, 96)).shape == (2, 4, 6, 15)
+    assert model(torch.rand(2, 3, 64, 96)).shape == (2, 8, 12, 15)
     size = sum(p.numel() for p in model.parameters()) * 4
     assert size < 5e6
 
 
+def test_the_head_sees_near_and_far(float32):
+    """One prediction depends on pixels some 30 away by the fine features, 100 by the coarse ones."""
+
+    class Nothing(torch.nn.Module):
+        def forward(self, fine: torch.Tensor) -> torch.Tensor:
+            return fine.new_zeros(len(fine), 32, fine.shape[2] // 2, fine.shape[3] // 2)
+
+    def seen(model: detection.Detector) -> int:
+        x = torch.rand(1, 3, 256, 256).requires_grad_()
+        model(x)[0, 16, 16, 0].backward()
+        rows = x.grad.abs().sum(dim=(0, 1, 3)).nonzero()
+        return int(rows.max() - rows.min()) + 1
+
+    torch.manual_seed(0)
+    model = detection.Detector(2, 8).eval()
+    assert 190 < seen(model) < 230
+    model.coarse = Nothing()
+    assert 50 < seen(model) < 70
+
+
 def test_predictions_and_boxes_are_each_others_inverse():
     predictions = perfect_predictions()
-    found, cells = detection.decode_boxes(predictions), responsible(8, 8)
+    found, cells = detection.decode_boxes(predictions), responsible(GRID, GRID)
     assert len(cells) > len(torch.cat(BOXES))
     for k, row, column, index in cells:
         assert torch.allclose(found[k, row, column], BOXES[k][index], atol=1e-3)
@@ -143,7 +167,7 @@ def test_the_truth_is_detected_once_each():
 def test_what_is_found_twice_is_kept_once():
     """The neighbours that are responsible for an object as well predict the same box."""
     predictions, x = perfect_predictions(), torch.zeros(3, 3, 128, 128)
-    cells = len(responsible(8, 8, ALL_BOXES[:1], ALL_LABELS[:1]))
+    cells = len(responsible(GRID, GRID, ALL_BOXES[:1], ALL_LABELS[:1]))
     assert (
         len(detection.detect(Predicts(predictions), x, 0.5, max_iou=1.0)[0]["boxes"]) == cells > 2
     )
@@ -231,50 +255,6 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(tmp_path):
         assert torch.equal(value, again.networks["detector"].state_dict()[name]), name
 
 
-def test_a_true_box_counts_once_and_for_its_class_only():
-    boxes = torch.tensor([[0.0, 0, 40, 40], [50, 50, 90, 90], [0, 100, 20, 120]])
-    labels = torch.tensor([1, 2, 0])
-    found = {
-        "boxes": torch.tensor([
-            [1.0, 1, 41, 41],  # right
-            [0, 0, 40, 40],  # the same object again
-            [50, 50, 90, 90],  # of another class
-            [0, 100, 20, 111],  # IoU 0.55
-            [30, 0, 70, 40],  # IoU 0.14
-        ]),
-        "labels": torch.tensor([1, 1, 0, 0, 1]),
-        "scores": torch.linspace(0.9, 0.5, 5),
-    }  # fmt: skip
-    right, taken = detection.match(found, boxes, labels)
-    assert right.tolist() == [True, False, False, True, False]
-    assert taken.tolist() == [True, False, True]
-    right, taken = detection.match(found, torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
-    assert right.tolist() == [False] * 5 and taken.shape == (0,)
-    nothing = {name: value[:0] for name, value in found.items()}
-    right, taken = detection.match(nothing, boxes, labels)
-    assert right.shape == (0,) and taken.tolist() == [False] * 3
-
-
-def test_the_figure_marks_what_is_right_false_and_missed(monkeypatch):
-    boxes = [torch.tensor([[0.0, 0, 40, 40], [50, 50, 60, 60]])]
-    labels = [torch.tensor([0, 1])]
-    found = {"boxes": torch.tensor([[0.0, 0, 40, 40], [10, 50, 20, 60]]),
-             "labels": torch.tensor([0, 1]), "scores": torch.tensor([0.9, 0.8])}  # fmt: skip
-    monkeypatch.setattr(detection, "detect", lambda *_: [found])
-    images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
-    figure = detection.plot_detections(None, images, boxes, labels, ("car", "person"))
-    above, below = figure.axes
-    assert [text.get_text() for text in above.texts if text.get_text() != "true boxes"] == [
-        "car", "person"]  # fmt: skip
-    marked = [(text.get_text(), box.get_linestyle()) for text, box in
-              zip([t for t in below.texts if t.get_text() != "detections"], below.patches,
-                  strict=True)]  # fmt: skip
-    assert marked == [("car 90%", "-"), ("person 80%", "-"), ("person", "--")]
-    colours = [box.get_edgecolor() for box in below.patches]
-    assert len(set(colours)) == 3
-    assert below.patches[2].get_xy() == (49.5, 49.5)  # the missed one
-
-
 def test_boxes_of_a_picture_of_another_size_are_in_its_own_pixels():
     class Middle(torch.nn.Module):
         def __init__(self) -> None:
@@ -326,11 +306,11 @@ def test_pretrained_weights_are_where_the_training_starts(streets):
     other = replace(data, classes=("dog", "cat"))
     model = detection.new_detector(config, other).state_dict()
     changed = {name for name, value in model.items() if not torch.equal(value, saved[name])}
-    last = f"layers.{len(detection.new_detector(config, data).layers) - 1}"
+    last = "head.1"
     assert changed == {f"{last}.weight", f"{last}.bias"}
     random = detection.new_detector(replace(config, pretrained=None), other).state_dict()
     assert torch.equal(random[f"{last}.weight"], model[f"{last}.weight"])
-    assert not torch.equal(random["layers.2.0.weight"], model["layers.2.0.weight"])
+    assert not torch.equal(random["fine.2.0.weight"], model["fine.2.0.weight"])
 
 
 def test_the_backbone_is_frozen_in_the_first_epochs(streets, tmp_path):
@@ -343,11 +323,10 @@ def test_the_backbone_is_frozen_in_the_first_epochs(streets, tmp_path):
         states.append({k: v.clone() for k, v in training.model.state_dict().items()})
 
     detection.train(config, data, note)
-    last = f"layers.{len(detection.new_detector(config, data).layers) - 1}."
     changed = [{name for name in saved if not torch.equal(saved[name], state[name])}
                for state in states]  # fmt: skip
-    assert changed[0] == {f"{last}weight", f"{last}bias"}
-    assert {"layers.2.0.weight", "layers.2.1.running_mean"} < changed[1]
+    assert changed[0] == {name for name in saved if name.startswith("head.")}
+    assert {"fine.2.0.weight", "fine.2.1.running_mean"} < changed[1]
     assert (tmp_path / "study_models/detection/scenes_pretrained.pth").is_file()
 
 
@@ -390,7 +369,7 @@ def test_pretrained_files_that_do_not_fit(streets, tmp_path):
     assert "There is no file" in refused(pretrained=tmp_path / "missing.pth")
     config = detection.Config(**SMALL, pretrained=tmp_path / "resnet18.pth", backbone="resnet18")
     model = detection.new_detector(config, data).state_dict()
-    assert torch.equal(model["layers.0.network.0.weight"], network.state_dict()["conv1.weight"])
+    assert torch.equal(model["fine.network.0.weight"], network.state_dict()["conv1.weight"])
 
 
 def test_resnet18_sees_pictures_as_torchvision_normalises_them(streets, tmp_path):
@@ -408,8 +387,8 @@ def test_resnet18_sees_pictures_as_torchvision_normalises_them(streets, tmp_path
         y = normalize(x, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         y = network.maxpool(network.relu(network.bn1(network.conv1(y))))
         y = network.layer3(network.layer2(network.layer1(y)))
-        assert torch.allclose(model.layers[:-1](2 * x - 1), y, atol=1e-4)
-        assert model(x).shape == (2, 4, 6, 5 + 2)
+        assert torch.allclose(model.coarse(model.fine(2 * x - 1)), y, atol=1e-4)
+        assert model(x).shape == (2, 8, 12, 5 + 2)
 
 
 @pytest.fixture(scope="module")
@@ -442,7 +421,7 @@ def test_streets_at_two_sizes(tmp_path, size):
     model, classes, side = detection.load_detector(tmp_path / "study_models/detection/scenes.pth")
     assert side == size and classes == ("car", "pedestrian")
     with torch.no_grad():
-        assert model(torch.rand(1, 3, size, size)).shape == (1, size // 16, size // 16, 5 + 2)
+        assert model(torch.rand(1, 3, size, size)).shape == (1, size // 8, size // 8, 5 + 2)
     Image.effect_noise((300, 200), 60).convert("RGB").save(tmp_path / "photo.png")
     run_here("studies.detection", "predict", "--source", tmp_path / "photo.png", "--output",
              tmp_path / "found.png", "--output-dir", tmp_path)  # fmt: skip
@@ -455,7 +434,7 @@ def test_the_network_finds_the_same_elsewhere_at_any_size(quick):
     model.load_state_dict(saved["model"]["detector"])
     pictures = torch.rand(3, 3, 96, 128)
     found = elsewhere(quick / "detector.onnx", pictures=pictures)
-    assert found.shape == (3, 6 * 8, 4 + 10)
+    assert found.shape == (3, 12 * 16, 4 + 10)
     with torch.no_grad(), in_float32():
         predictions = model.eval()(pictures)
     assert torch.allclose(
@@ -506,80 +485,6 @@ def test_a_small_training_finds_squares(tmp_path):
     assert (drawn != original).any(axis=2).sum() > 60  # a box
 
 
-@pytest.mark.parametrize("name", ["ssdlite", "faster-rcnn", "retinanet"])
-def test_torchvisions_detectors_with_weights_from_a_file_or_a_sentence(tmp_path, name):
-    from torchvision.models import detection as networks
-
-    build = {"ssdlite": networks.ssdlite320_mobilenet_v3_large,
-             "faster-rcnn": networks.fasterrcnn_resnet50_fpn,
-             "retinanet": networks.retinanet_resnet50_fpn}[name]  # fmt: skip
-    torch.manual_seed(0)
-    state = build(weights=None, weights_backbone=None).state_dict()
-    # torchvision's files come from frozen batch statistics, which count no batches.
-    state = {key: value for key, value in state.items() if "num_batches_tracked" not in key}
-    torch.save(state, tmp_path / "weights.pth")
-    Image.effect_noise((100, 75), 60).convert("RGB").save(tmp_path / "photo.png")
-    shared = ("studies.detection", "predict", "--coco", name, "--source", tmp_path / "photo.png",
-              "--output", tmp_path / "found.png")  # fmt: skip
-    run_here(*shared, "--weights", tmp_path / "weights.pth")
-    assert Image.open(tmp_path / "found.png").size == (100, 75)
-    (tmp_path / "broken.pth").write_bytes(b"no weights")
-    for weights in ("broken.pth", "missing.pth") if name == "ssdlite" else ():  # the small one
-        sentence = complaint(*shared, "--weights", tmp_path / weights)
-        assert "--weights FILE" in sentence and "https://" in sentence
-
-
-def test_torchvisions_detections_are_drawn_with_their_names(monkeypatch):
-    """A network that finds one thing, in the pixels of the picture that it gets."""
-    seen = []
-
-    def find(picture: np.ndarray) -> dict[str, torch.Tensor]:
-        seen.append(picture.shape)
-        return {"boxes": torch.tensor([[40.0, 30, 90, 70]]), "labels": torch.tensor([1]),
-                "scores": torch.tensor([0.9])}  # fmt: skip
-
-    monkeypatch.setattr(detection.pretrained, "coco_detector", lambda *_: (find, ("no", "cat")))
-    config = detection.PredictBoxes(source="a.png", output="b.png", coco="retinanet")
-    picture = np.zeros((100, 120, 3), np.uint8)
-    drawn = detection.load_predictor(config, torch.device("cpu"))(picture)
-    rows, columns = np.nonzero(drawn.any(axis=2))
-    assert seen == [picture.shape] and drawn[30:70, 40].any(axis=1).all()
-    assert rows.max() <= 71 and columns.max() <= 100 and not drawn[40:60, 50:80].any()
-    config = replace(config, least=0.95)
-    assert not detection.load_predictor(config, torch.device("cpu"))(picture).any()
-
-
-def test_the_cascade_finds_a_face_in_a_real_photograph(tmp_path):
-    from imagelab.data.photographs import photograph
-
-    picture = photograph("grace_hopper")
-    Image.fromarray(picture).save(tmp_path / "photo.png")
-    run_here("studies.detection", "predict", "--cascade", "--source", tmp_path / "photo.png",
-             "--output", tmp_path / "found.png")  # fmt: skip
-    drawn = np.asarray(Image.open(tmp_path / "found.png")).astype(int)
-    rows, columns = np.nonzero((drawn != picture).any(axis=2))
-    # Around the face, which lies between the cap and the collar.
-    assert 60 < rows.min() < 170 and 300 < rows.max() < 360
-    assert 120 < columns.min() < 200 and 330 < columns.max() < 400
-    tiny = detection.pretrained.face_cascade()(np.zeros((9, 400, 3), np.uint8))
-    assert tiny["boxes"].shape == (0, 4)
-
-
-def test_a_film_is_watched_live(tmp_path, monkeypatch):
-    """The frames with the detections reach the page (what it does with them: tests/test_live.py)."""
-    from imagelab.data.video import write_video
-    from imagelab.report import figures, live
-
-    photo = np.asarray(Image.effect_noise((96, 64), 60).convert("RGB"))
-    write_video(tmp_path / "film.avi", [photo] * 5)
-    shown = []
-    monkeypatch.setattr(figures, "has_display", lambda: False)
-    monkeypatch.setattr(live, "show_on_page", lambda frames, port: shown.extend([port, *frames]))
-    said, _ = run_here("studies.detection", "predict", "--cascade", "--live", "--port", 8123,
-                       "--source", tmp_path / "film.avi")  # fmt: skip
-    assert shown[0] == 8123 and len(shown) == 6 and said.startswith("5 frames")
-
-
 def test_wrong_input(quick, tmp_path):
     model = quick / "study_models" / "detection" / "digit-scenes.pth"
     plain = ("studies.detection", "predict", "--source", "none.png")
@@ -599,3 +504,24 @@ def test_wrong_input(quick, tmp_path):
         saved = torch.load(model, weights_only=True)
         torch.save(saved | {"extra": {}}, tmp_path / "other.pth")
         detection.load_detector(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("dataset", ["scenes", "digit-scenes"])
+def test_a_picture_comes_before_all_scenes_are_drawn(tmp_path, monkeypatch, dataset):
+    """The few scenes that it shows are the first ones of the training."""
+    asked, load = [], detection.load_boxed
+
+    def stop(name, count, *more, **others):
+        asked.append(count)
+        if count == 1000:
+            assert [path.name for path in tmp_path.rglob("*.png")] == ["training.png"]
+            raise InterruptedError
+        return load(name, count, *more, **others)
+
+    monkeypatch.setattr(detection, "load_boxed", stop)
+    config = detection.Config(dataset=dataset, scenes=1000, size=64, output_dir=tmp_path)
+    with pytest.raises(InterruptedError):
+        detection.run(config)
+    assert asked == [detection.FEW, 1000]
+    few, more = (load(dataset, n, 1, 64) for n in (2, 4))
+    assert torch.equal(few.images, more.images[:2]) and torch.equal(few.boxes[1], more.boxes[1])

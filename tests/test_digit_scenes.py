@@ -104,3 +104,28 @@ def test_digits_move(digits):
     assert 0.005 < changed < 0.6  # the digits, not the photograph
     again = list(digit_scenes.moving_scene(digits.test_images, 2, 0, 128))
     assert (again[1] == frames[1]).all()
+
+
+def test_patterns_have_two_colours_and_letters_are_no_digits():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        pattern = digit_scenes._pattern(rng, 64)
+        assert pattern.shape == (64, 64, 3) and pattern.min() >= 0 and pattern.max() <= 255
+        # All colours lie on the line between the two: one number tells a pixel's colour.
+        centred = (pattern - pattern.mean(axis=(0, 1))).reshape(-1, 3)
+        values = np.linalg.svd(centred, compute_uv=False)
+        assert values[0] > 50 and values[1] < 1e-3 * values[0]
+    assert not set(digit_scenes.GLYPHS) & set("0123456789OoIlSsZzBbGgqyD")
+    for letter in digit_scenes.GLYPHS:
+        ink = digit_scenes._glyph(letter)
+        assert ink.shape == (28, 28) and 20 < (ink > 128).sum() < 400
+        assert not ink[0].any() and not ink[:, 0].any()  # none is cut
+
+
+def test_streets_are_backgrounds_of_training_alone(digits, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(digit_scenes, "_streets", lambda: drawn.append(1) or [])
+    digit_scenes.render_scenes(digits.images, digits.labels, 2, 5, 64)
+    assert drawn == []
+    digit_scenes.render_scenes(digits.images, digits.labels, 2, 5, 64, varied=0.5)
+    assert drawn == [1]

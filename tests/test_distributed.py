@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_here
 
 from imagelab.setup.runtime import UserError
 from imagelab.training import distributed
@@ -39,21 +39,32 @@ def run(config):
     train(config, data, config.output_dir / "unet.pth")
     distributed.leave()
 
-command_line(Config, run, "")
+def main():
+    command_line(Config, run, "")
+
+if __name__ == "__main__":
+    main()
 """
 
 
 @pytest.fixture
-def worker(tmp_path) -> Path:
+def worker(tmp_path, monkeypatch, float32) -> Path:
+    """The script, which this process can import as well."""
     path = tmp_path / "worker.py"
     path.write_text(WORKER, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
     return path
 
 
-def command(worker: Path, folder: Path, epochs: int, processes: int) -> list[str]:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    settings = ["--output-dir", folder, "--widths", 8, 16, "--batch-size", 32, "--epochs", epochs]
-    return [sys.executable, *(launch if processes > 1 else []), str(worker), *map(str, settings)]
+def settings(folder: Path, epochs: int) -> list[str]:
+    return ["--output-dir", str(folder), "--widths", "8", "16", "--batch-size", "32", "--epochs",
+            str(epochs)]  # fmt: skip
+
+
+def command(worker: Path, folder: Path, epochs: int) -> list[str]:
+    """Two processes by torchrun."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return [sys.executable, *launch, str(worker), *settings(folder, epochs)]
 
 
 def environment() -> dict[str, str]:
@@ -79,8 +90,8 @@ def test_a_batch_is_split_without_a_rest(monkeypatch):
 
 
 def test_two_processes_take_the_steps_of_one(worker, tmp_path):
-    for processes in (1, 2):
-        run(command(worker, tmp_path / str(processes), 10, processes))
+    run_here("worker", *settings(tmp_path / "1", 10))
+    run(command(worker, tmp_path / "2", 10))
     one, two = checkpoint(tmp_path / "1"), checkpoint(tmp_path / "2")
     losses = one["history"]["loss"], two["history"]["loss"]
     assert len(losses[0]) == 20 and losses[0][-1] < losses[0][0]
@@ -91,7 +102,7 @@ def test_two_processes_take_the_steps_of_one(worker, tmp_path):
 
 def test_a_killed_process_ends_the_run_with_a_sentence_and_a_checkpoint(worker, tmp_path):
     """The checkpoint of the last epoch can be continued, by one process as well."""
-    process = subprocess.Popen(command(worker, tmp_path, 100_000, 2), env=environment(),
+    process = subprocess.Popen(command(worker, tmp_path, 100_000), env=environment(),
                                stderr=subprocess.PIPE, text=True, encoding="utf-8")  # fmt: skip
     deadline = time.monotonic() + 120
     while not (tmp_path / "unet.pth").is_file() and time.monotonic() < deadline:
@@ -103,5 +114,5 @@ def test_a_killed_process_ends_the_run_with_a_sentence_and_a_checkpoint(worker, 
     assert process.returncode != 0 and "--resume goes on" in said
     done = checkpoint(tmp_path)["epoch"]
     assert done >= 1
-    run([*command(worker, tmp_path, done + 1, 1), "--resume"])
+    run_here("worker", *settings(tmp_path, done + 1), "--resume")
     assert checkpoint(tmp_path)["epoch"] == done + 1

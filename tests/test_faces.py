@@ -10,6 +10,7 @@ from conftest import complaint, run_here
 from PIL import Image
 from torchvision.datasets import CelebA
 
+from imagelab.data import folders
 from imagelab.data.datasets import load_dataset
 from imagelab.setup.runtime import UserError
 
@@ -70,6 +71,20 @@ def test_celeba_is_read_from_its_layout(celeba):
         data.test_images.float().mean(dim=(1, 2, 3)), 20.0 * torch.arange(9, 12), atol=3
     )
     assert load_dataset("celeba", celeba.parent, 32).shape == (3, 32, 32)
+
+
+def test_very_many_faces_are_decoded_once(celeba, monkeypatch):
+    """Into one file for both parts, as with folder:PATH."""
+    in_memory = load_dataset("celeba", celeba.parent, 32)
+    assert not (celeba.parent / "decoded").exists()
+    monkeypatch.setattr(folders, "KEPT_FROM", 0)
+    for _ in range(2):
+        data = load_dataset("celeba", celeba.parent, 32)
+        assert torch.equal(data.images, in_memory.images)
+        assert torch.equal(data.test_images, in_memory.test_images)
+        (path,) = (celeba.parent / "decoded").glob("*.uint8")
+        assert path.stat().st_size == 11 * 3 * 32 * 32
+        monkeypatch.setattr(folders, "_each_square", None)  # from here on nothing is decoded
 
 
 @pytest.mark.parametrize("lost", [LISTS[0], "list_eval_partition.txt", "img_align_celeba"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT, run_here
 from PIL import Image
 
 from benchmarks import scenes
@@ -47,14 +47,14 @@ def test_tracebacks_and_statuses_are_seen():
 
 def test_some_faults_of_one_script(tmp_path):
     """`python -m benchmarks.faults` tries all kinds on all scripts, which takes hours."""
-    done = run_script("benchmarks.faults", "--only", "diffusion_demo", "--kinds", "full-disk",
-                      "--output-dir", tmp_path)  # fmt: skip
+    shown, _ = run_here("benchmarks.faults", "--only", "diffusion_demo", "--kinds", "full-disk",
+                        "--output-dir", tmp_path)  # fmt: skip
     cases = json.loads((tmp_path / "benchmarks" / "faults.json").read_text("utf-8"))["cases"]
     tried = [case["what"] for case in cases]
     # Two limits of a file's size, and two small disks where the tests may mount one.
     assert len([what for what in tried if "disk" not in what]) == 2
     assert all(case["problems"] == [] for case in cases)
-    rows = [line.split() for line in done.stdout.splitlines()[-4:]]
+    rows = [line.split() for line in shown.splitlines()[-4:]]
     assert [row[-1] for row in rows] == [str(len(tried)), "0", "0", "0"]
 
 

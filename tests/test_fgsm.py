@@ -79,7 +79,7 @@ def test_the_lesson(main_job):
         assert Image.open(main_job / "adversarial_images" / name).size[0] > 200
 
 
-def test_a_picture_of_a_digit_is_attacked(tmp_path):
+def test_a_picture_of_a_digit_is_attacked(judged, tmp_path):
     """Any size, dark on light: here a large seven with a margin."""
     seven = Image.new("L", (300, 420), 240)
     for y in range(60, 360):
@@ -87,12 +87,12 @@ def test_a_picture_of_a_digit_is_attacked(tmp_path):
         right = 240 if y < 110 else left + 45
         seven.paste(20, (left, y, right, y + 1))
     seven.save(tmp_path / "seven.png")
-    run_here("fgsm", *FEW, "--output-dir", tmp_path, "--image", tmp_path / "seven.png")
-    result = json.loads((tmp_path / "adversarial_images/results.json").read_text("utf-8"))
+    run_here("fgsm", *FEW, "--output-dir", judged, "--image", tmp_path / "seven.png")
+    result = json.loads((judged / "adversarial_images/results.json").read_text("utf-8"))
     (own,) = (entry for entry in result["files"] if entry["path"] == "your_picture.png")
     assert "read as 7" in own["caption"]
     assert 0 < result["metrics"]["your picture: smallest ε that fools"]["value"] <= 0.3
-    assert (tmp_path / "adversarial_images" / "your_picture.png").is_file()
+    assert (judged / "adversarial_images" / "your_picture.png").is_file()
 
 
 def test_a_picture_is_not_cut_out_where_the_data_are_in_colour(tmp_path):
@@ -172,3 +172,38 @@ def test_a_picture_that_is_read_as_the_target_needs_no_attack(capsys, tmp_path, 
     read = int(predict(model, fgsm.read_like(path, data.shape)[None]).argmax())
     fgsm.report_own_picture(fgsm.Config(targeted=read), data, path, None)
     assert f"mine.png, read as {read}, which is the target already" in capsys.readouterr().out
+
+
+def test_the_smallest_epsilon_that_fools(monkeypatch):
+    """The first of those asked for at which the reading changes; beside it noise of the same size."""
+
+    class Brightness(torch.nn.Module):
+        """Reads a dark image as class 0, a bright one as class 1."""
+
+        def forward(self, images):
+            mean = images.mean(dim=(1, 2, 3))
+            return torch.stack([0.5 - mean, mean - 0.5], dim=1)
+
+    model, image, sizes, noise = (
+        Brightness(),
+        torch.full((1, 28, 28), 0.3),
+        [],
+        fgsm.attacks.sign_noise,
+    )
+
+    def drawn(x, epsilon, rng):
+        sizes.append(epsilon)
+        return noise(x, epsilon, rng)
+
+    def attack(_model, x, _aim, epsilon, targeted):
+        assert not targeted
+        return torch.ones_like(x) if epsilon >= 0.2 else x
+
+    monkeypatch.setattr(fgsm.attacks, "sign_noise", drawn)
+    found = fgsm.smallest_fooling(model, image, 0, None, [0.1, 0.2, 0.3], attack)
+    assert found.epsilon == 0.2 and sizes == [0.2]  # noise that is not shown is not drawn
+    original, noisy, attacked = found.images
+    assert torch.equal(original, image) and (attacked == 1).all()
+    assert 0.1 < (noisy - image).abs().max() <= 0.2 + 1e-6
+    assert torch.allclose(found.read, predict(model, found.images))
+    assert fgsm.smallest_fooling(model, image, 0, None, [0.05, 0.1], attack) is None

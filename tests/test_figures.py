@@ -50,6 +50,15 @@ def draw(path, shift: float = 0.0) -> None:
     figures.save_figure(figure, path)
 
 
+def test_lines_of_their_own_x_that_meet():
+    _, ((axis,),) = figures.new_figure(3, 2)
+    x, lines = {"a": [0, 1], "b": [2, 3]}, {"a": [5, 6], "b": [5, 6]}
+    figures.plot_lines(axis, x, lines, "x", "y", markers=False, dashes=True, legend=False)
+    a, b = axis.get_lines()
+    assert a.get_xdata().tolist() == [0, 1] and b.get_xdata().tolist() == [2, 3]
+    assert a.get_linestyle() != b.get_linestyle() and axis.get_legend() is None
+
+
 def test_the_same_bytes_twice(tmp_path):
     draw(tmp_path / "a.png")
     draw(tmp_path / "b.png")

@@ -188,10 +188,11 @@ def test_grids_and_scores_also_within_an_epoch(tmp_path, stripes):
         run = gan.train(own, stripes, G, D, tmp_path / "a.pth", after_epoch=watching)
     assert run.curve("grid_epoch").tolist() == [0.5, 1, 1.5, 2]
     names = ["epoch_000.50.png", "epoch_001.png", "epoch_001.50.png", "epoch_002.png"]
-    assert [path.name for path in gan.epoch_grids(run, result)] == names
     pictures = [(result.folder / name).read_bytes() for name in names]
     assert len(set(pictures)) == 4
     gan.evaluate(config, stripes, run, None, result)
+    written = [entry["path"] for entry in result.files]
+    assert [path for path in written if path.startswith("epoch_")] == names
     with Image.open(result.folder / "training.gif") as animation:
         assert animation.n_frames == 4
 

@@ -6,6 +6,8 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
+from conftest import LONGEST_FIRST
+
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("report", "techniques", "training", "data", "setup")  # each may import from those after it
 # Every script has a class of settings of this name, which nobody imports beside another.
@@ -70,3 +72,8 @@ def test_no_two_classes_have_one_name():
             if isinstance(node, ast.ClassDef) and node.name not in OF_EVERY_SCRIPT:
                 places[node.name].append(str(path))
     assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
+
+
+def test_the_longest_tests_are_files_that_exist():
+    names = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    assert set(LONGEST_FIRST) <= names and len(set(LONGEST_FIRST)) == len(LONGEST_FIRST)

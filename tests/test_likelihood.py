@@ -79,7 +79,7 @@ def test_a_step_is_the_divergence_of_two_gaussians(kind, t):
     true = torch.distributions.Normal(mean, math.sqrt(posterior))
     model = torch.distributions.Normal(mean_hat, variance.sqrt())
     expected = torch.distributions.kl_divergence(true, model)
-    assert torch.allclose(step_kl(s, t, x0, x0_hat, variance), expected)
+    assert torch.allclose(step_kl(s, torch.tensor([t]), x0, x0_hat, variance), expected)
 
 
 @pytest.mark.parametrize("schedule", [linear_schedule(50), make_schedule("zero-terminal-snr", 50)])

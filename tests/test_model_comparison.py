@@ -92,7 +92,8 @@ def test_the_paragraph_says_where_they_differ():
     assert "does not agree that GANs draw better than VAEs." in text
 
 
-def test_a_quick_comparison(judged, tmp_path):
+def test_a_quick_comparison(judged, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "SLOW", 0.5)  # the U-Nets' sampling is timed once, not three times
     run_here("studies.model_comparison", "--quick", "--budget", 1, "--num-samples", 300,
              "--dataset", "mnist-5k", "--output-dir", tmp_path)  # fmt: skip
     folder = tmp_path / "study_images" / "model_comparison"

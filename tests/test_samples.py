@@ -244,6 +244,11 @@ def test_a_trajectory_is_a_strip_and_an_animation(result, steps, shown, both, mo
     titles = [axis.get_title() for axis in drawn[0].axes if axis.get_title()]
     assert {"t = 1", f"t = {steps}"} <= set(titles)  # both ends of the way
     assert len(titles) == (1 + both) * min(shown, steps)
+    times = [int(title.removeprefix("t = ")) for title in titles]
+    strip_of = {"reverse": times[-min(shown, steps) :], "forward": times[: min(shown, steps)]}
+    assert not both or strip_of["forward"] == strip_of["reverse"][::-1]
+    gaps = -np.diff(strip_of["reverse"])  # from noise to image, nearer and nearer to each other
+    assert (gaps > 0).all() and (np.diff(gaps) <= 0).all()
     with Image.open(strip) as picture:
         assert min(picture.size) > 50
     with Image.open(animation) as gif:
@@ -262,10 +267,19 @@ def test_a_trajectory_is_a_strip_and_an_animation(result, steps, shown, both, mo
 
 
 @pytest.mark.parametrize(
-    "script",
-    ["gan_mnist", "mlp_diffusion", "studies.dcgan", "studies.vae", "studies.unet_diffusion"],
+    ("script", "picture"),
+    [
+        ("gan_mnist", "real.png"),
+        ("mlp_diffusion", "real.png"),
+        ("studies.adversarial_training", "ball.png"),
+        ("studies.cnn_classifier", "examples.png"),
+        ("studies.dcgan", "real.png"),
+        ("studies.model_comparison", "real.png"),
+        ("studies.unet_diffusion", "real.png"),
+        ("studies.vae", "real.png"),
+    ],
 )
-def test_there_is_a_picture_before_anything_is_trained(script, tmp_path, monkeypatch):
+def test_there_is_a_picture_before_anything_is_trained(script, picture, tmp_path, monkeypatch):
     def stop(*_args, **_more):
         raise UserError("here the first training would begin")
 
@@ -274,4 +288,5 @@ def test_there_is_a_picture_before_anything_is_trained(script, tmp_path, monkeyp
     monkeypatch.setattr(module, "train", stop, raising=False)  # dcgan has gan_mnist's
     told = complaint(script, "--dataset", "mnist-5k", "--output-dir", tmp_path)
     assert told.endswith("here the first training would begin")
-    assert read_png(tmp_path / module.PICTURES / "real.png").shape == (596, 596)
+    shown = read_png(tmp_path / module.PICTURES / picture)
+    assert shown.shape == (596, 596) if picture == "real.png" else min(shown.shape[:2]) > 200

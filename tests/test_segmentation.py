@@ -5,7 +5,6 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import onnx
 import pytest
@@ -16,9 +15,8 @@ from PIL import Image
 from test_masks import write_pair
 
 from imagelab.data.masks import IGNORE, load_masked
-from imagelab.report import figures
-from imagelab.setup.runtime import generator, in_float32
-from imagelab.techniques import pretrained
+from imagelab.report import predict
+from imagelab.setup.runtime import UserError, generator, in_float32
 from imagelab.training.checkpoints import load_checkpoint
 from studies import segmentation
 
@@ -220,14 +218,6 @@ def test_scores_against_torchmetrics():
     assert accuracy == pytest.approx((found == truth)[:, 3:].float().mean().item())
 
 
-def test_overlay_leaves_what_has_no_class():
-    picture = np.full((4, 4, 3), 100, np.uint8)
-    mask = np.array([[0, 1, IGNORE, 1]] * 4, np.uint8)
-    palette = np.array([[0, 0, 0], [200, 100, 0]], float)
-    seen = segmentation.overlay(picture, mask, palette, 0.5)
-    assert seen[0].tolist() == [[50] * 3, [150, 100, 50], [100] * 3, [150, 100, 50]]
-
-
 def test_a_training_that_was_stopped_goes_on_to_the_same_weights(tmp_path):
     data = load_masked("scenes", tmp_path, height=32, scenes=8, test=2)
     config = segmentation.Config(epochs=3, batch_size=4, widths=(4, 8), output_dir=tmp_path)
@@ -349,115 +339,12 @@ def test_the_plain_network_for_one_class(tmp_path):
     # What is not the road keeps its colours.
     picture = np.asarray(Image.effect_noise((40, 30), 90).convert("RGB"))
     found = np.zeros(2)
-    seen = segmentation.class_predictor(model, classes, 32, 1.0, found)(picture)
-    ((_, mask),) = segmentation.predict_strips(model, picture, 32)
+    seen = predict.class_predictor(model, classes, 32, 1.0, found)(picture)
+    ((_, mask),) = predict.predict_strips(model, picture, 32)
     assert found.tolist() == np.bincount(mask.ravel(), minlength=2).tolist()
     assert (seen[mask == 0] == picture[mask == 0]).all()
     assert "--classes" in complaint(*shared, *sizes)
     assert "Unknown class 'rode'" in complaint(*shared, *sizes, "--classes", "rode")
-
-
-@pytest.fixture(scope="module")
-def deeplab(tmp_path_factory) -> Path:
-    """Random weights for torchvision's network, as its file holds them."""
-    from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
-
-    torch.manual_seed(0)
-    network = deeplabv3_mobilenet_v3_large(
-        weights=None, weights_backbone=None, num_classes=21, aux_loss=True
-    )
-    path = tmp_path_factory.mktemp("weights") / "deeplab.pth"
-    torch.save(network.state_dict(), path)
-    return path
-
-
-def test_torchvisions_network_with_weights_from_a_file(deeplab, tmp_path):
-    Image.effect_noise((90, 60), 90).convert("RGB").save(tmp_path / "photo.png")
-    shared = ("studies.segmentation", "predict", "--image", tmp_path / "photo.png",
-              "--output", tmp_path / "seen.png")  # fmt: skip
-    shown, _ = run_here(*shared, "--model", "deeplabv3", "--weights", deeplab, "--strength", 1)
-    assert Image.open(tmp_path / "seen.png").size == (90, 60)
-    assert any(name in shown for name in ("background", "aeroplane", "person", "cat", "sofa"))
-    sentence = complaint(*shared, "--model", "fcn", "--weights", deeplab)
-    assert "does not hold the weights of fcn" in sentence and "--weights FILE" in sentence
-    sentence = complaint(*shared, "--model", "maskrcnn", "--weights", tmp_path / "none.pth")
-    assert "no weights file" in sentence and "maskrcnn_resnet50_fpn_coco" in sentence
-    assert "--weights belongs to --model" in complaint(*shared, "--weights", deeplab)
-
-
-def test_torchvisions_logits_are_those_of_its_network(deeplab):
-    from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
-    from torchvision.transforms.functional import normalize
-
-    ours, classes = pretrained.voc_segmentation("deeplabv3", deeplab, torch.device("cpu"))
-    theirs = deeplabv3_mobilenet_v3_large(
-        weights=None, weights_backbone=None, num_classes=21, aux_loss=True
-    )
-    theirs.load_state_dict(torch.load(deeplab, weights_only=True))
-    x = torch.rand(1, 3, 48, 64)
-    with torch.no_grad():
-        expected = theirs.eval()(normalize(x, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))["out"]
-        assert torch.allclose(ours(x), expected, atol=1e-5)
-    assert len(classes) == 21 and classes[15] == "person"
-
-
-@pytest.mark.parametrize("enlarged", [1, 8])
-def test_objects_are_coloured_one_by_one(enlarged):
-    class Finds(torch.nn.Module):
-        """Two sure people that overlap, and a dog that is none."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(1))
-
-        def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-            height, width = images[0].shape[1:]
-            assert (height, width) == ((160, 240) if enlarged == 1 else (800, 1200))
-            masks = torch.zeros(3, 1, height, width)
-            masks[0, :, : height // 2, : width // 2] = 0.9
-            masks[1, :, : height // 2, width // 4 : 3 * width // 4] = 0.8
-            masks[2, :, height // 2 :] = 0.9
-            boxes = torch.tensor([[0, height - 1, 9, height]] * 3)  # out of the way
-            labels, scores = torch.tensor([1, 1, 2]), torch.tensor([0.9, 0.7, 0.3])
-            return [{"boxes": boxes, "labels": labels, "scores": scores, "masks": masks}]
-
-    found, picture = np.zeros(3), np.full((160 * enlarged, 240 * enlarged, 3), 7, np.uint8)
-    classes = ("nothing", "person", "dog")
-    seen = segmentation.object_predictor(Finds(), classes, 1.0, found)(picture)
-    assert seen.shape == picture.shape
-    seen = seen[::enlarged, ::enlarged]
-    first, second = (list(figures.rgb(figures.CLASS_COLOURS[k])) for k in (0, 1))
-    assert found.tolist() == [0, 2, 0]
-    assert seen[20, 30].tolist() == seen[20, 110].tolist() == first  # the surer one lies on top
-    assert seen[20, 150].tolist() == second
-    assert seen[100, 230].tolist() == [7] * 3
-
-
-def test_a_large_picture_is_predicted_in_strips():
-    """As of the whole picture at once, which for 12,000×12,000 pixels took 12 GB."""
-    torch.manual_seed(0)
-    model = segmentation.SegmentationUNet(3, (8, 16), 1).eval()
-    picture = np.asarray(Image.effect_noise((150, 203), 90).convert("RGB").resize((150, 203)))
-    strips = list(segmentation.predict_strips(model, picture, 40, strip=64))
-    assert [rows.stop - rows.start for rows, _ in strips] == [64, 64, 64, 11]
-    assert all(mask.dtype == np.uint8 and mask.shape[1] == 150 for _, mask in strips)
-    small = cv2.resize(picture, (30, 40), interpolation=cv2.INTER_AREA)
-    with torch.no_grad():
-        logits = model(torch.from_numpy(small).permute(2, 0, 1)[None].float() / 255)
-        whole = F.interpolate(logits, (203, 150), mode="bilinear").argmax(dim=1)[0].numpy()
-    assert (np.concatenate([mask for _, mask in strips]) == whole).mean() > 0.999
-
-
-def test_a_ribbon_of_a_picture_is_not_blown_up():
-    """Of 20,000×15 pixels, scaled to a height of 520, it would be 690,000 pixels wide."""
-    torch.manual_seed(0)
-    ribbon = np.asarray(Image.effect_noise((20_000, 15), 90).convert("RGB"))
-    small = segmentation.scaled_to(ribbon, 520)
-    assert 8000 <= small.shape[1] <= 8400 and small.shape[0] == 16 * 520 * 15 // 20_000
-    assert segmentation.scaled_to(ribbon[:, :30], 40).shape[:2] == (40, 80)
-    model = segmentation.SegmentationUNet(3, (4, 8), 1).eval()
-    strips = list(segmentation.predict_strips(model, ribbon, 520))
-    assert [mask.shape for _, mask in strips] == [(15, 20_000)]
 
 
 def test_wrong_input(quick, tmp_path):
@@ -475,3 +362,79 @@ def test_wrong_input(quick, tmp_path):
     run = ("studies.segmentation", "--quick", "--output-dir", tmp_path)
     assert "no checkpoint" in complaint(*run, "--pretrained")
     assert "Unknown --dataset" in complaint(*run, "--dataset", "mnist-5k")
+
+
+def test_a_picture_comes_before_all_scenes_are_drawn(tmp_path, monkeypatch):
+    """The few scenes that it shows are the first ones of the training."""
+    asked, load = [], segmentation.load_masked
+
+    def stop(name, data_dir, height, scenes, *more):
+        asked.append(scenes)
+        if scenes == 1000:
+            assert [path.name for path in tmp_path.rglob("*.png")] == ["augmented.png"]
+            raise InterruptedError
+        return load(name, data_dir, height, scenes, *more)
+
+    monkeypatch.setattr(segmentation, "load_masked", stop)
+    with pytest.raises(InterruptedError):
+        segmentation.run(segmentation.Config(scenes=1000, height=32, output_dir=tmp_path))
+    assert asked == [segmentation.FEW, 1000]
+    few, more = (load("scenes", tmp_path, 32, n, 1).images for n in (4, 8))
+    assert torch.equal(few, more[:4])
+
+
+def test_the_mirrored_prediction_is_that_of_the_mirrored_picture():
+    """With it, a picture and its mirror image get mirrored classes; without it they do not."""
+    torch.manual_seed(0)
+    model = torch.nn.Conv2d(3, 5, 3, padding=1)
+    images = torch.randint(0, 256, (3, 3, 32, 48), dtype=torch.uint8)
+    for mirror in (True, False):
+        one = segmentation.predict(model, images, mirror)
+        other = segmentation.predict(model, images.flip(3), mirror).flip(2)
+        assert ((one == other).float().mean() > 0.999) == mirror
+
+
+def test_dropout_is_of_the_lowest_level_and_of_training_alone():
+    torch.manual_seed(0)
+    model = segmentation.SegmentationUNet(3, (4, 8), 1, dropout=0.5).eval()
+    x = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(model(x), model(x))
+        model.dropout.train()
+        assert not torch.equal(model(x), model(x))
+        for weight in model.upsample.parameters():  # then nothing comes from the lowest level
+            weight.zero_()
+        assert torch.equal(model(x), model(x))
+
+
+def test_settings_that_the_data_set_chooses(tmp_path, monkeypatch):
+    """CamVid gets 2,600 steps and dropout, drawn scenes neither; what the user names stays."""
+    seen = []
+
+    def stop(config, data):
+        seen.append((config.epochs, config.augmentation, config.dropout))
+        raise InterruptedError
+
+    monkeypatch.setattr(segmentation, "train", stop)
+    frames = replace(load_masked("scenes", tmp_path, 32, 50, 2), name="camvid")
+    load = segmentation.load_masked
+
+    def loaded(name, *more):
+        return frames if name == "camvid" else load(name, *more)
+
+    monkeypatch.setattr(segmentation, "load_masked", loaded)
+    config = segmentation.Config(height=32, scenes=50, test_scenes=2, output_dir=tmp_path)
+    for more in ({}, {"dataset": "camvid"}, {"dataset": "camvid", "epochs": 3, "dropout": 0.0}):
+        with pytest.raises(InterruptedError):
+            segmentation.run(replace(config, **more))
+    assert seen == [(117, 0.5, 0.0), (433, 1.0, 0.3), (3, 1.0, 0.0)]
+
+
+def test_a_finished_training_is_measured_again_in_the_mirror(tmp_path):
+    data = load_masked("scenes", tmp_path, height=32, scenes=8, test=2)
+    config = segmentation.Config(epochs=1, batch_size=4, widths=(4, 8), output_dir=tmp_path)
+    weights = segmentation.train(config, data).model.state_dict()
+    again = segmentation.train(replace(config, resume=True, mirror=True), data).model.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in weights.items())
+    with pytest.raises(UserError, match="--dropout"):
+        segmentation.train(replace(config, resume=True, dropout=0.5), data)

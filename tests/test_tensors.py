@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from imagelab.data.datasets import load_dataset
-from imagelab.data.tensors import Dataset, batch_indices, random_subset, signed, to_uint8, unit
+from imagelab.data.tensors import (
+    Dataset,
+    batch_indices,
+    mean_grey,
+    random_subset,
+    signed,
+    to_uint8,
+    unit,
+)
 
 
 def rows(images: torch.Tensor) -> list[bytes]:
@@ -35,6 +43,19 @@ def test_a_random_subset():
     assert chosen == random_subset(100, 30, "a").tolist()
     assert chosen != random_subset(100, 30, "b").tolist()
     assert sorted(random_subset(5, 30, "a").tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_the_mean_grey_is_exact_and_takes_a_thousand_images_at_a_time(monkeypatch):
+    images = torch.randint(0, 256, (2500, 1, 5, 4), dtype=torch.uint8)
+    sizes, take = [], torch.Tensor.sum
+    monkeypatch.setattr(
+        torch.Tensor,
+        "sum",
+        lambda x, *more: sizes.append(len(x) if x.dim() else 0) or take(x, *more),
+    )
+    mean = mean_grey(images)
+    assert max(sizes) == 1000
+    assert mean.item() == pytest.approx(images.double().mean().item() / 255, rel=1e-12)
 
 
 def test_all_256_values_survive_the_way_to_floats_and_back():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import complaint, run_here, untaught
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from imagelab.data.datasets import load_dataset
 from studies import text_diffusion
@@ -28,6 +29,13 @@ from studies.text_diffusion import (
     measure_shape,
     prompts_left_out,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain_attention():
+    """On a CPU the gradient of torch's fused attention takes longer than all else in a small U-Net."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def bar(width: float = 3, lean: float = 0.0) -> torch.Tensor:

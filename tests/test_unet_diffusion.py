@@ -128,7 +128,7 @@ def test_the_terms_of_the_loss_are_those_of_the_bound(kind):
         if step == 0:
             nats = -likelihood.discretised_gaussian(x, x_hat, var.sqrt())
         else:
-            nats = likelihood.step_kl(s, step, x, x_hat, var)
+            nats = likelihood.step_kl(s, torch.tensor([step]), x, x_hat, var)
         assert found[k].item() == pytest.approx(nats.mean().item() / np.log(2))
 
 

@@ -92,7 +92,7 @@ def _streets(count: int, test: int, size: int) -> BoxedPictures:
         rng = np.random.default_rng([seed, size])
         pictures = np.empty((n, size, size, 3), np.uint8)
         all_boxes, all_labels = [], []
-        for k in progress(range(n), "drawing scenes", "scene", keep=True):
+        for k in progress(range(n), "drawing scenes", "scene", keep=n > 50):
             scene = road_scenes.render_objects(rng, size, size)
             pictures[k] = scene.picture
             pixels = np.bincount(scene.instances.ravel(), minlength=len(scene.boxes) + 1)[1:]
@@ -153,13 +153,13 @@ def _channels_first(pictures: np.ndarray) -> torch.Tensor:
 def _digit_scenes(count: int, test: int, size: int) -> BoxedPictures:
     """Held-out scenes show held-out digits, over other parts of the same photographs.
 
-    Training scenes hold up to twice as many digits, so that each scene teaches more. Half of their
-    backgrounds are more varied than the photographs are.
+    Training scenes hold up to twice as many digits, so that each scene teaches more. Three quarters of
+    their backgrounds are more varied than the photographs are.
     """
     digits = load_dataset(EMBEDDED, Path())
     render = digit_scenes.render_scenes
     most = 2 * digit_scenes.MOST
-    train = render(digits.images, digits.labels, count, 0, size, most=most, varied=0.5)
+    train = render(digits.images, digits.labels, count, 0, size, most=most, varied=0.75)
     held_out = render(digits.test_images, digits.test_labels, test, 1, size)
     source = (
         f"{count:,} scenes of MNIST digits over photographs, {test:,} held out, of held-out digits"

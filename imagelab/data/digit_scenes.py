@@ -5,11 +5,13 @@ A seed gives the same scenes each time, as many as you like. In a film the digit
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
+from imagelab.data import road_scenes
 from imagelab.data.photographs import HELD_OUT, TRAINING, photograph
 from imagelab.setup.terminal import progress
 
@@ -17,6 +19,8 @@ LETTERS = {"clock", "page", "text"}  # photographs of signs that could be taken 
 BACKGROUNDS = tuple(name for name in TRAINING if name not in LETTERS)
 MAX_OVERLAP = 0.15  # IoU of two boxes, at most
 MOST = 6  # digits in a scene
+STREETS = 6  # drawn ones among the backgrounds of varied scenes
+GLYPHS = "AEHKMNRTWXhkmrtwx&#"  # none of them looks like a digit
 
 
 def render_scenes(
@@ -33,20 +37,24 @@ def render_scenes(
 
     In scenes of 256 pixels the digits are 24 to 90 pixels large. They are turned by up to 30°, and dark
     on light or light on dark. The backgrounds are pieces of `photographs`, mirrored, turned, and with
-    their colours exchanged. The share `varied` of the backgrounds are of pieces of two photographs, with
-    shapes that are no digits over them: so a detector learns that not all that has an edge is a digit.
-    Returns images (count, 3, size, size) uint8, and for each image the boxes
-    around the ink (n, 4), x1 y1 x2 y2 in pixels, and the labels (n,).
+    their colours exchanged. The share `varied` of the backgrounds are of pieces of two photographs, or
+    of a photograph and a pattern, with letters and shapes over them. So a detector learns that not all
+    that has an edge is a digit. A few drawn streets are then among the photographs.
+
+    Returns images (count, 3, size, size) uint8, and for each image the boxes around the ink (n, 4), x1
+    y1 x2 y2 in pixels, and the labels (n,).
     """
     rng = np.random.default_rng(seed)
-    pictures = _photographs(photographs)
+    pictures = _photographs(photographs) + (_streets() if varied else [])
     inks, labels = digits[:, 0].cpu().numpy(), labels.cpu()
     images = np.empty((count, size, size, 3), np.uint8)
     all_boxes, all_labels = [], []
-    for image in progress(images, "drawing scenes", "scene", keep=True):
+    for image in progress(images, "drawing scenes", "scene", keep=count > 50):
         scene = _turned(_background(pictures, rng, size), rng)
         if varied and rng.random() < varied:
-            scene = _collage(scene, _turned(_background(pictures, rng, size), rng), rng)
+            other = _background(pictures, rng, size)
+            other = _pattern(rng, size) if rng.random() < 0.5 else other
+            scene = _collage(scene, _turned(other, rng), rng)
             _scribble(scene, rng)
         boxes, chosen = [], []
         for _ in range(rng.integers(1, most + 1)):
@@ -134,6 +142,11 @@ def _photographs(names: tuple[str, ...]) -> list[np.ndarray]:
     return [np.asarray(Image.fromarray(photograph(name)).convert("RGB")) for name in names]
 
 
+def _streets() -> list[np.ndarray]:
+    rng = np.random.default_rng(99)
+    return [road_scenes.render_scene(rng, 256, 384)[0] for _ in range(STREETS)]
+
+
 def _background(pictures: list[np.ndarray], rng: np.random.Generator, size: int) -> np.ndarray:
     """A random square of a random photograph, (size, size, 3) float32 from 0 to 255."""
     import cv2
@@ -171,16 +184,64 @@ def _collage(scene: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> 
     return (255 * gain * (scene / 255).clip(0, 1) ** gamma).astype(np.float32)
 
 
+def _pattern(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Stripes, checks, rings or clouds in two colours, (S, S, 3) float32 from 0 to 255."""
+    import cv2
+
+    kind = rng.choice(["stripes", "checks", "rings", "clouds"])
+    frequency = np.exp(rng.uniform(np.log(2), np.log(40)))  # waves across the scene
+    if kind == "clouds":
+        cells = int(frequency) + 1
+        wave = rng.normal(0, 1, (cells, cells)).astype(np.float32)
+        wave = cv2.resize(wave, (size, size), interpolation=cv2.INTER_CUBIC)
+    else:
+        y, x = np.mgrid[:size, :size].astype(np.float32) / size
+        angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
+        across, along = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+        if kind == "rings":
+            centre_x, centre_y = rng.uniform(0, 1, 2)
+            across = np.hypot(x - centre_x, y - centre_y)
+        wave = np.sin(2 * np.pi * frequency * across + phase)
+        if kind == "checks":
+            wave = wave * np.sin(2 * np.pi * frequency * rng.uniform(0.3, 3) * along)
+    wave = (wave * np.exp(rng.uniform(0, 3))).clip(-1, 1)[..., None] / 2 + 0.5  # soft or hard
+    first, second = rng.uniform(0, 255, (2, 3)).astype(np.float32)
+    return first + wave * (second - first)
+
+
+@functools.cache
+def _glyph(letter: str) -> np.ndarray:
+    """A letter (28, 28) uint8, as large as a digit of MNIST."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture = Image.new("L", (28, 28))
+    ImageDraw.Draw(picture).text((14, 14), letter, 255, ImageFont.load_default(22), "mm")
+    return np.asarray(picture)
+
+
 def _scribble(scene: np.ndarray, rng: np.random.Generator) -> None:
-    """Paint up to seven shapes into a scene (S, S, 3): ellipses, polygons, lines, scribbles."""
+    """Paint up to seven shapes, sometimes sixty, into a scene (S, S, 3).
+
+    They are letters, arcs, ellipses, polygons, lines and scribbles.
+    """
     import cv2
 
     size = len(scene)
-    for _ in range(rng.integers(8)):
+    for _ in range(60 if rng.random() < 0.15 else rng.integers(8)):
         colour = tuple(map(float, rng.uniform(0, 255, 3)))
         start, thickness = rng.integers(0, size, 2), int(rng.integers(1, max(size // 32, 2)))
-        kind = rng.choice(["ellipse", "polygon", "line", "scribble"])
-        if kind == "ellipse":
+        kinds = ["ellipse", "polygon", "line", "scribble", "letter", "letter", "arc"]
+        kind = rng.choice(kinds)
+        if kind == "letter":
+            glyph = _glyph(str(rng.choice(list(GLYPHS))))
+            ink = turned(glyph, rng.uniform(24, 90) * size / 256, rng.uniform(-30, 30))
+            x, y = (start - size // 12).clip(0).tolist()
+            lay(scene, ink, x, y, np.array(colour), rng.uniform(0.8, 1))
+        elif kind == "arc":
+            axes, turn = rng.integers(size // 32, size // 4, 2), float(rng.uniform(0, 360))
+            end, centre = float(rng.uniform(40, 200)), start.tolist()
+            cv2.ellipse(scene, centre, axes.tolist(), turn, 0, end, colour, thickness, cv2.LINE_AA)
+        elif kind == "ellipse":
             axes, angle = rng.integers(size // 32, size // 4, 2), float(rng.uniform(0, 180))
             centre = start.tolist()
             cv2.ellipse(scene, centre, axes.tolist(), angle, 0, 360, colour, -1, cv2.LINE_AA)

@@ -12,7 +12,7 @@ from imagelab.data.tensors import Dataset
 from imagelab.setup.runtime import UserError
 from imagelab.setup.terminal import tell_if_silent
 
-CELEBA_IMAGES = {"train": 40_000, "test": 2_000}  # of 162,770 and 19,962: what fits into memory
+CELEBA_IMAGES = {"train": 40_000, "test": 2_000}  # of 162,770 and 19,962
 
 
 def lfw_faces() -> Dataset:
@@ -43,7 +43,8 @@ def lfw_faces() -> Dataset:
 def celeba(data_dir: Path, size: int) -> Dataset:
     """CelebA's aligned faces, cut to their central squares and scaled to `size` pixels, in colour.
 
-    torchvision's split; the attributes are ignored. Raises UserError where a file is missing.
+    torchvision's split; the attributes are ignored. So many are decoded once, into a file under
+    `data_dir`. Raises UserError where a file is missing.
     """
     from torchvision import datasets
 
@@ -65,12 +66,16 @@ def celeba(data_dir: Path, size: int) -> Dataset:
         )
     for name in lists:
         verify(folder / name, files[name])
-    parts = {}
-    for split, most in CELEBA_IMAGES.items():
-        names = datasets.CelebA(data_dir, split, target_type=[]).filename[:most]
-        tell_if_silent(f"Reading {len(names):,} faces.")
-        parts[split] = squares([pictures / name for name in names], size)
-    train, test = parts["train"], parts["test"]
+    train_files, test_files = (
+        [
+            pictures / name
+            for name in datasets.CelebA(data_dir, split, target_type=[]).filename[:most]
+        ]
+        for split, most in CELEBA_IMAGES.items()
+    )
+    tell_if_silent(f"Reading {len(train_files) + len(test_files):,} faces.")
+    images = squares([*train_files, *test_files], size, pictures, data_dir)
+    train, test = images[: len(train_files)], images[len(train_files) :]
     return Dataset(
         "celeba",
         f"CelebA, the first {len(train):,} of its training images and the first {len(test):,} of its "

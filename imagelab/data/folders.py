@@ -105,10 +105,7 @@ def picture_folder(root: Path, size: int, data_dir: Path) -> Dataset:
     train = (~held_out).nonzero().flatten()
     test, test_labels = shuffled(held_out.nonzero().flatten(), labels[held_out])
     ordered = [files[k] for k in torch.cat([train, test]).tolist()]
-    if len(files) * 3 * size**2 < KEPT_FROM:
-        images = squares(ordered, size)
-    else:
-        images = kept_squares(ordered, size, root, data_dir / "decoded")
+    images = squares(ordered, size, root, data_dir)
     return Dataset(
         f"folder:{readable(own_name)}",
         f"{len(files)} pictures under {how}",
@@ -120,16 +117,21 @@ def picture_folder(root: Path, size: int, data_dir: Path) -> Dataset:
     )
 
 
-def squares(files: list[Path], size: int) -> torch.Tensor:
-    """The central squares of pictures, (N, 3, size, size) uint8."""
+def squares(files: list[Path], size: int, root: Path, data_dir: Path) -> torch.Tensor:
+    """The central squares of the pictures of `root`, (N, 3, size, size) uint8.
+
+    Very many are decoded once, into a file under `data_dir`, which is mapped into memory.
+    """
+    if len(files) * 3 * size**2 >= KEPT_FROM:
+        return _kept_squares(files, size, root, data_dir / "decoded")
     images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
     for image, square in zip(images, _each_square(files, size), strict=True):
         image.copy_(torch.from_numpy(square))
     return images
 
 
-def kept_squares(files: list[Path], size: int, root: Path, folder: Path) -> torch.Tensor:
-    """The same from a file in `folder`, which is written first where there is none of these pictures.
+def _kept_squares(files: list[Path], size: int, root: Path, folder: Path) -> torch.Tensor:
+    """Squares from a file in `folder`, which is written first where there is none of these pictures.
 
     The file is mapped: memory holds those of its pages that are in use. Its name tells the pictures by
     their paths, sizes and times of change; it takes the place of an earlier one of the folder `root`.

@@ -107,7 +107,7 @@ def _drawn(count: int, test: int, height: int, width: int | None) -> MaskedPictu
         wide = width or height * 3 // 2
         pictures = np.empty((n, height, wide, 3), np.uint8)
         masks = np.empty((n, height, wide), np.uint8)
-        for k in progress(range(n), label, "scene", keep=True):
+        for k in progress(range(n), label, "scene", keep=n > 50):
             pictures[k], masks[k] = road_scenes.render_scene(rng, height, wide)
         return _stacked(pictures, masks)
 

@@ -113,6 +113,12 @@ def signed(images: torch.Tensor) -> torch.Tensor:
     return images.float().div_(127.5).sub_(1)
 
 
+def mean_grey(images: torch.Tensor) -> torch.Tensor:
+    """The mean of uint8 images in [0, 1], a scalar in float64; not all become floats at once."""
+    total = torch.stack([part.sum() for part in images.split(1000)]).sum().cpu()
+    return total.double() / (images.numel() * 255)
+
+
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """float in [-1, 1] to uint8, rounded; values outside the range are clipped."""
     return images.add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)

@@ -99,9 +99,16 @@ class Evaluator:
         )
 
     def add_table(
-        self, result: Result, caption: str, scored: dict[str, tuple[str, Scores]]
+        self,
+        result: Result,
+        caption: str,
+        scored: dict[str, tuple[str, Scores]],
+        as_metrics: bool = False,
     ) -> None:
-        """Enter a table of recipes by name, each with its epochs and scores; below them real images."""
+        """Enter a table of recipes by name, each with its epochs and scores; below them real images.
+
+        With `as_metrics` the distance of each also becomes a metric.
+        """
         real = {"held-out real images (floor)": self.floor}
         if self.memoriser is not None:
             real["training images (memoriser)"] = self.memoriser
@@ -119,6 +126,9 @@ class Evaluator:
             "speckle",
         ]
         result.add_table(f"{caption}, n = {self.n:,}", columns, rows)
+        more = {"better": "lower", "floor": self.floor.frechet}
+        for name, (_, scores) in scored.items() if as_metrics else ():
+            result.add_metric(f"{name}: Fréchet distance", scores.frechet, self.n, **more)
 
     def add_to(self, result: Result, scores: Scores, prefix: str = "") -> None:
         """Enter scores into a result, with floor and memoriser and their names led by `prefix`."""
@@ -214,7 +224,7 @@ def speckle(images: torch.Tensor) -> float:
     strokes: compare it with that of real images.
     """
     changes = []
-    for part in images.float().split(1000):
+    for part in map(torch.Tensor.float, images.split(1000)):
         edged = torch.nn.functional.pad(part, (1, 1, 1, 1), mode="replicate")
         windows = edged.unfold(2, 3, 1).unfold(3, 3, 1).flatten(4)  # (N, C, H, W, 9)
         changes.append((part - windows.median(dim=4).values).abs().mean(dim=(1, 2, 3)))

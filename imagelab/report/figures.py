@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 CLASS_COLOURS = (*PALETTE, "#F0E442", "#999999", "#882255")  # ten, named in the picture as well
 MARKERS = "osD^vPX"
+DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)))
+Numbers = Sequence[float] | torch.Tensor
 STYLE: dict[RcKeyType, Any] = {
     "font.size": 10,
     "axes.titlesize": 10,
@@ -248,26 +250,29 @@ def plot_side_by_side(
 
 def plot_lines(
     axis,
-    x: Sequence[float] | torch.Tensor,
-    lines: Mapping[str, Sequence[float] | torch.Tensor],
+    x: Numbers | Mapping[str, Numbers],
+    lines: Mapping[str, Numbers],
     xlabel: str,
     ylabel: str,
     markers: bool = True,
+    dashes: bool = False,
+    legend: bool = True,
 ) -> None:
-    """Named lines over `x` with a legend."""
+    """Named lines over `x`, or each over its own, with a legend. `dashes` tell lines apart that meet."""
     for k, (name, y) in enumerate(lines.items()):
         axis.plot(
-            x,
+            x[name] if isinstance(x, Mapping) else x,
             y,
             label=name,
             color=PALETTE[k % len(PALETTE)],
             linewidth=1.6,
+            linestyle=DASHES[k % len(DASHES)] if dashes else "-",
             marker=MARKERS[k % len(MARKERS)] if markers else None,
             markersize=4.5,
         )
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
-    if len(lines) > 1:
+    if legend and len(lines) > 1:
         axis.legend()
 
 

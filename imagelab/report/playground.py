@@ -284,7 +284,7 @@ def recipe(play: Playground, path: Path, record: dict) -> dict:
     saved = trained_on(load_checkpoint(path, "mlp_diffusion"), record)
     facts, config = saved["extra"], saved["config"]
     predicts_x0 = bool(facts["predicts_x0"])
-    bound = "tanh" if facts["tanh"] else "clip" if config.get("bound") == "clip" else ""
+    bound = "tanh" if facts["tanh"] else "clip" if config.get("keep_in_range") == "clip" else ""
     return recipe_of(
         play,
         config["recipe"],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import torch
 
+from imagelab.data.tensors import Described
 from imagelab.report import figures
 from imagelab.report.numbers import FEW, Metric, metric_text, text_table, wilson
 from imagelab.setup.files import atomic_path, claim, give_back
@@ -47,6 +48,10 @@ class Result:
     files: list[dict[str, Any]] = field(default_factory=list)
     exit_status: int = 0
     started: float = field(default_factory=time.perf_counter)
+
+    def describe(self, config: Settings, dataset: Described) -> None:
+        """Note settings and data that are known only after the first picture."""
+        self.config, self.dataset = settings_dict(config), dataset.describe()
 
     def add_metric(self, name: str, value: SupportsFloat, n: int, **more: Any) -> None:
         self.metrics[name] = Metric(float(value), int(n), **more)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from imagelab.data.embedded import varied_as_trained_on
-from imagelab.data.pictures import write_gif, write_png
+from imagelab.data.pictures import read_png, write_gif, write_png
 from imagelab.data.tensors import Dataset, random_subset
 from imagelab.report import figures
 from imagelab.report.evaluator import (
@@ -61,6 +61,34 @@ def write_grid(
     write_png(path, sheet)
     if training is not None:
         training.show_picture("samples", sheet)
+
+
+def write_epoch_grid(result: Result, training: Training, images: torch.Tensor) -> None:
+    """Write the grid of the running epoch, or of a part of it, and note it in the training's history."""
+    done = training.epochs_done
+    training.log(grid_epoch=torch.tensor(done))
+    write_grid(result.folder / grid_name(done), images, training, f"epoch {round(done, 2):g}")
+
+
+def grid_name(epochs: float) -> str:
+    """The name of the grid after so many epochs: epoch_005.png, or epoch_005.25.png within one."""
+    whole = abs(epochs - round(epochs)) < 0.005
+    return f"epoch_{epochs:03.0f}.png" if whole else f"epoch_{epochs:06.2f}.png"
+
+
+def add_epoch_grids(result: Result, training: Training, same: str) -> None:
+    """Enter the grids that this training left on disk, also before a --resume, and their animation.
+
+    `same` names what all of them are drawn from.
+    """
+    epochs = training.curve("grid_epoch").tolist()
+    paths = [
+        result.note_file(grid_name(k), f"Samples after epoch {round(k, 2):g}.") for k in epochs
+    ]
+    frames = [read_png(path) for path in paths if path is not None]
+    if len(frames) > 1:
+        caption = f"Samples in the course of the training, always from the same {same}."
+        write_gif(result.add_file("training.gif", caption), frames)
 
 
 def show_training_images(result: Result, data: Dataset) -> None:
@@ -250,6 +278,22 @@ def plot_comparison(samples: Mapping[str, torch.Tensor], scores: Mapping[str, Sc
     return figures.plot_side_by_side(pictures, height=3.6)
 
 
+def add_comparison(
+    result: Result,
+    file: str,
+    titles: Mapping[str, str],
+    drawn: Mapping[str, torch.Tensor],
+    scores: Mapping[str, Scores],
+    caption: str,
+) -> None:
+    """Enter `plot_comparison` of those of the `drawn` models, by name, that have a title."""
+    pictures = {title: drawn[name] for name, title in titles.items()}
+    scored = {title: scores[name] for name, title in titles.items() if name in scores}
+    if scored:
+        caption += f" Fréchet distances of {next(iter(scored.values())).n:,} samples."
+    result.add_figure(file, plot_comparison(pictures, scored), caption)
+
+
 States = list[tuple[int, torch.Tensor]]  # t and images (N, C, H, W) uint8
 
 
@@ -261,19 +305,17 @@ def add_trajectory(
     A strip of `shown` columns, a row per image, and all states as an animation. The columns are nearer
     to each other towards t = 0, where the images change more.
     """
-    processes = {"forward process": forward} if forward else {}
-    processes["reverse process"] = reverse
     n, shown = len(reverse[0][1]), min(shown, len(reverse))
-    figure, axes = figures.new_figure(1.1 * shown, 1.05 * n * len(processes), len(processes), shown)
-    for line, states in zip(axes, processes.values(), strict=True):
-        times = [t for t, _ in states]
-        aims = max(times) * np.linspace(0, 1, shown) ** 2
-        nearest_to = {int(np.abs(np.array(times) - aim).argmin()) for aim in aims}
-        others = sorted(set(range(len(states))) - nearest_to, key=lambda i: times[i])
-        chosen = [states[i] for i in sorted([*nearest_to, *others[: shown - len(nearest_to)]])]
-        for axis, (t, images) in zip(line, chosen, strict=True):
+    last = len(reverse) - 1
+    # Numbers of states, counted from the image on. `max` keeps the first ones apart.
+    chosen = [max(k, round(last * (k / max(shown - 1, 1)) ** 2)) for k in range(shown)]
+    strips = {"forward process": [forward[i] for i in chosen]} if forward else {}
+    strips["reverse process"] = [reverse[last - i] for i in reversed(chosen)]
+    figure, axes = figures.new_figure(1.1 * shown, 1.05 * n * len(strips), len(strips), shown)
+    for line, states in zip(axes, strips.values(), strict=True):
+        for axis, (t, images) in zip(line, states, strict=True):
             figures.show_image(axis, figures.grid(images, columns=1), f"t = {t}")
-    figures.name_rows(axes, list(processes))
+    figures.name_rows(axes, list(strips))
     caption = f"The reverse process: {n} samples from pure noise (left) to the image (right)."
     if forward:
         caption = (

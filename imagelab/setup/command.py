@@ -199,6 +199,8 @@ def _told(config_class: type):
     """
     import tyro
 
+    from imagelab.setup.settings import FORMER_NAMES, option
+
     info = tyro.constructors.StructTypeInfo.make(config_class, tyro.MISSING_NONPROP, False)
     spec = tyro.constructors.ConstructorRegistry.get_struct_spec(info)
     assert isinstance(spec, tyro.constructors.StructConstructorSpec)  # as of every dataclass
@@ -208,7 +210,8 @@ def _told(config_class: type):
         name = "NAME [NAME ...]" if len(_literals(field.type)) > FEW else None
         empty = field.default is None or field.default is False or field.default == ()
         hint = "" if empty else None
-        marks = tyro.conf.arg(metavar=name, help_behavior_hint=hint)
+        former = [option(FORMER_NAMES[field.name])] if field.name in FORMER_NAMES else None
+        marks = tyro.conf.arg(metavar=name, help_behavior_hint=hint, aliases=former)
         kind = Annotated[field.type, marks]
         kind = tyro.conf.DisallowNone[kind] if field.default is None else kind
         return replace(field, type=kind, helptext=" ".join(field.helptext().split()))

@@ -50,6 +50,8 @@ Count = Annotated[int, Limits(1)]
 Fraction = Annotated[float, Limits(0, 1)]
 Rate = Annotated[float, Limits(1e-12, 1e3)]
 InputFile = Annotated[Path, There()]
+# The names that settings had before. As options, and in checkpoints, they are still understood.
+FORMER_NAMES = {"keep_in_range": "bound"}
 # The packages that write a file of --export and read it again, by its suffix.
 EXPORTED = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".safetensors": ("safetensors",)}
 

@@ -50,8 +50,8 @@ class ResidualDenoiser(nn.Module):
 
     def __init__(
         self,
-        widths: tuple[int, ...] = (32, 64, 64, 64),
-        blocks: tuple[int, ...] = (2, 2, 2, 2),
+        widths: tuple[int, ...] = (48, 64, 64, 64),
+        blocks: tuple[int, ...] = (2, 2, 2, 1),
         fold: int = 1,
     ) -> None:
         super().__init__()

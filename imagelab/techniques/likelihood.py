@@ -84,26 +84,26 @@ def variational_bound(
     schedule: Schedule,
     x0: torch.Tensor,
     rng: torch.Generator,
-    variance: Variance | OfImages = "posterior",
+    variance: Variance | torch.Tensor | OfImages = "posterior",
     portion: int = 1000,
 ) -> Bound:
     """The bound for images x0 (N, ...) in [-1, 1] of 256 grey levels.
 
     `predict_x0` takes x_t (B, ...) and t (B,) and returns x̂₀ (B, ...) as sampling uses it (clipped, if
     it is clipped there), for at most `portion` images at a time. `variance` is that of the sampler's
-    steps: the posterior's β̃, or β, or what a function like `predict_x0` returns (a learned variance).
-    Noise comes from `rng`.
+    steps: the posterior's β̃, or β, or a table (T,), or what a function like `predict_x0` returns (a
+    learned variance). Noise comes from `rng`.
     """
     variance_of = variance if callable(variance) else fixed_variance(schedule, variance)
     prior, terms = prior_term(schedule, x0), []
-    for t in progress(range(len(schedule)), "likelihood", "step"):
+    for step in progress(range(len(schedule)), "likelihood", "step"):
         eps = torch.randn(x0.shape, generator=rng, device=rng.device).to(x0.device)
         term = []
         for x, own_eps in zip(x0.split(portion), eps.split(portion), strict=True):
-            times = torch.full((len(x),), t, device=x.device)
-            x_t = schedule.q_sample(x, times, own_eps)
-            x0_hat, var = predict_x0(x_t, times).double(), variance_of(x_t, times).double()
-            if t == 0:
+            t = torch.full((len(x),), step, device=x.device)
+            x_t = schedule.q_sample(x, t, own_eps)
+            x0_hat, var = predict_x0(x_t, t).double(), variance_of(x_t, t).double()
+            if step == 0:
                 pixels = -discretised_gaussian(x.double(), x0_hat, var.sqrt())
             else:
                 pixels = step_kl(schedule, t, x.double(), x0_hat, var)
@@ -132,21 +132,49 @@ def step_variances(schedule: Schedule, variance: Variance) -> torch.Tensor:
     return chosen
 
 
-def fixed_variance(schedule: Schedule, variance: Variance) -> OfImages:
-    """`step_variances` as a function of x_t (B, ...) and t (B,)."""
-    table = step_variances(schedule, variance)
-    return lambda x_t, t: table.to(t.device)[t].reshape(-1, *[1] * (x_t.dim() - 1))
+def fixed_variance(schedule: Schedule, variance: Variance | torch.Tensor) -> OfImages:
+    """`step_variances`, or a table (T,), as a function of x_t (B, ...) and t (B,)."""
+    table = step_variances(schedule, variance) if isinstance(variance, str) else variance
+    return lambda x_t, t: at(table, t, x_t)
+
+
+@torch.no_grad()
+def fitted_variances(
+    predict_x0: OfImages, schedule: Schedule, x0: torch.Tensor, rng: torch.Generator
+) -> torch.Tensor:
+    """The variances (T,) that give the images x0 (N, ...) the best bound (Bao et al. 2022).
+
+    The best variance is β̃_t plus the mean squared error of the step's mean: β̃_t·(1 + 2·L_t/D). In the
+    last step, t = 0, the mean is x̂₀ itself.
+    """
+    bound = variational_bound(predict_x0, schedule, x0, rng)
+    variances = step_variances(schedule, "posterior") * (1 + 2 * bound.terms / bound.dimensions)
+    eps = torch.randn(x0.shape, generator=rng, device=rng.device).to(x0.device)
+    t = torch.zeros(len(x0), dtype=torch.long, device=x0.device)
+    x0_hat = predict_x0(schedule.q_sample(x0, t, eps), t)
+    variances[0] = (x0_hat - x0).square().mean().item()
+    return variances
+
+
+def at(table: torch.Tensor, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The entries of `table` (T,) at t (B,), in a shape that multiplies `like` (B, ...)."""
+    return table.to(t.device, non_blocking=True)[t].reshape(-1, *[1] * (like.dim() - 1))
 
 
 def step_kl(
-    schedule: Schedule, t: int, x0: torch.Tensor, x0_hat: torch.Tensor, variance: torch.Tensor
+    schedule: Schedule,
+    t: torch.Tensor,
+    x0: torch.Tensor,
+    x0_hat: torch.Tensor,
+    variance: torch.Tensor,
 ) -> torch.Tensor:
-    """KL(N(μ̃(x_t, x₀), β̃_t) ‖ N(μ̃(x_t, x̂₀), variance)) for every pixel, like x0; t ≥ 1.
+    """KL(N(μ̃(x_t, x₀), β̃_t) ‖ N(μ̃(x_t, x̂₀), variance)) for every pixel, like x0 (B, ...); t (B,) ≥ 1.
 
     Both means have the same share of x_t (Ho et al. eq. 7). So they differ by x₀ − x̂₀ times a factor.
     """
-    no_x_t = torch.zeros((), dtype=x0.dtype, device=x0.device)
-    difference, posterior = schedule.posterior(x0 - x0_hat, no_x_t, t)
+    factor = schedule.alpha_bar_prev.sqrt() * schedule.beta / (1 - schedule.alpha_bar)
+    posterior = at(step_variances(schedule, "posterior"), t, x0)
+    difference = at(factor, t, x0) * (x0 - x0_hat)
     apart = difference.square() / variance
     return 0.5 * ((variance / posterior).log() + posterior / variance - 1 + apart)
 

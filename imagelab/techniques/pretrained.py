@@ -128,6 +128,23 @@ def imagenet_resnet18(
     return imagenet_network("resnet18", weights, device, trained_weights)
 
 
+def resnet18_backbone(weights: Path | None = None) -> tuple[nn.Module, nn.Module]:
+    """torchvision's ResNet-18 without its last block, in two parts.
+
+    One makes features (B, 128, H/8, W/8) of pictures in [−1, 1], one of these (B, 256, H/16, W/16).
+    Its weights are random, or come from a file of torchvision's weights.
+    """
+    from torchvision.models import ResNet18_Weights, resnet18
+
+    network = resnet18()
+    if weights is not None:
+        source = ResNet18_Weights.IMAGENET1K_V1
+        trained(network, "ResNet-18", source, weights, option="--pretrained")
+    layers = list(network.children())  # the eighth halves the size again
+    mean, std = [2 * m - 1 for m in IMAGENET_MEAN], [2 * s for s in IMAGENET_STD]
+    return Normalised(nn.Sequential(*layers[:6]), mean, std), layers[6]
+
+
 def remove_last_layer(name: ImageNetName, model: nn.Module) -> int:
     """Take the last layer out of an ImageNet network: it then ends in features; their number."""
     path = {"resnet18": "fc", "resnet50": "fc", "vgg16": "classifier.6"}.get(name, "classifier.1")

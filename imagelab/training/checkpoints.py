@@ -13,7 +13,7 @@ import torch
 
 from imagelab.setup.files import atomic_path
 from imagelab.setup.runtime import UserError, is_of_the_machine
-from imagelab.setup.settings import option, settings_dict
+from imagelab.setup.settings import FORMER_NAMES, option, settings_dict
 
 FORMAT = 1
 FIELDS = {
@@ -82,6 +82,9 @@ def load_checkpoint(
     if wrong:
         raise UserError(f"{path} lacks {', '.join(wrong)}, which a checkpoint must hold.")
     check_finite([contents["model"], contents["ema"]], path)
+    for name, former in FORMER_NAMES.items():
+        if former in contents["config"]:
+            contents["config"][name] = contents["config"].pop(former)
     return contents
 
 
@@ -91,7 +94,9 @@ def is_checkpoint(path: Path | str) -> bool:
         raise UserError(f"There is no file {path}.")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # `load_checkpoint` says what is wrong with it
+    except Exception as error:  # `load_checkpoint` says what is wrong with the file
+        if is_of_the_machine(error):
+            raise
         return False
     return isinstance(contents, dict) and "format" in contents and "script" in contents
 
