@@ -225,9 +225,8 @@ def compare_denoisers(
         add_mean(result, f"{name}the network of photographs", one_step - photographs)
     shown = ("noisy", best, "learned on photographs", "diffusion, one step", "diffusion, drawn")
     figure = plot_restored(clean, {name: restored[name] for name in shown}, psnr, classes)
-    caption += (
-        f" for pixels from 0 to 1. {EXPLAINED} {best.capitalize()} is the best classical method."
-    )
+    caption = f"Noise of σ = {config.sigmas[-1]:g} for pixels from 0 to 1. {EXPLAINED} "
+    caption += f"{best.capitalize()} is the best classical method."
     result.add_figure("denoising.png", figure, caption)
 
 

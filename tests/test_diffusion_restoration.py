@@ -9,6 +9,7 @@ import torch
 from conftest import complaint, run_here, untaught
 
 from imagelab.techniques.diffusion import cosine_schedule
+from imagelab.techniques.restoration import CLASSICAL
 from studies.diffusion_restoration import enlarge, shrink
 from studies.unet_diffusion import Model
 
@@ -57,8 +58,11 @@ def quick(unet_run) -> Path:
 def test_a_run_leaves_what_was_promised(quick):
     folder = quick / "study_images" / "diffusion_restoration"
     result = json.loads((folder / "results.json").read_text("utf-8"))
-    (missing,) = untaught("studies.diffusion_restoration", result)
-    assert missing.startswith("Under heavy noise")  # not measured at this σ
+    assert untaught("studies.diffusion_restoration", result) == []  # at the σ of this run
+    lead = result["metrics"]["σ = 0.25: one step less the best classical method"]["value"]
+    of = {row[0]: row[1] for row in result["tables"][0]["rows"]}
+    best = max(of[name] for name in CLASSICAL)
+    assert lead == pytest.approx(of["diffusion, one step"] - best, abs=1e-4)
     names = {entry["path"] for entry in result["files"]}
     assert {"denoising.png", "super_resolution.png"} <= names
     assert all((folder / name).is_file() for name in names)
