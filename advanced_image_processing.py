@@ -67,8 +67,8 @@ DEMOS: dict[str, Demo] = {
     "diffusion_demo": Demo(
         "diffusion_images", 4, 5, "last step: PSNR after the blur", {"compare": True}
     ),
-    "gan_mnist": Demo("fake_images", 75, 8, "Fréchet distance", {"compare": True}),
-    "mlp_diffusion": Demo("diffusion_samples", 80, 15, "Fréchet distance", {"compare": True}),
+    "gan_mnist": Demo("fake_images", 80, 8, "Fréchet distance", {"compare": True}),
+    "mlp_diffusion": Demo("diffusion_samples", 75, 15, "Fréchet distance", {"compare": True}),
 }
 
 
