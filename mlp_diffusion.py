@@ -7,7 +7,7 @@ betas (1e-4 to 0.02), and an MLP 784 → 512 → 256 → 784 predicts the noise.
 1. **End in noise.** After 50 steps with these betas ᾱ_T is 0.60, so x_T still shows the digit. But
    sampling starts from pure noise, which the network has never seen. Betas × 1000/T make ᾱ_T 8e-6.
 2. **Keep the noise out of the narrow layer.** Noise has 784 independent directions. 256 units express
-   256 of them, so at least 67 % of the noise cannot be predicted. A digit needs far fewer. So the network
+   256 of them: at least 67 % of its variance cannot be predicted. A digit needs far fewer. So the network
    predicts the clean image x̂₀, and the noise follows from it: ε̂ = (x_t − √ᾱ_t·x̂₀)/√(1 − ᾱ_t).
 3. **Train where the digit is decided,** which is in much noise. The squared error of ε̂ is that of x̂₀
    times SNR_t, nearly all of it on nearly clean images. The weight 1 − ᾱ_t is largest on noisy ones.
@@ -56,7 +56,8 @@ def noise_schedule(T: int, beta_start: float, beta_end: float, rescaled: bool) -
     """β_t on a line from `beta_start` to `beta_end`, for t = 0 … T − 1; `rescaled`: times 1000/T.
 
     `Schedule(beta)` (imagelab/techniques/diffusion.py) computes tables over t, (T,) each. Their index t
-    counts from 0: it belongs to the state after t + 1 steps of noise.
+    counts from 0: x_t below is the state after t + 1 steps of noise, and x_{t−1} the one before; for
+    t = 0 that is the image x₀.
 
         beta_t         the variance of the noise that step t adds
         alpha_bar_t    ᾱ_t = (1 − β_0)·(1 − β_1) ⋯ (1 − β_t); before the first step ᾱ is 1
@@ -90,8 +91,8 @@ class Recipe:
     loss on ε̂ amounts to: it serves only the plot."""
 
 
-# Each recipe adds a correction. But 1 also changes Adam's settings, and 2 also adds min-SNR weights, a
-# tanh and dimmer images. Only 3 changes one thing alone.
+# From literal on, each recipe adds a correction. But 1 also changes Adam's settings, and 2 also adds
+# min-SNR weights, a tanh and dimmer images. Only 3 changes one thing alone.
 RECIPES: dict[str, Recipe] = {
     "subtract": Recipe(
         "subtract: as often written,\n3 convolutions, x − ε̂",
@@ -119,7 +120,7 @@ def time_embedding(T: int, size: int = 64) -> torch.Tensor:
 
 
 class Denoiser(nn.Module):
-    """A network that predicts x̂₀ or ε̂, with the schedule and the recipe that sampling from it takes."""
+    """A network that predicts x̂₀ or ε̂, with the schedule and the recipe that sampling needs."""
 
     sqrt_alpha_bar: torch.Tensor  # √ᾱ_t, (T,)
     sqrt_one_minus_alpha_bar: torch.Tensor  # √(1 − ᾱ_t), (T,)
@@ -155,7 +156,7 @@ class Denoiser(nn.Module):
 class MLPDenoiser(Denoiser):
     """MLP (x_t, embedding of t) → 512 → 256 → D.
 
-    The last layer is linear in 256 units: its outputs span at most 256 of the D directions.
+    The last layer is linear in 256 units: what it puts out, before a tanh, spans 256 directions at most.
     """
 
     embedding: torch.Tensor  # (T, 64)
@@ -248,8 +249,8 @@ def denoising_loss(
 ) -> torch.Tensor:
     """The loss for images x0 (B, D) in [-1, 1], each at its own random t: a scalar.
 
-    Where the network predicts ε̂: its mean squared error (Ho et al. eq. 14). Where it predicts x̂₀: its
-    mean squared error with `weight` (T,).
+    Where the network predicts ε̂: the mean squared error of ε̂ (Ho et al. eq. 14). Where it predicts x̂₀:
+    that of x̂₀, times `weight` (T,) at t.
     """
     T, schedule = len(model.schedule), model.schedule
     t = torch.randint(0, T, (len(x0),), generator=rng, device=x0.device)
@@ -260,11 +261,11 @@ def denoising_loss(
     return (weight[t] * (model(x_t, t) - x0).square().mean(dim=1)).mean()
 
 
-def learning_rate(config: Config, progress: float) -> float:
-    """Adam's learning rate at `progress` (0 to 1) through the training."""
+def learning_rate(config: Config, done: float) -> float:
+    """Adam's learning rate when a share `done` of the training is done."""
     if not RECIPES[config.recipe].rescaled:  # as often written
         return config.lr
-    return 3 * config.lr * warmup_and_decay(progress, 0.05, 1 / 3)
+    return 3 * config.lr * warmup_and_decay(done, 0.05, 1 / 3)
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -300,9 +301,9 @@ class Config(SamplingSettings):
     """β of the last step. The others lie on a line between the two."""
     keep_in_range: Literal["tanh", "clip", "none"] = "tanh"
     """What keeps x̂₀ in [-1, 1]: a tanh at the end of the network, a clip in sampling (which makes strokes
-    fainter), or nothing."""
+    fainter), or nothing. This and `dimmed` matter only where the network predicts x̂₀."""
     dimmed: Fraction = 0.05
-    """The share of training images that are shown to the network with less contrast (0.4 to 1 of it)."""
+    """The share of training images that are shown to the network with 0.4 to 1 of their brightness."""
     conv_width: Count = 8
     """Channels of the convolutions of the recipe subtract."""
     ema_decay: Fraction = 0.999
@@ -374,8 +375,8 @@ def reverse_process(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Ancestral sampling from x_T (B, D) (Ho et al. algorithm 2). Yields t and x_t from T to 0.
 
-    Each step draws x_{t−1} from the posterior for the estimated x̂₀. It adds noise of variance β̃: with
-    few steps β would be too much. The last step adds none.
+    Each step draws x_{t−1} from the posterior for the estimated x̂₀. It adds noise of variance β̃: β, which
+    is larger and also usual, is too much when the steps are few. The last step adds none.
 
     The recipe subtract takes x − ε̂ instead, as often written. But the noise in x_t is √(1 − ᾱ_t)·ε, and a
     step may take only a part of it: x − ε̂ takes more than there is.
@@ -429,7 +430,7 @@ Trainings = dict[str, Training[Denoiser]]  # by the names of their recipes
 TITLE = "MLP diffusion: 50 steps, to the letter and corrected"
 SUMMARY = (
     "A dense network learns to remove noise step by step, and so to draw digits. The common 50-step "
-    "recipe fails: it starts from a noise that it was not trained on, predicts more than 256 units can "
+    "recipe fails: it starts from noise that it was not trained on, predicts more than 256 units can "
     "express, and spends its loss where little is decided. Three corrections make it draw."
 )
 
@@ -566,7 +567,9 @@ def lessons(result: Result) -> list[str]:
             "less noise than ε̂, so this step takes away more than there is."
         )
     if distance := result.measured("Fréchet distance"):
-        told.append(f"The whole training ends at {distance[0]:,.0f}, from pure noise.")
+        told.append(
+            f"After the whole training the distance is {distance[0]:,.0f}: all is drawn from pure noise."
+        )
     return told + bounds.lessons(result)
 
 

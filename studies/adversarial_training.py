@@ -552,9 +552,12 @@ def evaluate(config: Config, data: Dataset, trainings: dict[str, Training], resu
     result.add_figure("loss_surface.png", plot_surfaces(config, models, data), caption)
     caption = (
         "Left: the loss on the training images as each method attacks them; for the ordinary training as "
-        "they are. Right: accuracy on images held out of the training part, after each epoch. The "
-        "embedded ones are variations there, and harder to read than the held-out images of the tables."
+        "they are. Right: accuracy on images held out of the training part, after each epoch."
     )
+    if data.name == EMBEDDED:
+        caption += (
+            " They are variations, and harder to read than the held-out images of the tables."
+        )
     result.add_figure("training.png", plot_checks(trainings), caption)
 
 

@@ -474,6 +474,10 @@ def plot_training(config: Config, trainings: list[Training], n: int) -> Figure:
     figures.log_scale(axes[0, 0])
     for k, training in enumerate(trainings):
         at, accuracies = training.curve("held_out_epoch"), training.curve("held_out")
+        before = (
+            torch.arange(len(accuracies) - len(at)) + 1
+        )  # checkpoints of before: after each epoch
+        at = torch.cat([before, at])
         axes[0, 1].plot(at, accuracies, color=figures.PALETTE[k % 7], marker=figures.MARKERS[k % 7])
     axes[0, 1].set(xlabel="epoch", ylabel=f"accuracy, {n:,} held-out images")
     axes[0, 1].set_xlim(left=0)
@@ -499,9 +503,9 @@ def evaluate(data: Dataset, model: nn.Module, result: Result) -> None:
             n - sum(correct),
         )
         caption = (
-            f"The network makes {wrong:,} mistakes in {n:,} images, of {len(mistakes)} kinds: one class "
-            f"read as another. Of {len(mistakes[:12])} kinds the one "
-            "with the highest confidence (#: the image's number)."
+            f"Mistakes: {wrong:,} in {n:,} images. Pairs of the true class and the one that is read: "
+            f"{len(mistakes)}. Of {min(len(mistakes), 12)} of these the mistake with the highest "
+            "confidence (#: the image's number)."
         )
         result.add_figure("mistakes.png", figure, caption)
 
@@ -568,7 +572,7 @@ def run(config: Config) -> Result:
     config = with_defaults(replace(config, dataset=name))
     result = start_result(SCRIPT, TITLE, SUMMARY, config, PICTURES, device, data)
     varied = ", varied anew in each epoch" if config.augment or config.backbone else ""
-    caption = f"Training images, ten of each class{varied}."
+    caption = f"Training images, up to ten of each class{varied}."
     result.add_figure("examples.png", plot_examples(config, data), caption)
     trainings = train_all(config, data)
     report_runs(config, data, trainings, result)

@@ -1,7 +1,7 @@
 """Denoising by learning: a convolutional autoencoder for digits, a residual network for photographs.
 
 Both networks see noisy pictures and learn to return the clean ones (Vincent et al. 2008). The autoencoder
-draws the whole picture anew from a small middle layer. This suits digits, which are all of one kind. The
+draws the whole picture anew from a coarse middle layer. This suits digits, which are all of one kind. The
 residual network estimates the noise and subtracts it (DnCNN, Zhang et al. 2017). What it does not
 understand stays as it was. This suits photographs of any content, size and strength of noise.
 
@@ -169,9 +169,9 @@ def noisy_patches(
 
     The few photographs hold few colours. So the channels of each patch are shuffled, half of the
     patches become negatives, and colours are made weaker, or up to 1.2 times as strong. Each channel of
-    some is raised to a power of its own. Half of all patches become grey: three equal channels with the
-    same noise in each. A quarter get 1.5 times the noise and are clipped to [0, 1], like the noise in a
-    file. What is returned as σ is the root mean square of what is left of the noise.
+    half of them is raised to a power of its own. Half of all patches become grey: three equal channels
+    with the same noise in each. A quarter get 1.5 times the noise and are clipped to [0, 1], like the
+    noise in a file. What is returned as σ is the root mean square of what is left of the noise.
     """
     draws = torch.rand(7, len(x), 1, 1, 1, generator=rng, device=x.device)
     grey, clipped, tinted = draws[1] < 0.5, draws[2] < 0.25, draws[6] < 0.5
@@ -180,8 +180,8 @@ def noisy_patches(
     order, powers = torch.rand(2, len(x), 3, 1, 1, generator=rng, device=x.device)
     x = x.gather(1, order.argsort(dim=1).expand_as(x))
     x = torch.where(draws[4] < 0.5, x, 1 - x)
-    red, green, share = x[:, :1], x[:, 1:2], draws[3]  # a grey is a mix of the two
-    luma = share * red + (1 - share) * green
+    one, other, share = x[:, :1], x[:, 1:2], draws[3]  # a grey is a mix of two channels
+    luma = share * one + (1 - share) * other
     colour = (luma + 1.2 * draws[5] * (x - luma)).clamp(0, 1)
     colour = torch.where(tinted, colour.clamp(min=1e-3) ** (1.2 * powers - 0.6).exp(), colour)
     x = torch.where(grey, luma, colour)
@@ -191,7 +191,7 @@ def noisy_patches(
 
 
 def correlated(x: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """x + σ·ε, where ε is alike in neighbouring pixels: white noise, blurred by 1 pixel, of variance 1.
+    """x + σ·ε, where ε is alike in neighbouring pixels: white noise blurred by 1 pixel, of variance 1.
 
     A camera's file holds such noise: two thirds of its colours are interpolated from neighbours.
     """
@@ -209,9 +209,9 @@ STRENGTHS = {
 
 
 def weighted_error(made: torch.Tensor, clean: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """The mean squared error of each picture (B, 3, H, W) over (σ + 1/255)^1.2, averaged: a scalar.
+    """The mean squared error of each picture (B, 3, H, W), by (σ + 1/255)^1.2; its mean: a scalar.
 
-    The error that is left grows about like σ^1.2. So each strength of noise counts about alike.
+    The squared error that is left grows about like σ^1.2. So each strength of noise counts about alike.
     """
     mse = (made - clean).square().mean((1, 2, 3))
     return (mse / (sigma + 1 / 255) ** 1.2).mean()
@@ -240,21 +240,27 @@ class Photographs(ExportSettings, settings.ResumableSettings):
     """The largest σ. Each σ is this times the square of a uniform number: most are small. A quarter of
     the patches get 1.5 times as much and are clipped."""
     widths: tuple[Count, ...] = (48, 64, 64, 64)
-    """Channels of the network at the size of the picture over --fold, at half of that, and so on."""
+    """Channels of the network at the size of the picture by --fold, at half of that, and so on."""
     blocks: tuple[Count, ...] = (2, 2, 2, 1)
     """Residual blocks at each of these sizes, on the way down and again on the way up. The last number is
     that of the middle."""
     fold: Annotated[int, Limits(1, 8)] = 1
-    """Squares of so many pixels become one place of the network: more is faster and coarser."""
+    """Squares with this many pixels a side become one place of the network: coarser and faster."""
     ema_decay: Fraction = 0.999
     """Decay of the moving average of the weights. The average is what is kept."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.widths) != len(self.blocks):
-            raise UserError("--widths and --blocks must be as many: a number for each size.")
-        if PATCH % (self.fold << (len(self.widths) - 1)):
-            raise UserError(f"--widths: {len(self.widths)} sizes are too many for {PATCH} pixels.")
+            raise UserError(
+                "--widths and --blocks must have the same length: a number for each size."
+            )
+        halved = len(self.widths) - 1
+        if PATCH % (self.fold << halved):
+            raise UserError(
+                f"--widths, --fold: {PATCH} pixels cannot be divided by {self.fold} and then "
+                f"halved {halved} times."
+            )
 
 
 def train_photographs(
@@ -263,7 +269,8 @@ def train_photographs(
     """Train the residual network on patches, or go on with --resume. Its weights are averaged.
 
     Muon (Jordan 2024) turns the momentum of each weight matrix into the nearest matrix whose singular
-    values are all about 1. So no step is large in any direction, and none is small.
+    values are all about 1. So a step has about the same size in each direction, and what is rare is
+    learnt as well. `matrices` are views of the weights: what Muon changes there changes the network.
     """
     torch.manual_seed(config.seed)
     model = ResidualDenoiser(config.widths, config.blocks, config.fold)
@@ -284,7 +291,7 @@ def train_photographs(
     with training:
         for epoch in training.epochs():
             for batch in training.batches():
-                way = training.steps_done % 8
+                way = training.steps_done % 8  # each step turns or mirrors its patches another way
                 x = turned(unit(data.images[batch]), way)  # (B, 3, 64, 64) in [0, 1]
                 clean, noisy, sigma = noisy_patches(x, config.max_sigma, training.rng)
                 loss = weighted_error(model(noisy, sigma), clean, sigma)
@@ -293,7 +300,7 @@ def train_photographs(
                 adam.param_groups[0]["lr"] = config.adam_lr * rate
                 model.zero_grad()
                 loss.backward()
-                # Else a rare patch with a gradient of thousands would stay in the momentum for long.
+                # The norm is about 0.02, but for a rare batch thousands: that would fill the momentum.
                 norm = nn.utils.clip_grad_norm_(model.parameters(), 0.1)
                 for matrix, weights in zip(matrices, inner, strict=True):
                     if weights.grad is not None:

@@ -1,6 +1,6 @@
 """Detection: where the objects in a picture are, and what they are (after YOLO, Redmon et al. 2016).
 
-One pass of a small convolutional network divides a picture into a grid of cells, 8 pixels wide. Every
+One pass of a small convolutional network divides a picture into a grid of cells of 8×8 pixels. Every
 cell predicts whether the centre of an object lies in it, the object's box, and its class. Several cells
 often find the same object. Of boxes that overlap, non-maximum suppression keeps the best one.
 
@@ -10,7 +10,8 @@ often find the same object. Of boxes that overlap, non-maximum suppression keeps
     python -m studies.detection predict --source photo.jpg --output found.png
     python -m studies.detection predict --source 0 --live  # a camera, in a window or on a page
 
-What to look at: `detections.png` marks what is right, false and missed. `steps.png` shows the way there.
+What to look at: `detections.png` marks what is right, false and missed. `steps.png` shows the scores of
+the cells, all boxes, and those that are kept.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ class Detector(nn.Module):
 
     A prediction holds the objectness logit (does an object have its centre here?), the box as four
     numbers that `decode_boxes` reads, and the logits of the classes. The head computes it from fine
-    features, which say where an edge is, and coarse ones, which see far (after Lin et al. 2017).
+    features (1/8 of the size), which say where an edge is, and coarse ones (1/16, each repeated 2×2
+    times), which see far (after Lin et al. 2017).
     """
 
     def __init__(self, classes: int, width: int = 24, backbone: str = "small") -> None:
@@ -115,8 +117,8 @@ class Detector(nn.Module):
 def decode_boxes(predictions: torch.Tensor) -> torch.Tensor:
     """The boxes x1 y1 x2 y2 in pixels (B, h, w, 4) of predictions (B, h, w, 5 + classes).
 
-    The centre is (cell + 2·sigmoid(p) − 0.5)·8: up to half a cell outside its own cell. A side is
-    32·eᵖ.
+    The centre is (cell + 2·sigmoid(p) − 0.5)·8: up to half a cell outside its own cell. A side is 32·eᵖ
+    with p from −3 to 4: 1.6 to 1,747 pixels.
     """
     height, width = predictions.shape[1:3]
     column = torch.arange(width, device=predictions.device).expand(height, width)
@@ -135,7 +137,7 @@ class DecodedDetector(nn.Module):
     """Pictures (B, 3, H, W) in [0, 1], sides divisible by 16, to (B, H·W/64, 4 + classes).
 
     For each cell a box x1 y1 x2 y2 in pixels and the score of each class. Cells find the same object
-    more than once; non-maximum suppression is left to the user of the file.
+    more than once; non-maximum suppression is left to the user of the exported file.
     """
 
     def __init__(self, detector: Detector) -> None:
@@ -159,15 +161,15 @@ def responsible_cells(
     Boxes (B, M, 4) and labels (B, M). A label of −1 means that there is no object. Three cells are
     responsible for an object: the one that holds its centre, and the two neighbours that are nearest to
     this centre. So each object gives more to learn from. Where there is no object or no neighbour, the
-    number is that of a cell after the last one.
+    number is B·height·width, which is no cell.
     """
     centre = (boxes[..., :2] + boxes[..., 2:]) / 2 / CELL
     cell = centre.long()
     column, row = cell.unbind(dim=-1)  # (B, M) each
     # To the left or right, and above or below.
-    beside, above = torch.where(centre - cell < 0.5, -1, 1).unbind(dim=-1)
-    columns = torch.stack([column, column + beside, column], dim=1)  # (B, 3, M)
-    rows = torch.stack([row, row, row + above], dim=1)
+    side_x, side_y = torch.where(centre - cell < 0.5, -1, 1).unbind(dim=-1)
+    columns = torch.stack([column, column + side_x, column], dim=1)  # (B, 3, M)
+    rows = torch.stack([row, row, row + side_y], dim=1)
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     picture = torch.arange(len(boxes), device=boxes.device)[:, None, None]
     number = (picture * height + rows) * width + columns
@@ -195,7 +197,7 @@ def generalised_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def detection_loss(
     predictions: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """The sum of three losses, divided by the number of responsible cells: a scalar.
+    """(objectness + 2·box + 1.5·class)/(number of pairs of an object and a responsible cell): a scalar.
 
     Boxes (B, M, 4) and labels (B, M); −1 is no object. Objectness, for every cell: the focal loss of
     Lin et al. (2017), a binary cross-entropy in which cells count more the more they are wrong. For the
@@ -296,20 +298,20 @@ class Config(ExportSettings, ResumableSettings):
     size: Annotated[int, Limits(64, 1024)] = 256
     """Pictures are scaled to fit into a square of this many pixels a side, a multiple of 16."""
     backbone: Literal["small", "resnet18"] = "small"
-    """The layers below the last one: a small network, or the first three quarters of ResNet-18."""
+    """The layers below the head: a small network, or the first three quarters of ResNet-18."""
     width: Count = 24
     """Channels of the small backbone's first layer. The next levels have two and four times as many."""
     pretrained: Path | None = None
-    """Start from the backbone in this file: a checkpoint of this script, or torchvision's weights of
-    ResNet-18. Where the checkpoint has the same classes, the last layer is taken as well."""
+    """Start from this file: a checkpoint of this script, or torchvision's weights of ResNet-18 for the
+    backbone. Of a checkpoint with other classes all is taken but the last layer."""
     frozen_epochs: Annotated[int, Limits(0)] = 2
     """With --pretrained, the backbone does not change in the first epochs; only the head learns."""
     flip: bool = False
     """Also train on mirrored pictures. Use it for objects that stay what they are in a mirror; digits
     do not."""
     recolour: bool = False
-    """Also train on the pictures in other colours, some as negatives. Use it for objects whose colours
-    mean nothing, such as digits."""
+    """Train on the pictures in other colours, some as negatives. Use it for objects whose colours mean
+    nothing, such as digits."""
     epochs: Count | None = None
     """Passes over the training pictures; each time they are scaled, shifted and lit differently. Default:
     8 for the digit scenes, else as many as show 9,000 pictures."""
@@ -333,13 +335,13 @@ def checkpoint_path(config: Config, data: BoxedPictures) -> Path:
 
 
 def new_detector(config: Config, data: BoxedPictures) -> Detector:
-    """A detector with random weights, or with the weights of --pretrained in its backbone."""
+    """A detector with random weights, or with those of --pretrained as far as they fit."""
     torch.manual_seed(config.seed)
     model, path = Detector(len(data.classes), config.width, config.backbone), config.pretrained
     if path is not None and checkpoints.is_checkpoint(path):
         saved = checkpoints.load_checkpoint(path, SCRIPT)
         weights = saved["model"].get("detector", {})
-        if saved["extra"].get("classes") != list(data.classes):  # then the head stays random
+        if saved["extra"].get("classes") != list(data.classes):  # then the last layer stays random
             fresh = model.state_dict()
             weights = weights | {k: fresh[k] for k in fresh if k.startswith("head.1.")}
         checkpoints.load_weights(model, weights, path)

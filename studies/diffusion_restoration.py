@@ -287,10 +287,12 @@ def lessons(result: Result) -> list[str]:
         of = f"σ = {sigma:g}: one step less the"
         if gain := result.measured(f"{of} best classical method", f"{of} network of photographs"):
             taught.append(
-                f"Under noise of σ = {sigma:g}, restoring in one step has {gain[0]:.1f} dB more than "
-                f"the best classical method, {gain[1]:.1f} dB more than what was learned on photographs."
+                f"Under noise of σ = {sigma:g}, the PSNR of restoring in one step less that of the best "
+                f"classical method is {gain[0]:+.1f} dB, less that of what was learned on photographs "
+                f"{gain[1]:+.1f} dB."
             )
-    taught.append("BM3D, often a stronger classical method, is not among them.")
+    if taught:
+        taught.append("BM3D, often a stronger classical method, is not among them.")
     if gain := result.measured("super-resolution: PSNR less bicubic's"):
         taught.append(
             f"Drawn from their small pictures, images are {gain[0]:.1f} dB nearer to the originals than "

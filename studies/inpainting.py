@@ -284,7 +284,7 @@ SUMMARY = (
     "A diffusion model that has learnt to draw digits finishes them where a part is hidden, while the "
     "classical methods smear the edge of the hole into it."
 )
-NOTES = "A number stands in an image that a classifier reads as another class: as this one."
+NOTES = "A number stands where a classifier reads another class: that class's number, from 0."
 
 
 def hole_psnr(

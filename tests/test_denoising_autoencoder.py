@@ -404,5 +404,5 @@ def test_wrong_input(tmp_path):
     assert not out.exists()
     assert "--sigma" in complaint(SCRIPT, "--sigma", "nan", "--output-dir", tmp_path)
     photographs = (SCRIPT, "photographs", "--output-dir", tmp_path, "--widths")
-    assert "must be as many" in complaint(*photographs, 8, 8, "--blocks", 1)
-    assert "too many for 64" in complaint(*photographs, *[8] * 8, "--blocks", *[1] * 8)
+    assert "must have the same length" in complaint(*photographs, 8, 8, "--blocks", 1)
+    assert "halved 7 times" in complaint(*photographs, *[8] * 8, "--blocks", *[1] * 8)

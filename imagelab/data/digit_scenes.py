@@ -206,7 +206,7 @@ def _pattern(rng: np.random.Generator, size: int) -> np.ndarray:
             wave = wave * np.sin(2 * np.pi * frequency * rng.uniform(0.3, 3) * along)
     wave = (wave * np.exp(rng.uniform(0, 3))).clip(-1, 1)[..., None] / 2 + 0.5  # soft or hard
     first, second = rng.uniform(0, 255, (2, 3)).astype(np.float32)
-    return first + wave * (second - first)
+    return (first + wave * (second - first)).astype(np.float32)
 
 
 @functools.cache

@@ -43,8 +43,8 @@ def lfw_faces() -> Dataset:
 def celeba(data_dir: Path, size: int) -> Dataset:
     """CelebA's aligned faces, cut to their central squares and scaled to `size` pixels, in colour.
 
-    torchvision's split; the attributes are ignored. So many are decoded once, into a file under
-    `data_dir`. Raises UserError where a file is missing.
+    torchvision's split; the attributes are ignored. Where they are many, they are decoded once, into a
+    file under `data_dir`. Raises UserError where a file is missing.
     """
     from torchvision import datasets
 

@@ -28,7 +28,8 @@ THUMBNAIL = (480, 270)  # pixels of a card's picture
 # The picture of a demo's card, where it is not the first one.
 BEST = {
     "fgsm": "gallery.png", "adversarial_training": "gradients.png", "vae": "plane.png",
-    "detection": "detections.png", "segmentation": "overlays.png",
+    "detection": "detections.png", "segmentation": "overlays.png", "cnn_classifier": "mistakes.png",
+    "image_translation": "streets.png", "model_comparison": "samples.png",
 }  # fmt: skip
 # The number of a demo's card in plain words; {value}, {floor} and other metrics by name are filled in.
 DISTANCE = (

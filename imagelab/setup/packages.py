@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def missing_package(error: BaseException) -> str | None:
     """A sentence on the package whose absence is `error`; None for any other error."""
     package = (getattr(error, "name", None) or "").split(".")[0]
-    if not isinstance(error, ModuleNotFoundError) or (ROOT / package).exists():
+    ours = (ROOT / package).exists() or (ROOT / f"{package}.py").exists()
+    if not isinstance(error, ModuleNotFoundError) or ours:
         return None
     return (
         f"{sys.executable} has no package {package}. Switch to the environment that has it, or install "

@@ -41,11 +41,11 @@ class Block(nn.Module):
 class ResidualDenoiser(nn.Module):
     """x̂ = x − σ·f(x, σ), where f is a U-Net of residual blocks (after DRUNet, Zhang et al. 2021).
 
-    Each square of `fold`×`fold` pixels becomes one place with `fold`² times the channels (FFDNet, Zhang
-    et al. 2018): for 2 this is a quarter of the work. `widths` are the channels at this size, at half of
-    it, and so on. `blocks` are the residual blocks at each size on the way down, and again on the way up;
-    the last is the number in the middle. The smaller sizes see far. Because of the factor σ, a picture
-    without noise (σ = 0) stays as it is. Grey pictures are three equal channels.
+    With a `fold` above 1, each square of `fold`×`fold` pixels becomes one place with `fold`² times the
+    channels (FFDNet, Zhang et al. 2018): for 2 this is a quarter of the work. `widths` are the channels
+    at this size, at half of it, and so on. `blocks` are the residual blocks at each size on the way down,
+    and again on the way up; the last is the number in the middle. The smaller sizes see far. Because of
+    the factor σ, a picture without noise (σ = 0) stays as it is. Grey pictures are three equal channels.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ResidualDenoiser(nn.Module):
 
     @property
     def unit(self) -> int:
-        """The sides of a picture must be divisible by it: the pixels of the smallest size's places."""
+        """The sides of a picture must be divisible by it: the side of one place at the smallest size."""
         return self.fold << (len(self.blocks) - 1)
 
     @property
@@ -99,19 +99,18 @@ class ResidualDenoiser(nn.Module):
             h = self.first(h.contiguous(memory_format=torch.channels_last))
             skips = []
             for before, down in zip(self.before, self.down, strict=True):
-                skips.append(
-                    before(h)
-                )  #                          (B, w, H/fold, W/fold), then smaller
+                # (B, w, H/fold, W/fold), then smaller
+                skips.append(before(h))
                 h = down(skips[-1])
             h = self.middle(h)
             for after, up in zip(reversed(self.after), reversed(self.up), strict=True):
                 h = after(up(h) + skips.pop())
-            noise = F.pixel_shuffle(self.last(h), self.fold)  #     (B, 3, H, W), σ = 1
+            noise = F.pixel_shuffle(self.last(h), self.fold)  #     (B, 3, H, W), scaled to σ = 1
         return x - sigma[:, None, None, None] * noise.float()
 
 
 def turned(x: torch.Tensor, way: int) -> torch.Tensor:
-    """Pictures (..., H, W) in one of eight ways: turned by quarters, and mirrored from `way` = 4 on."""
+    """Pictures (..., H, W) in one of eight ways: by quarter turns, and mirrored from `way` = 4 on."""
     x = torch.rot90(x, way % 4, (-2, -1))
     return x.flip(-1) if way >= 4 else x
 
