@@ -76,7 +76,7 @@ STUDIES: dict[str, Demo] = {
     "adversarial_training": Demo("study_images/adversarial_training", 185, 25, "PGD: PGD-40"),
     "vae": Demo("study_images/vae", 40, 15, "Fréchet distance"),
     "dcgan": Demo("study_images/dcgan", 180, 20, "Fréchet distance"),
-    "model_comparison": Demo("study_images/model_comparison", 900, 45, "DCGAN: Fréchet distance"),
+    "model_comparison": Demo("study_images/model_comparison", 640, 45, "DCGAN: Fréchet distance"),
     "denoising_autoencoder": Demo(
         "study_images/denoising_autoencoder", 185, 20, "autoencoder: PSNR"
     ),
