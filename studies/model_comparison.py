@@ -4,7 +4,7 @@ Every generative model of this collection trains on the same data for the same n
 three seeds. The same classifier scores their samples. One table shows what each model costs and reaches.
 Below it, the usual claims stand beside what was measured.
 
-    python -m studies.model_comparison                     # about a quarter of an hour on two CPU cores
+    python -m studies.model_comparison                     # about eleven minutes on two CPU cores
     python -m studies.model_comparison --budget 20 --repeats 2
     python -m studies.model_comparison --models vae gan    # some of them
     python -m studies.model_comparison --resume            # go on after Ctrl-C
