@@ -118,11 +118,11 @@ def untaught(script: str, result: dict) -> list[str]:
             SimpleNamespace(**{**result, "measured": of})
         )
 
-    told = " ".join(lessons(measured))
+    told = " ".join(lessons(measured))  # what stands between the numbers is compared
     return [
         text
         for text in lessons(lambda *names: [1.0] * len(names))
-        if not all(part in told for part in re.split(r"\d[\d.,]*", text))  # between the numbers
+        if not all(part in told for part in re.split(r"(?:(?<= )[+-])?\d[\d.,]*", text))
     ]
 
 
